@@ -1,0 +1,221 @@
+"""Whole constructions over the one cryptography dependency.
+
+Runs everywhere. Nothing home-made: HPKE with X-Wing (RFC 9180), HKDF-SHA-256
+(RFC 5869), AES-256-GCM, Ed25519 (RFC 8032). Secrets are objects whose contents
+only this package reads. Labels: spec/claims.md section 5, spec/mail.md section 4.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Callable
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives import hashes, hpke
+from cryptography.hazmat.primitives.asymmetric import ed25519, mlkem, x25519
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from conclave.errors import DecryptionError, FormatError, SignatureError
+
+SUITE_ID: Final = bytes.fromhex("647a00010002")
+ENCRYPTION_KEY_SIZE: Final = 1216
+SIGNING_KEY_SIZE: Final = 32
+SIGNATURE_SIZE: Final = 64
+SEALED_SECRET_SIZE: Final = 1120 + 32 + 16
+TAG_SIZE: Final = 16
+ZERO_DIGEST: Final = bytes(64)
+
+PURPOSES: Final = frozenset(
+    "challenge opening mail kds-statement kds-request receipt checkpoint state app bundle".split()
+)
+
+_SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+
+# Called with (SHA-256 of the key, nonce) before every AEAD encryption. The test
+# suite installs a recorder that fails on a repeat; nothing else may set it.
+on_encrypt: Callable[[bytes, bytes], None] | None = None
+
+
+def random_bytes(size: int) -> bytes:
+    """`size` bytes from the operating system's generator."""
+    return os.urandom(size)
+
+
+def sha256(*parts: bytes | memoryview) -> bytes:
+    """SHA-256 of the parts joined."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+def sha512(*parts: bytes) -> bytes:
+    """SHA-512 of the parts joined."""
+    digest = hashlib.sha512()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+def same(a: bytes, b: bytes) -> bool:
+    """Constant-time comparison."""
+    return hmac.compare_digest(a, b)
+
+
+class _Hidden:
+    """A secret: no contents in `repr`, no comparison by content, no pickling."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+    def __reduce__(self) -> str:
+        raise TypeError(f"{type(self).__name__} cannot be pickled")
+
+
+class Secret(_Hidden):
+    """Key material to derive from. Only this package reads it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: bytes) -> None:
+        self._value = value
+
+    @classmethod
+    def random(cls, size: int = 32) -> Secret:
+        """A fresh secret."""
+        return cls(os.urandom(size))
+
+    def extract(self, salt: bytes) -> Secret:
+        """HKDF-Extract with this secret as input key material."""
+        return Secret(hmac.digest(salt, self._value, "sha256"))
+
+    def expand(self, info: bytes, size: int = 32) -> Secret:
+        """HKDF-Expand with this secret as pseudo-random key."""
+        return Secret(HKDFExpand(hashes.SHA256(), size, info).derive(self._value))
+
+    def insecure_reveal(self) -> bytes:
+        """The bytes, for a platform that hands out sealing keys and for vectors."""
+        return self._value
+
+
+class AeadKey(_Hidden):
+    """One AES-256-GCM key. The caller owns nonce uniqueness by counting."""
+
+    __slots__ = ("_aead", "_id")
+
+    def __init__(self, secret: Secret) -> None:
+        value = secret._value
+        self._aead = AESGCM(value)
+        self._id = hashlib.sha256(b"key id" + value).digest()
+
+    def encrypt(self, nonce: bytes, plaintext: bytes, associated: bytes) -> bytes:
+        """Ciphertext with its 16-byte tag."""
+        if on_encrypt is not None:
+            on_encrypt(self._id, nonce)
+        return self._aead.encrypt(nonce, plaintext, associated)
+
+    def decrypt(self, nonce: bytes, ciphertext: bytes, associated: bytes) -> bytes:
+        """Plaintext, or `DecryptionError` which says nothing more."""
+        try:
+            return self._aead.decrypt(nonce, ciphertext, associated)
+        except InvalidTag:
+            raise DecryptionError from None
+
+
+class DecryptionKey(_Hidden):
+    """An X-Wing private key that opens secrets sealed to its public half."""
+
+    __slots__ = ("_key", "public")
+
+    def __init__(self, mlkem_seed: bytes, x25519_private: bytes) -> None:
+        kem = mlkem.MLKEM768PrivateKey.from_seed_bytes(mlkem_seed)
+        dh = x25519.X25519PrivateKey.from_private_bytes(x25519_private)
+        self._key = hpke.MLKEM768X25519PrivateKey(kem, dh)
+        self.public = kem.public_key().public_bytes_raw() + dh.public_key().public_bytes_raw()
+
+    @classmethod
+    def generate(cls) -> DecryptionKey:
+        """A fresh key pair."""
+        return cls(os.urandom(64), os.urandom(32))
+
+    def open_secret(self, sealed: bytes, info: bytes) -> Secret:
+        """Open a sealed 32-byte secret. Raises DecryptionError."""
+        try:
+            value = _SUITE.decrypt(sealed, self._key, info)
+        except (InvalidTag, ValueError):
+            raise DecryptionError from None
+        if len(value) != 32:
+            raise DecryptionError
+        return Secret(value)
+
+
+def seal_secret(public: bytes, info: bytes, secret: Secret) -> bytes:
+    """HPKE-seal a 32-byte secret to an X-Wing public key: 1168 bytes.
+
+    Raises:
+        FormatError: `public` is not an X-Wing public key.
+    """
+    if len(public) != ENCRYPTION_KEY_SIZE:
+        raise FormatError(f"an X-Wing public key has {ENCRYPTION_KEY_SIZE} bytes, not {len(public)}")
+    try:
+        key = hpke.MLKEM768X25519PublicKey(
+            mlkem.MLKEM768PublicKey.from_public_bytes(public[:1184]),
+            x25519.X25519PublicKey.from_public_bytes(public[1184:]),
+        )
+        return _SUITE.encrypt(secret._value, key, info)
+    except ValueError:
+        raise FormatError("not an X-Wing public key") from None
+
+
+def _signed_message(purpose: str, claims_digest: bytes, body: bytes) -> bytes:
+    if purpose not in PURPOSES:
+        raise ValueError(f"unknown signature purpose {purpose!r}")
+    if len(claims_digest) != 64:
+        raise ValueError("a claims digest has 64 bytes")
+    return b"conclave/1 " + purpose.encode() + b"\0" + claims_digest + body
+
+
+class SigningKey(_Hidden):
+    """An Ed25519 private key that signs only under a named purpose."""
+
+    __slots__ = ("_key", "_seed", "public")
+
+    def __init__(self, seed: bytes) -> None:
+        self._seed = seed
+        self._key = ed25519.Ed25519PrivateKey.from_private_bytes(seed)
+        self.public = self._key.public_key().public_bytes_raw()
+
+    @classmethod
+    def generate(cls) -> SigningKey:
+        """A fresh key pair."""
+        return cls(os.urandom(32))
+
+    def sign(self, purpose: str, claims_digest: bytes, body: bytes) -> bytes:
+        """Sign under a purpose. `claims_digest` is 64 bytes, zeros if none."""
+        return self._key.sign(_signed_message(purpose, claims_digest, body))
+
+    def insecure_seed(self) -> bytes:
+        """The 32-byte seed, for saving a key to a file its owner chose."""
+        return self._seed
+
+
+def verify_signature(
+    public: bytes, purpose: str, claims_digest: bytes, body: bytes, signature: bytes
+) -> None:
+    """Check a signature under its purpose.
+
+    Raises:
+        SignatureError: it does not verify, or key or signature have a wrong form.
+    """
+    try:
+        key = ed25519.Ed25519PublicKey.from_public_bytes(public)
+        key.verify(signature, _signed_message(purpose, claims_digest, body))
+    except (InvalidSignature, ValueError):
+        raise SignatureError(f"the {purpose} signature does not verify") from None

@@ -1,0 +1,159 @@
+"""The whole error tree, grouped by what a caller can do about it.
+
+Runs everywhere. Messages are safe to log: they hold fields, codes and public
+sizes, never plaintext, keys or text that a peer supplied.
+"""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """Base of every error this package raises on purpose. `code` is stable."""
+
+    code = "error"
+
+
+class FormatError(Error):
+    """Bytes or text that do not parse; nothing was verified."""
+
+    code = "format"
+
+
+class VerificationError(Error):
+    """Parsed, but not authentic, not fresh or not bound to what it claims."""
+
+    code = "verification"
+
+
+class SignatureError(VerificationError):
+    """A signature does not verify."""
+
+    code = "signature"
+
+
+class ChainError(VerificationError):
+    """A certificate chain does not lead to the trust anchor."""
+
+    code = "chain"
+
+
+class ExpiredError(VerificationError):
+    """Endorsements, certificates or lists are not valid at this time."""
+
+    code = "expired"
+
+
+class RevokedError(VerificationError):
+    """The vendor revoked the platform or its key."""
+
+    code = "revoked"
+
+
+class BindingError(VerificationError):
+    """Evidence is genuine but belongs to another bundle or other keys."""
+
+    code = "binding"
+
+
+class AppraisalError(Error):
+    """Authentic, but the constraint refuses it. `failures` lists every reason."""
+
+    code = "appraisal"
+
+    def __init__(self, failures: tuple[str, ...]) -> None:
+        self.failures = failures
+        super().__init__("the constraint refuses this enclave:\n  " + "\n  ".join(failures))
+
+
+class MailError(Error):
+    """A mail that cannot be accepted."""
+
+    code = "mail"
+
+
+class DecryptionError(MailError):
+    """The mail is not authentic for this session. Says nothing more on purpose."""
+
+    code = "decryption"
+
+    def __init__(self, message: str = "the mail could not be decrypted") -> None:
+        super().__init__(message)
+
+
+class SequenceError(MailError):
+    """A mail out of order, repeated with other contents, or after a gap."""
+
+    code = "sequence"
+
+    def __init__(self, *, expected: int, got: int) -> None:
+        self.expected = expected
+        self.got = got
+        super().__init__(f"mail out of order: expected sequence {expected}, got {got}")
+
+
+class SessionError(MailError):
+    """The receiver does not know the session, or it is spent."""
+
+    code = "session"
+
+
+class OverloadedError(MailError):
+    """A bound of the enclave is reached; acknowledge replies or try later."""
+
+    code = "overloaded"
+
+
+class StateError(Error):
+    """Persistent state cannot be used."""
+
+    code = "state"
+
+
+class RollbackError(StateError):
+    """The host presented an older or another history."""
+
+    code = "rollback"
+
+
+class WrongKeyError(StateError):
+    """State sealed under a key this enclave does not have."""
+
+    code = "wrong-key"
+
+
+class BundleError(Error):
+    """Archive, manifest, lock or signature of a bundle."""
+
+    code = "bundle"
+
+
+class CallError(Error):
+    """The author's code refused or failed.
+
+    `type_name` is the name of a declared `RpcError` subclass, or "error" for
+    everything else, whose message stays inside the enclave.
+    """
+
+    code = "call"
+
+    def __init__(self, type_name: str, message: str) -> None:
+        self.type_name = type_name
+        super().__init__(message)
+
+
+class TransportError(Error):
+    """Network or host trouble; trying again is sensible."""
+
+    code = "transport"
+
+
+class PlatformError(Error):
+    """The TEE is missing, refuses, or cannot isolate the enclave."""
+
+    code = "platform"
+
+
+class UnsupportedPolicy(PlatformError):
+    """This TEE cannot bind a sealing key to that policy; use a KDS."""
+
+    code = "unsupported-policy"

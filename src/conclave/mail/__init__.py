@@ -1,0 +1,41 @@
+"""Encrypted, ordered, padded messages, as state machines without IO."""
+
+from conclave.mail._wire import (
+    MAX_BODY,
+    MAX_ENVELOPE,
+    MAX_MAIL,
+    EncryptedMail,
+    Reply,
+    ReplyKind,
+    Request,
+    RequestKind,
+    parse_mail,
+)
+from conclave.mail.conversation import Conversation, Pending
+from conclave.mail.mailbox import Bounds, Channel, Mailbox, Outcome, Received
+from conclave.mail.padding import buckets, fixed, padme
+from conclave.mail.session import ClientSession, EnclaveSession
+
+__all__ = [
+    "MAX_BODY",
+    "MAX_ENVELOPE",
+    "MAX_MAIL",
+    "Bounds",
+    "Channel",
+    "ClientSession",
+    "Conversation",
+    "EnclaveSession",
+    "EncryptedMail",
+    "Mailbox",
+    "Outcome",
+    "Pending",
+    "Received",
+    "Reply",
+    "ReplyKind",
+    "Request",
+    "RequestKind",
+    "buckets",
+    "fixed",
+    "padme",
+    "parse_mail",
+]

@@ -1,0 +1,204 @@
+"""Layout of encrypted mail: public header, opening record, private header.
+
+Runs at every party; parses untrusted bytes. Holds no keys.
+
+Spec: spec/mail.md sections 3, 4 and 5.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from conclave.errors import FormatError
+
+MAGIC: Final = b"CML1"
+HEADER: Final = struct.Struct(">4sBBH16sQ32sI")
+PRIVATE: Final = struct.Struct(">BBHIQQQQ")
+SEALED_SIZE: Final = 1168
+RECORD_SIZE: Final = 1601
+OPENING_SIZE: Final = SEALED_SIZE + RECORD_SIZE + 16
+MAX_ENVELOPE: Final = 4096
+MAX_BODY: Final = 16 * 1024 * 1024 - 65536
+MAX_MAIL: Final = 16 * 1024 * 1024 + 8192
+NONE: Final = 2**64 - 1
+ZERO_SALT: Final = bytes(32)
+
+TO_ENCLAVE: Final = 1
+TO_CLIENT: Final = 2
+FLAG_OPENING: Final = 1
+
+FLAG_NO_RETRY: Final = 1
+FLAG_LAST: Final = 1
+
+_TOPIC = re.compile(rb"[A-Za-z0-9_./-]{1,255}\Z")
+
+
+class RequestKind(IntEnum):
+    """Kinds of mail from client to enclave."""
+
+    MAIL = 0
+    CALL = 1
+    ACKNOWLEDGE = 2
+
+
+class ReplyKind(IntEnum):
+    """Kinds of mail from enclave to client."""
+
+    MAIL = 0
+    RESULT = 1
+    CALL_ERROR = 2
+    SEQUENCE_ERROR = 3
+    OVERLOADED = 4
+    ACCEPTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class EncryptedMail:
+    """A mail as the host sees it. Nothing in it is authentic yet.
+
+    Attributes:
+        associated: every byte before the ciphertext, authenticated with it.
+    """
+
+    direction: int
+    session_id: bytes
+    counter: int
+    reply_salt: bytes
+    opening: bytes
+    envelope: bytes
+    associated: bytes
+    ciphertext: bytes
+
+
+def check_topic(topic: str) -> bytes:
+    """The topic as bytes. Raises ValueError if it has another form."""
+    raw = topic.encode("utf-8", "replace")
+    if not _TOPIC.match(raw):
+        raise ValueError("a topic has 1 to 255 characters of A-Z a-z 0-9 - _ . /")
+    return raw
+
+
+def parse_mail(data: bytes) -> EncryptedMail:
+    """Read the public parts of a mail. Raises FormatError."""
+    if len(data) < HEADER.size:
+        raise FormatError(f"not a mail: {len(data)} bytes, a mail has at least {HEADER.size}")
+    if len(data) > MAX_MAIL:
+        raise FormatError(f"mail of {len(data)} bytes exceeds {MAX_MAIL}")
+    magic, direction, flags, envelope_size, session_id, counter, salt, size = HEADER.unpack_from(data)
+    if magic != MAGIC:
+        raise FormatError("not a mail: wrong magic")
+    if direction == TO_ENCLAVE:
+        well_formed = flags in (0, FLAG_OPENING) and salt == ZERO_SALT
+    else:
+        well_formed = direction == TO_CLIENT and flags == 0
+    if not well_formed or envelope_size > MAX_ENVELOPE or counter == NONE:
+        raise FormatError("mail with an unknown direction, flag or size")
+    opening_end = HEADER.size + (OPENING_SIZE if flags & FLAG_OPENING else 0)
+    start = opening_end + envelope_size
+    if len(data) != start + size or size < PRIVATE.size + 16:
+        raise FormatError("mail sizes do not add up: truncated or extended")
+    return EncryptedMail(
+        direction,
+        session_id,
+        counter,
+        salt,
+        data[HEADER.size : opening_end],
+        data[opening_end:start],
+        data[:start],
+        data[start:],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client says: authentic once decrypted."""
+
+    kind: int
+    flags: int
+    sequence: int
+    acknowledged: int
+    body: bytes
+    envelope: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What an enclave says: authentic once decrypted.
+
+    Attributes:
+        answers: sequence of the request, or `NONE`.
+        expected: for a sequence error, the sequence the enclave waits for.
+    """
+
+    kind: int
+    flags: int
+    sequence: int
+    acknowledged: int
+    answers: int
+    expected: int
+    body: bytes
+    envelope: bytes = b""
+
+    @property
+    def last(self) -> bool:
+        """Whether no further reply to that request follows."""
+        return bool(self.flags & FLAG_LAST)
+
+
+def _unpad(plaintext: bytes) -> tuple[tuple[int, ...], bytes]:
+    fields = PRIVATE.unpack_from(plaintext)
+    end = PRIVATE.size + fields[3]
+    # An authentic peer that pads with anything but zeros has another idea of the
+    # format; refusing keeps two readers from disagreeing about the body.
+    if fields[2] != 0 or end > len(plaintext) or plaintext.count(0, end) != len(plaintext) - end:
+        raise FormatError("private header or padding is malformed")
+    return fields, plaintext[PRIVATE.size : end]
+
+
+def parse_request(plaintext: bytes, envelope: bytes) -> Request:
+    """Read a decrypted mail of a client. Raises FormatError."""
+    (kind, flags, _, _, sequence, acknowledged, zero, zero2), body = _unpad(plaintext)
+    if kind > RequestKind.ACKNOWLEDGE or flags & ~FLAG_NO_RETRY or zero or zero2:
+        raise FormatError("private header with an unknown kind or flag")
+    if (kind == RequestKind.ACKNOWLEDGE) != (sequence == NONE):
+        raise FormatError("only an acknowledgement is outside the sequence")
+    return Request(kind, flags, sequence, acknowledged, body, envelope)
+
+
+def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
+    """Read a decrypted mail of an enclave. Raises FormatError."""
+    (kind, flags, _, _, sequence, acknowledged, answers, expected), body = _unpad(plaintext)
+    if kind > ReplyKind.ACCEPTED or flags & ~FLAG_LAST:
+        raise FormatError("private header with an unknown kind or flag")
+    return Reply(kind, flags, sequence, acknowledged, answers, expected, body, envelope)
+
+
+def pack_request(request: Request) -> bytes:
+    """Private header and body, not yet padded."""
+    return (
+        PRIVATE.pack(
+            request.kind, request.flags, 0, len(request.body), request.sequence, request.acknowledged, 0, 0
+        )
+        + request.body
+    )
+
+
+def pack_reply(reply: Reply) -> bytes:
+    """Private header and body, not yet padded."""
+    return (
+        PRIVATE.pack(
+            reply.kind,
+            reply.flags,
+            0,
+            len(reply.body),
+            reply.sequence,
+            reply.acknowledged,
+            reply.answers,
+            reply.expected,
+        )
+        + reply.body
+    )

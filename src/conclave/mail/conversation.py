@@ -1,0 +1,149 @@
+"""The client's side of one channel: numbering, retries and acknowledgements.
+
+Runs at the client, without IO. Bodies are kept until the enclave answered them;
+a new session, or a new instance, sends them again (MAIL-14).
+
+Spec: spec/mail.md section 6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from conclave.errors import DecryptionError
+from conclave.mail._wire import NONE, Reply, ReplyKind, Request, RequestKind
+from conclave.mail.session import ClientSession
+
+
+@dataclass(slots=True)
+class Pending:
+    """One request that has no last reply yet.
+
+    Attributes:
+        encrypted: the bytes sent in the present session; a retry in the same
+            session sends exactly these.
+        replies: authentic replies so far, in the enclave's order.
+        abandoned: its caller went away; it is sent until answered all the same,
+            because later requests are ordered behind it.
+        refused: an authentic reply that ends this attempt without an answer.
+    """
+
+    kind: int
+    flags: int
+    body: bytes
+    envelope: bytes
+    sequence: int = 0
+    encrypted: bytes | None = None
+    replies: list[Reply] = field(default_factory=list)
+    done: bool = False
+    abandoned: bool = False
+    refused: Reply | None = None
+
+
+class Conversation:
+    """One channel at the client: (enclave, own identity, topic)."""
+
+    def __init__(self) -> None:
+        self.session: ClientSession | None = None
+        self.posted: list[Reply] = []
+        self._next = 0
+        self._pending: dict[int, Pending] = {}
+        self._received_below = 0
+        self._above: set[int] = set()
+
+    @property
+    def acknowledged(self) -> int:
+        """Every reply with a lower sequence was received."""
+        return self._received_below
+
+    def use(self, session: ClientSession, *, new_boot: bool) -> None:
+        """Go on with a new session. A new boot of a stateless enclave counts from 0."""
+        self.session = session
+        for item in self._pending.values():
+            item.encrypted = None
+        if new_boot:
+            waiting = [self._pending[s] for s in sorted(self._pending)]
+            self._pending = {}
+            self._next = 0
+            self._received_below = 0
+            self._above = set()
+            for item in waiting:
+                self._enter(item)
+
+    def _enter(self, item: Pending) -> None:
+        item.sequence = self._next
+        self._pending[self._next] = item
+        self._next += 1
+
+    def add(self, kind: RequestKind, body: bytes, *, envelope: bytes = b"", flags: int = 0) -> Pending:
+        """Take a place in the channel's order."""
+        item = Pending(kind, flags, body, envelope)
+        self._enter(item)
+        return item
+
+    def withdraw(self, item: Pending) -> None:
+        """Give back the newest place, if nothing was sent under it."""
+        if item.encrypted is None and item.sequence == self._next - 1:
+            self._pending.pop(item.sequence, None)
+            self._next -= 1
+        else:
+            item.abandoned = True
+
+    def forget(self, item: Pending) -> None:
+        """Drop a request that must not be sent to another boot."""
+        self._pending.pop(item.sequence, None)
+
+    def waiting(self) -> list[Pending]:
+        """Requests without a last reply, in order."""
+        return [self._pending[s] for s in sorted(self._pending)]
+
+    def encrypted(self, item: Pending) -> bytes:
+        """The mail of a request in the present session; the same bytes each time."""
+        if self.session is None:
+            raise RuntimeError("no session yet")
+        if item.encrypted is None:
+            item.encrypted = self.session.encrypt(
+                Request(item.kind, item.flags, item.sequence, self.acknowledged, item.body, item.envelope)
+            )
+        return item.encrypted
+
+    def acknowledgement(self) -> bytes:
+        """A mail that only acknowledges."""
+        if self.session is None:
+            raise RuntimeError("no session yet")
+        return self.session.encrypt(Request(RequestKind.ACKNOWLEDGE, 0, NONE, self.acknowledged, b""))
+
+    def receive(self, data: bytes) -> Pending | None:
+        """Take one mail from the host.
+
+        Returns:
+            The request it answers, or None for a posted mail or a repetition.
+
+        Raises:
+            FormatError, DecryptionError: not authentic, or a replay.
+        """
+        if self.session is None:
+            raise DecryptionError
+        reply = self.session.decrypt(data)
+        item = self._pending.get(reply.answers)
+        if reply.kind in (ReplyKind.SEQUENCE_ERROR, ReplyKind.OVERLOADED):
+            if item is not None:
+                item.refused = reply
+            return item
+        if reply.sequence < self._received_below or reply.sequence in self._above:
+            return None
+        self._above.add(reply.sequence)
+        while self._received_below in self._above:
+            self._above.remove(self._received_below)
+            self._received_below += 1
+        if reply.answers == NONE:
+            self.posted.append(reply)
+            return None
+        if item is None:
+            return None
+        item.replies.append(reply)
+        if reply.last:
+            item.done = True
+            item.replies.sort(key=lambda r: r.sequence)
+            del self._pending[item.sequence]
+        return item

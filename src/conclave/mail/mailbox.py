@@ -1,0 +1,307 @@
+"""The enclave's side of all channels and sessions of one boot.
+
+Runs inside the enclave, without IO. Everything comes from the host and is
+hostile until it authenticates; a client may be hostile after that. Bounds hold
+per client, so that one cannot use up what another needs.
+
+Spec: spec/mail.md sections 5 and 6 (MAIL-3 to MAIL-14).
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+
+from conclave import _crypto
+from conclave._crypto import DecryptionKey
+from conclave.errors import DecryptionError, OverloadedError, SessionError
+from conclave.mail import _wire
+from conclave.mail._wire import FLAG_LAST, NONE, EncryptedMail, Reply, ReplyKind, Request, RequestKind
+from conclave.mail.padding import Padding, padme
+from conclave.mail.session import EnclaveSession
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one boot holds at most (MAIL-13)."""
+
+    unacknowledged_replies: int = 1024
+    unacknowledged_bytes: int = 64 * 1024 * 1024
+    channels_per_identity: int = 64
+    sessions_per_identity: int = 256
+    channels: int = 100_000
+    session_ids: int = 1_000_000
+
+
+def body_digest(request: Request) -> bytes:
+    """What makes two requests the same (spec section 7)."""
+    head = bytes((request.kind, request.flags)) + len(request.envelope).to_bytes(2, "big")
+    return _crypto.sha256(b"mail/1 body", head, request.envelope, request.body)
+
+
+@dataclass(slots=True)
+class _Handled:
+    """One request that a handler was started for, until its replies are acknowledged."""
+
+    digest: bytes
+    session: EnclaveSession
+    route: int
+    replies: list[Reply] = field(default_factory=list)
+    done: bool = False
+
+
+class Channel:
+    """One ordered stream: (client identity, topic) in this boot."""
+
+    __slots__ = (
+        "_acknowledged",
+        "_bounds",
+        "_bytes",
+        "_handled",
+        "_owners",
+        "identity",
+        "latest",
+        "next_reply",
+        "next_request",
+        "topic",
+        "unasked",
+    )
+
+    def __init__(self, identity: bytes, topic: str, bounds: Bounds) -> None:
+        self.identity = identity
+        self.topic = topic
+        self.next_request = 0
+        self.next_reply = 0
+        self.latest: EnclaveSession | None = None
+        self.unasked: list[Reply] = []
+        self._handled: dict[int, _Handled] = {}
+        self._bounds = bounds
+        self._acknowledged = 0
+        self._owners: dict[int, int] = {}
+        self._bytes = 0
+
+    def acknowledge(self, below: int) -> None:
+        """Forget replies the client has, and requests all of whose replies it has."""
+        # An identity that claims replies it cannot have harms only itself.
+        below = min(below, self.next_reply)
+        while self._acknowledged < below:
+            owner = self._owners.pop(self._acknowledged)
+            self._acknowledged += 1
+            handled = self._handled.get(owner)
+            # Replies are acknowledged in their order, so it is always the first.
+            reply = self.unasked.pop(0) if handled is None else handled.replies.pop(0)
+            self._bytes -= len(reply.body)
+            if handled is not None and handled.done and not handled.replies:
+                del self._handled[owner]
+
+    def known(self, sequence: int) -> _Handled | None:
+        """The request of that sequence, if its replies are not all acknowledged."""
+        return self._handled.get(sequence)
+
+    def start(self, request: Request, digest: bytes, session: EnclaveSession, route: int) -> None:
+        """Take the next request. Raises OverloadedError, changing nothing."""
+        if len(self._handled) + len(self.unasked) >= self._bounds.unacknowledged_replies or (
+            len(self._owners) >= self._bounds.unacknowledged_replies
+            or self._bytes >= self._bounds.unacknowledged_bytes
+        ):
+            raise OverloadedError("too many unacknowledged replies on this channel")
+        self._handled[request.sequence] = _Handled(digest, session, route)
+        self.next_request = request.sequence + 1
+
+    def reply(
+        self, answers: int, kind: ReplyKind, body: bytes, envelope: bytes, *, last: bool
+    ) -> Reply | None:
+        """Number a reply and keep it until acknowledged; None once the request is done."""
+        handled = self._handled.get(answers)
+        if answers != NONE and (handled is None or handled.done):
+            return None
+        if len(self._owners) >= 2 * self._bounds.unacknowledged_replies and not last:
+            raise OverloadedError("too many unacknowledged replies on this channel")
+        flags = FLAG_LAST if last else 0
+        reply = Reply(kind, flags, self.next_reply, self.next_request, answers, 0, body, envelope)
+        self.next_reply += 1
+        self._owners[reply.sequence] = answers
+        self._bytes += len(body)
+        if handled is None:
+            self.unasked.append(reply)
+        else:
+            handled.replies.append(reply)
+            handled.done = last
+        return reply
+
+
+class Outcome(Enum):
+    """What the caller of `Mailbox.receive` does next."""
+
+    RUN = "run the handler"
+    WAIT = "the handler runs already; its replies go to this route too"
+    ANSWERED = "only send `mails`"
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Result of one mail from the host."""
+
+    outcome: Outcome
+    mails: tuple[bytes, ...] = ()
+    channel: Channel | None = None
+    request: Request | None = None
+    superseded_route: int = 0
+
+
+class Mailbox:
+    """All sessions and channels of one boot."""
+
+    def __init__(
+        self,
+        *,
+        key: DecryptionKey,
+        claims_digest: bytes,
+        padding: Padding = padme,
+        bounds: Bounds | None = None,
+    ) -> None:
+        self._keys: list[tuple[DecryptionKey, bytes]] = [(key, claims_digest)]
+        self._padding = padding
+        self._bounds = bounds or Bounds()
+        self._sessions: dict[bytes, tuple[EnclaveSession, Channel]] = {}
+        self._retired: set[bytes] = set()
+        self._channels: dict[tuple[bytes, str], Channel] = {}
+        self._per_identity: dict[bytes, list[bytes]] = {}
+        self._channel_count: dict[bytes, int] = {}
+
+    def renew(self, key: DecryptionKey, claims_digest: bytes) -> None:
+        """Open to a new encryption key; the one before stays for openings under way."""
+        self._keys = [(key, claims_digest), self._keys[0]]
+
+    def receive(self, data: bytes, route: int) -> Received:
+        """Take one mail from the host.
+
+        Args:
+            data: untrusted.
+            route: the host's request id, where replies should go. Untrusted; it
+                only decides which waiting request the host gives them to.
+
+        Raises:
+            FormatError, DecryptionError: not a mail, or not authentic.
+            SessionError: no such session here and no opening.
+            OverloadedError: no room for a new session or channel.
+        """
+        mail = _wire.parse_mail(data)
+        if mail.direction != _wire.TO_ENCLAVE:
+            raise SessionError("a mail for a client, not for the enclave")
+        known = self._sessions.get(mail.session_id)
+        fresh = known is None
+        session, channel = known if known is not None else self._open(mail)
+        request = session.decrypt(mail)
+        # From here the mail is authentic; only now does anything change.
+        if fresh:
+            self._register(session, channel)
+        channel.latest = session
+        channel.acknowledge(request.acknowledged)
+        if request.kind == RequestKind.ACKNOWLEDGE:
+            return Received(Outcome.ANSWERED)
+        return self._order(session, channel, request, route)
+
+    def _order(self, session: EnclaveSession, channel: Channel, request: Request, route: int) -> Received:
+        expected = channel.next_request
+        digest = body_digest(request)
+        handled = channel.known(request.sequence)
+        if request.sequence == expected:
+            try:
+                channel.start(request, digest, session, route)
+            except OverloadedError:
+                return self._refuse(session, channel, request, ReplyKind.OVERLOADED)
+            return Received(Outcome.RUN, channel=channel, request=request)
+        if handled is None or not _crypto.same(handled.digest, digest):
+            return self._refuse(session, channel, request, ReplyKind.SEQUENCE_ERROR)
+        old, handled.route, handled.session = handled.route, route, session
+        mails = tuple(session.encrypt(reply) for reply in handled.replies)
+        if handled.done:
+            return Received(Outcome.ANSWERED, mails)
+        return Received(Outcome.WAIT, mails, channel, request, superseded_route=old)
+
+    def _refuse(
+        self, session: EnclaveSession, channel: Channel, request: Request, kind: ReplyKind
+    ) -> Received:
+        reply = Reply(
+            kind, FLAG_LAST, NONE, channel.next_request, request.sequence, channel.next_request, b""
+        )
+        return Received(Outcome.ANSWERED, (session.encrypt(reply),))
+
+    def reply(
+        self,
+        channel: Channel,
+        answers: int,
+        kind: ReplyKind,
+        body: bytes,
+        *,
+        envelope: bytes = b"",
+        last: bool,
+    ) -> tuple[int, bytes] | None:
+        """Make a reply to a request, and say where it goes now.
+
+        Returns:
+            (route, encrypted mail), or None if the request is done already.
+        """
+        handled = channel.known(answers)
+        reply = channel.reply(answers, kind, body, envelope, last=last)
+        if reply is None or handled is None:
+            return None
+        return handled.route, handled.session.encrypt(reply)
+
+    def post(self, identity: bytes, topic: str, body: bytes, *, envelope: bytes = b"") -> bytes:
+        """Make a mail that answers nothing, for the channel's newest session.
+
+        Raises:
+            SessionError: that client has no session on that topic in this boot.
+            OverloadedError: too many unacknowledged replies.
+        """
+        channel = self._channels.get((identity, topic))
+        if channel is None or channel.latest is None:
+            raise SessionError("that client has no session on that topic in this boot")
+        reply = channel.reply(NONE, ReplyKind.MAIL, body, envelope, last=False)
+        if reply is None:
+            raise SessionError("that channel takes no mail")
+        return channel.latest.encrypt(reply)
+
+    def _open(self, mail: EncryptedMail) -> tuple[EnclaveSession, Channel]:
+        if not mail.opening or mail.session_id in self._retired:
+            raise SessionError("no such session in this boot")
+        if mail.session_id != _crypto.sha256(mail.opening[: _wire.SEALED_SIZE])[:16]:
+            raise SessionError("the session id does not belong to the opening")
+        if len(self._sessions) + len(self._retired) >= self._bounds.session_ids:
+            raise OverloadedError("this boot has accepted as many sessions as it may")
+        session = self._accept(mail.opening)
+        channel = self._channels.get((session.identity, session.topic))
+        if channel is None:
+            if (
+                len(self._channels) >= self._bounds.channels
+                or self._channel_count.get(session.identity, 0) >= self._bounds.channels_per_identity
+            ):
+                raise OverloadedError("no room for another channel")
+            channel = Channel(session.identity, session.topic, self._bounds)
+        return session, channel
+
+    def _accept(self, opening: bytes) -> EnclaveSession:
+        # At most two keys, tried in turn: HPKE binds key and recipient id, so at
+        # most one of them can open it.
+        for key, digest in self._keys[1:]:
+            with suppress(DecryptionError):
+                return EnclaveSession(opening, key=key, claims_digest=digest, padding=self._padding)
+        key, digest = self._keys[0]
+        return EnclaveSession(opening, key=key, claims_digest=digest, padding=self._padding)
+
+    def _register(self, session: EnclaveSession, channel: Channel) -> None:
+        self._sessions[session.session_id] = (session, channel)
+        key = (session.identity, session.topic)
+        if key not in self._channels:
+            self._channels[key] = channel
+            self._channel_count[session.identity] = self._channel_count.get(session.identity, 0) + 1
+        mine = self._per_identity.setdefault(session.identity, [])
+        mine.append(session.session_id)
+        if len(mine) > self._bounds.sessions_per_identity:
+            # Its id stays known for ever, so that its opening cannot come back.
+            oldest = mine.pop(0)
+            self._sessions.pop(oldest, None)
+            self._retired.add(oldest)

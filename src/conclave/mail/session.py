@@ -1,0 +1,321 @@
+"""Sessions: one key agreement between one client process and one boot.
+
+Pure state machines without IO. The client end trusts the verified claims it was
+made with; the enclave end trusts nothing before the opening's signature holds.
+Session keys live in these objects only.
+
+Spec: spec/mail.md sections 3 to 5 (MAIL-2 to MAIL-9, MAIL-15).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import weakref
+from typing import Final
+
+from conclave import _crypto
+from conclave._crypto import AeadKey, DecryptionKey, Secret, SigningKey
+from conclave.errors import DecryptionError, SessionError, SignatureError
+from conclave.mail import _wire
+from conclave.mail._wire import EncryptedMail, Reply, Request
+from conclave.mail.padding import Padding, padme
+
+LABEL_OPENING: Final = b"mail/1 opening"
+LABEL_RECORD: Final = b"mail/1 record"
+LABEL_C2E: Final = b"mail/1 c2e"
+LABEL_E2C: Final = b"mail/1 e2c"
+MAX_COUNTER: Final = 2**32
+_NONCE = struct.Struct(">QI")
+_RECORD = struct.Struct(">32s1216sB255sB32s64s")
+_ZERO_NONCE = bytes(12)
+
+
+class CounterWindow:
+    """Which counters were seen: all below a mark, and single ones above it."""
+
+    __slots__ = ("_above", "_below")
+    _LIMIT = 65536
+
+    def __init__(self) -> None:
+        self._below = 0
+        self._above: set[int] = set()
+
+    def __contains__(self, counter: int) -> bool:
+        return counter < self._below or counter in self._above
+
+    def add(self, counter: int) -> None:
+        """Mark as seen. Forgets nothing: at the bound the gap is given up."""
+        self._above.add(counter)
+        while self._below in self._above:
+            self._above.remove(self._below)
+            self._below += 1
+        if len(self._above) > self._LIMIT:
+            self._below = min(self._above)
+
+
+def _session_id(sealed: bytes) -> bytes:
+    return _crypto.sha256(sealed)[:16]
+
+
+def _schedule(secret: Secret, sealed: bytes, recipient: bytes) -> Secret:
+    return secret.extract(_crypto.sha256(sealed, recipient))
+
+
+def _opening_info(recipient: bytes) -> bytes:
+    return LABEL_OPENING + _crypto.SUITE_ID + recipient
+
+
+def _signed_body(sealed: bytes, topic: bytes, reply_key: bytes, log: bytes) -> bytes:
+    return b"".join(
+        (
+            _crypto.SUITE_ID,
+            sealed,
+            _session_id(sealed),
+            bytes((len(topic),)),
+            topic.ljust(255, b"\0"),
+            reply_key,
+            log,
+        )
+    )
+
+
+def _log_field(log_id: bytes | None) -> bytes:
+    return b"\0" + bytes(32) if log_id is None else b"\1" + log_id
+
+
+def _encrypt(
+    key: AeadKey,
+    *,
+    direction: int,
+    session_id: bytes,
+    counter: int,
+    salt: bytes,
+    opening: bytes,
+    envelope: bytes,
+    plaintext: bytes,
+    padding: Padding,
+) -> bytes:
+    if len(envelope) > _wire.MAX_ENVELOPE:
+        raise ValueError(f"an envelope has at most {_wire.MAX_ENVELOPE} bytes")
+    size = padding(len(plaintext))
+    if len(plaintext) > _wire.MAX_BODY + _wire.PRIVATE.size:
+        raise ValueError(f"a mail body has at most {_wire.MAX_BODY} bytes")
+    public = (
+        _wire.HEADER.pack(
+            _wire.MAGIC,
+            direction,
+            _wire.FLAG_OPENING if opening else 0,
+            len(envelope),
+            session_id,
+            counter,
+            salt,
+            size + _crypto.TAG_SIZE,
+        )
+        + opening
+        + envelope
+    )
+    return public + key.encrypt(_NONCE.pack(counter, 0), plaintext.ljust(size, b"\0"), public)
+
+
+_client_sessions: weakref.WeakSet[ClientSession] = weakref.WeakSet()
+
+
+def _discard_after_fork() -> None:
+    for session in list(_client_sessions):
+        session.discard()
+
+
+os.register_at_fork(after_in_child=_discard_after_fork)
+
+
+class ClientSession:
+    """The client's end. Made with what verification returned."""
+
+    __slots__ = (
+        "__weakref__",
+        "_confirmed",
+        "_counter",
+        "_dead",
+        "_opening",
+        "_padding",
+        "_prk",
+        "_receive",
+        "_salt",
+        "_seen",
+        "_send",
+        "session_id",
+    )
+
+    def __init__(
+        self,
+        *,
+        claims_digest: bytes,
+        encryption_key: bytes,
+        identity: SigningKey,
+        reply_key: bytes,
+        topic: str,
+        log_id: bytes | None = None,
+        padding: Padding = padme,
+        _secret: Secret | None = None,
+        _sealed: bytes | None = None,
+    ) -> None:
+        topic_bytes = _wire.check_topic(topic)
+        secret = _secret or Secret.random()
+        sealed = _sealed or _crypto.seal_secret(encryption_key, _opening_info(claims_digest), secret)
+        self.session_id = _session_id(sealed)
+        self._prk = _schedule(secret, sealed, claims_digest)
+        log = _log_field(log_id)
+        body = _signed_body(sealed, topic_bytes, reply_key, log)
+        record = _RECORD.pack(
+            identity.public,
+            reply_key,
+            len(topic_bytes),
+            topic_bytes,
+            log[0],
+            log[1:],
+            identity.sign("opening", claims_digest, body),
+        )
+        # The record key is used for this one record, so its nonce is fixed.
+        record_key = AeadKey(self._prk.expand(LABEL_RECORD))
+        self._opening = sealed + record_key.encrypt(_ZERO_NONCE, record, b"")
+        self._send = AeadKey(self._prk.expand(LABEL_C2E))
+        self._receive: AeadKey | None = None
+        self._salt = b""
+        self._seen = CounterWindow()
+        self._counter = 0
+        self._confirmed = False
+        self._dead = False
+        self._padding = padding
+        _client_sessions.add(self)
+
+    def discard(self) -> None:
+        """End this session for this process; its keys are never used again."""
+        self._dead = True
+
+    @property
+    def usable(self) -> bool:
+        """Whether it may still encrypt."""
+        return not self._dead and self._counter < MAX_COUNTER
+
+    def encrypt(self, request: Request) -> bytes:
+        """Encrypt a request under the next counter.
+
+        Raises:
+            SessionError: discarded, or spent after 2^32 mails.
+            ValueError: body or envelope too large for the format or padding.
+        """
+        if not self.usable:
+            raise SessionError("this session has ended in this process; open a new one")
+        counter, self._counter = self._counter, self._counter + 1
+        return _encrypt(
+            self._send,
+            direction=_wire.TO_ENCLAVE,
+            session_id=self.session_id,
+            counter=counter,
+            salt=_wire.ZERO_SALT,
+            opening=b"" if self._confirmed else self._opening,
+            envelope=request.envelope,
+            plaintext=_wire.pack_request(request),
+            padding=self._padding,
+        )
+
+    def decrypt(self, data: bytes) -> Reply:
+        """Decrypt a reply of the enclave; each counter once.
+
+        Raises:
+            FormatError: not a mail.
+            DecryptionError: not of this session, altered, or seen before.
+        """
+        mail = _wire.parse_mail(data)
+        if self._dead or mail.direction != _wire.TO_CLIENT or mail.session_id != self.session_id:
+            raise DecryptionError
+        if self._receive is None:
+            key = AeadKey(self._prk.expand(LABEL_E2C + mail.reply_salt))
+        elif mail.reply_salt == self._salt and mail.counter not in self._seen:
+            key = self._receive
+        else:
+            raise DecryptionError
+        plaintext = key.decrypt(_NONCE.pack(mail.counter, 0), mail.ciphertext, mail.associated)
+        reply = _wire.parse_reply(plaintext, mail.envelope)
+        self._receive, self._salt, self._confirmed = key, mail.reply_salt, True
+        self._seen.add(mail.counter)
+        return reply
+
+
+class EnclaveSession:
+    """The enclave's end of one accepted opening."""
+
+    __slots__ = (
+        "_counter",
+        "_padding",
+        "_receive",
+        "_salt",
+        "_send",
+        "identity",
+        "log_id",
+        "reply_key",
+        "session_id",
+        "topic",
+    )
+
+    def __init__(
+        self, opening: bytes, *, key: DecryptionKey, claims_digest: bytes, padding: Padding = padme
+    ) -> None:
+        """Accept an opening.
+
+        Raises:
+            DecryptionError: not sealed to this instance, altered, or its
+                signature does not verify. They look alike on purpose.
+        """
+        sealed, record = opening[: _wire.SEALED_SIZE], opening[_wire.SEALED_SIZE :]
+        prk = _schedule(key.open_secret(sealed, _opening_info(claims_digest)), sealed, claims_digest)
+        plain = AeadKey(prk.expand(LABEL_RECORD)).decrypt(_ZERO_NONCE, record, b"")
+        identity, reply_key, size, topic, log_flag, log_id, signature = _RECORD.unpack(plain)
+        log = bytes((log_flag,)) + log_id
+        try:
+            body = _signed_body(sealed, topic[:size], reply_key, log)
+            _crypto.verify_signature(identity, "opening", claims_digest, body, signature)
+            self.topic = topic[:size].decode("ascii")
+            _wire.check_topic(self.topic)
+        except (SignatureError, ValueError):
+            raise DecryptionError from None
+        if log_flag > 1 or (log_flag == 0 and any(log_id)) or any(topic[size:]):
+            raise DecryptionError
+        self.session_id = _session_id(sealed)
+        self.identity = identity
+        self.reply_key = reply_key
+        self.log_id = log_id if log_flag else None
+        self._receive = AeadKey(prk.expand(LABEL_C2E))
+        self._salt = _crypto.random_bytes(32)
+        self._send = AeadKey(prk.expand(LABEL_E2C + self._salt))
+        self._counter = 0
+        self._padding = padding
+
+    def decrypt(self, mail: EncryptedMail) -> Request:
+        """Decrypt a request. Its order is the channel's question.
+
+        Raises:
+            DecryptionError: altered or of another session.
+            FormatError: authentic, but malformed inside.
+        """
+        nonce = _NONCE.pack(mail.counter, 0)
+        plaintext = self._receive.decrypt(nonce, mail.ciphertext, mail.associated)
+        return _wire.parse_request(plaintext, mail.envelope)
+
+    def encrypt(self, reply: Reply) -> bytes:
+        """Encrypt a reply under the next counter, which is used up in any case."""
+        if self._counter >= MAX_COUNTER:
+            raise SessionError("this session is spent")
+        counter, self._counter = self._counter, self._counter + 1
+        return _encrypt(
+            self._send,
+            direction=_wire.TO_CLIENT,
+            session_id=self.session_id,
+            counter=counter,
+            salt=self._salt,
+            opening=b"",
+            envelope=reply.envelope,
+            plaintext=_wire.pack_reply(reply),
+            padding=self._padding,
+        )

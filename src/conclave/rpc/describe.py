@@ -1,0 +1,51 @@
+"""Imports an author's module at build time and prints entry and interface.
+
+Runs in a subprocess of `conclave build`, outside any enclave, with the author's
+own code: it has the author's rights and no secrets.
+
+Prints one JSON line: {"entry", "interface"} or {"error"}.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import traceback
+
+
+def describe(module_name: str) -> tuple[str, bytes]:
+    """Entry (`module:Class`) and encoded interface of the module's one enclave class.
+
+    Raises:
+        TypeError: none or several classes, or types that do not cross.
+    """
+    from conclave.enclave import Enclave
+    from conclave.rpc.interface import interface_of
+
+    module = importlib.import_module(module_name)
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Enclave) and value.__module__ == module.__name__
+    ]
+    if len(classes) != 1:
+        names = ", ".join(c.__name__ for c in classes) or "none"
+        raise TypeError(f"{module_name} must define exactly one subclass of conclave.Enclave, found: {names}")
+    return f"{module_name}:{classes[0].__name__}", interface_of(classes[0]).encode()
+
+
+def main() -> None:
+    """Describe the module named by the last argument."""
+    try:
+        entry, interface = describe(sys.argv[-1])
+    except TypeError as error:
+        print(json.dumps({"error": str(error)}))
+    except BaseException:
+        print(json.dumps({"error": traceback.format_exc(limit=-4)}))
+    else:
+        print(json.dumps({"entry": entry, "interface": interface.hex()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""The RPC interface of an enclave class: methods, types, schema and digest.
+
+Runs at build time, in the enclave and in typed clients. The schema's digest is
+in the instance claims, so a typed client refuses drift before it calls.
+
+Spec: spec/rpc.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, overload
+
+import msgspec
+
+from conclave import _codec, _crypto
+from conclave.errors import FormatError
+from conclave.rpc.types import describe
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MARK = "__conclave_rpc__"
+MAX_METHOD_NAME = 128
+
+
+class RpcError(Exception):
+    """Base for errors an author declares: class name and message reach the caller.
+
+    Every other exception of the author's code reaches the caller as an opaque
+    `CallError` without message.
+    """
+
+
+@overload
+def rpc(method: F, /) -> F: ...
+@overload
+def rpc(*, retry: bool = True) -> Callable[[F], F]: ...
+def rpc(method: Any = None, /, *, retry: bool = True) -> Any:
+    """Mark a method as callable by clients.
+
+    Args:
+        retry: whether a client may send the call again to a *new* instance when
+            the old one went away without answering. With False it gets
+            `TransportError` and decides itself.
+    """
+
+    def mark(function: Any) -> Any:
+        setattr(function, _MARK, {"retry": retry})
+        return function
+
+    return mark if method is None else mark(method)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One callable method, with the codecs of its arguments and result."""
+
+    name: str
+    parameters: tuple[tuple[str, str, bool], ...]
+    returns: str
+    retry: bool
+    argument_types: tuple[Any, ...]
+    defaults: tuple[Any, ...]
+    return_type: Any
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """Arguments in order, defaults filled in. Raises TypeError as Python does."""
+        names = [name for name, _, _ in self.parameters]
+        if len(args) > len(names):
+            raise TypeError(f"{self.name}() takes {len(names)} arguments but {len(args)} were given")
+        values = dict(zip(names, args, strict=False))
+        for name, value in kwargs.items():
+            if name not in names or name in values:
+                raise TypeError(f"{self.name}() got an unexpected or repeated argument '{name}'")
+            values[name] = value
+        missing = [n for n, _, optional in self.parameters if not optional and n not in values]
+        if missing:
+            raise TypeError(f"{self.name}() is missing {', '.join(missing)}")
+        # Trailing defaults stay with the enclave: it owns their values.
+        present = [n for n in names if n in values]
+        if names[: len(present)] != present:
+            present = names
+        return [
+            values.get(n, d) for n, d in zip(names, self.defaults, strict=True) if n in present or n in values
+        ]
+
+    def decode_arguments(self, body: bytes) -> list[Any]:
+        """Arguments from untrusted bytes.
+
+        Raises:
+            FormatError: not an array, too few or too many, or a wrong type; the
+                message names the position, never the value.
+        """
+        try:
+            raw = msgspec.msgpack.decode(body, type=list[msgspec.Raw])
+        except (msgspec.MsgspecError, RecursionError):
+            raise FormatError(f"{self.name}: arguments are not an array") from None
+        needed = sum(not optional for _, _, optional in self.parameters)
+        if not needed <= len(raw) <= len(self.parameters):
+            raise FormatError(
+                f"{self.name}() takes {needed} to {len(self.parameters)} arguments, got {len(raw)}"
+            )
+        values = []
+        for part, (name, text, _), kind in zip(raw, self.parameters, self.argument_types, strict=False):
+            try:
+                values.append(msgspec.msgpack.decode(part, type=kind))
+            except (msgspec.MsgspecError, RecursionError, UnicodeError):
+                raise FormatError(f"{self.name}(): argument '{name}' is not {text}") from None
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """All methods of one enclave class."""
+
+    methods: dict[str, Method]
+
+    def encode(self) -> bytes:
+        """The interface schema in canonical form."""
+        return _codec.encode(
+            [
+                [m.name, [[n, t, optional] for n, t, optional in m.parameters], m.returns, m.retry]
+                for m in sorted(self.methods.values(), key=lambda m: m.name)
+            ]
+        )
+
+    def digest(self) -> bytes:
+        """SHA-256 of the schema, as in the instance claims."""
+        return interface_digest(self.encode())
+
+
+def interface_digest(schema: bytes) -> bytes:
+    """SHA-256 of an encoded interface schema."""
+    return _crypto.sha256(schema)
+
+
+def interface_of(cls: type) -> Interface:
+    """The interface of an enclave class, or of a class that mirrors one.
+
+    Raises:
+        TypeError: a method lacks annotations, or uses types that do not cross.
+    """
+    methods = {}
+    for name, function in inspect.getmembers(cls, inspect.isfunction):
+        options = getattr(function, _MARK, None)
+        if options is None:
+            continue
+        if len(name.encode()) > MAX_METHOD_NAME:
+            raise TypeError(f"method name longer than {MAX_METHOD_NAME} bytes: {name}")
+        methods[name] = _method(cls, name, function, options["retry"])
+    return Interface(methods)
+
+
+def _method(cls: type, name: str, function: Callable[..., Any], retry: bool) -> Method:
+    where = f"{cls.__name__}.{name}"
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise TypeError(f"{where}: annotation {error.name!r} cannot be resolved") from None
+    parameters, kinds, defaults = [], [], []
+    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+        if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+            raise TypeError(f"{where}: *args, **kwargs and keyword-only parameters do not cross")
+        if parameter.name not in hints:
+            raise TypeError(f"{where}: parameter '{parameter.name}' needs a type annotation")
+        kind = hints[parameter.name]
+        optional = parameter.default is not parameter.empty
+        parameters.append((parameter.name, describe(kind), optional))
+        kinds.append(kind)
+        defaults.append(parameter.default)
+    if "return" not in hints:
+        raise TypeError(f"{where}: needs a return annotation (-> None if it returns nothing)")
+    returns = hints["return"]
+    return Method(name, tuple(parameters), describe(returns), retry, tuple(kinds), tuple(defaults), returns)
+
+
+def encode_call(name: str, arguments: list[Any]) -> bytes:
+    """The body of a call mail: name size (1) ‖ name ‖ MessagePack array."""
+    raw = name.encode()
+    if not 0 < len(raw) <= MAX_METHOD_NAME:
+        raise ValueError("a method name has 1 to 128 bytes")
+    try:
+        return bytes((len(raw),)) + raw + msgspec.msgpack.encode(arguments)
+    except (TypeError, OverflowError, msgspec.MsgspecError):
+        raise TypeError("an argument cannot be encoded: see conclave.rpc for the types that cross") from None
+
+
+def decode_call(body: bytes) -> tuple[str, bytes]:
+    """Split a call body. Raises FormatError."""
+    if not body or len(body) < 1 + body[0] or body[0] == 0:
+        raise FormatError("not a call: truncated method name")
+    try:
+        return body[1 : 1 + body[0]].decode(), body[1 + body[0] :]
+    except UnicodeDecodeError:
+        raise FormatError("not a call: method name is not UTF-8") from None
+
+
+def decode_result(body: bytes, kind: Any) -> Any:
+    """A result from the enclave. Raises FormatError."""
+    try:
+        return msgspec.msgpack.decode(body, type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError):
+        raise FormatError("the enclave's result does not have the declared type") from None
+
+
+class CallFailure(_codec.Record):
+    """Body of a call error: a declared type name and message, or an opaque pair."""
+
+    type: str
+    message: str

@@ -1,16 +1,7 @@
 """Encrypted, ordered, padded messages, as state machines without IO."""
 
-from conclave.mail._wire import (
-    MAX_BODY,
-    MAX_ENVELOPE,
-    MAX_MAIL,
-    EncryptedMail,
-    Reply,
-    ReplyKind,
-    Request,
-    RequestKind,
-    parse_mail,
-)
+from conclave._mailheader import MAX_ENVELOPE, MAX_MAIL, EncryptedMail, parse_mail
+from conclave.mail._wire import MAX_BODY, Reply, ReplyKind, Request, RequestKind
 from conclave.mail.conversation import Conversation, Pending
 from conclave.mail.mailbox import Bounds, Channel, Mailbox, Outcome, Received
 from conclave.mail.padding import buckets, fixed, padme

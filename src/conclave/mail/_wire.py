@@ -1,8 +1,8 @@
-"""Layout of encrypted mail: public header, opening record, private header.
+"""Layout of a mail's inside: topic, private header, body.
 
 Runs at every party; parses untrusted bytes. Holds no keys.
 
-Spec: spec/mail.md sections 3, 4 and 5.
+Spec: spec/mail.md section 5.
 """
 
 from __future__ import annotations
@@ -13,23 +13,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+from conclave._mailheader import NONE
 from conclave.errors import FormatError
 
-MAGIC: Final = b"CML1"
-HEADER: Final = struct.Struct(">4sBBH16sQ32sI")
 PRIVATE: Final = struct.Struct(">BBHIQQQQ")
 SEALED_SIZE: Final = 1168
-RECORD_SIZE: Final = 1601
-OPENING_SIZE: Final = SEALED_SIZE + RECORD_SIZE + 16
-MAX_ENVELOPE: Final = 4096
 MAX_BODY: Final = 16 * 1024 * 1024 - 65536
-MAX_MAIL: Final = 16 * 1024 * 1024 + 8192
-NONE: Final = 2**64 - 1
-ZERO_SALT: Final = bytes(32)
 
-TO_ENCLAVE: Final = 1
-TO_CLIENT: Final = 2
-FLAG_OPENING: Final = 1
 
 FLAG_NO_RETRY: Final = 1
 FLAG_LAST: Final = 1
@@ -54,24 +44,7 @@ class ReplyKind(IntEnum):
     SEQUENCE_ERROR = 3
     OVERLOADED = 4
     ACCEPTED = 5
-
-
-@dataclass(frozen=True, slots=True)
-class EncryptedMail:
-    """A mail as the host sees it. Nothing in it is authentic yet.
-
-    Attributes:
-        associated: every byte before the ciphertext, authenticated with it.
-    """
-
-    direction: int
-    session_id: bytes
-    counter: int
-    reply_salt: bytes
-    opening: bytes
-    envelope: bytes
-    associated: bytes
-    ciphertext: bytes
+    NOT_ADMITTED = 6
 
 
 def check_topic(topic: str) -> bytes:
@@ -80,37 +53,6 @@ def check_topic(topic: str) -> bytes:
     if not _TOPIC.match(raw):
         raise ValueError("a topic has 1 to 255 characters of A-Z a-z 0-9 - _ . /")
     return raw
-
-
-def parse_mail(data: bytes) -> EncryptedMail:
-    """Read the public parts of a mail. Raises FormatError."""
-    if len(data) < HEADER.size:
-        raise FormatError(f"not a mail: {len(data)} bytes, a mail has at least {HEADER.size}")
-    if len(data) > MAX_MAIL:
-        raise FormatError(f"mail of {len(data)} bytes exceeds {MAX_MAIL}")
-    magic, direction, flags, envelope_size, session_id, counter, salt, size = HEADER.unpack_from(data)
-    if magic != MAGIC:
-        raise FormatError("not a mail: wrong magic")
-    if direction == TO_ENCLAVE:
-        well_formed = flags in (0, FLAG_OPENING) and salt == ZERO_SALT
-    else:
-        well_formed = direction == TO_CLIENT and flags == 0
-    if not well_formed or envelope_size > MAX_ENVELOPE or counter == NONE:
-        raise FormatError("mail with an unknown direction, flag or size")
-    opening_end = HEADER.size + (OPENING_SIZE if flags & FLAG_OPENING else 0)
-    start = opening_end + envelope_size
-    if len(data) != start + size or size < PRIVATE.size + 16:
-        raise FormatError("mail sizes do not add up: truncated or extended")
-    return EncryptedMail(
-        direction,
-        session_id,
-        counter,
-        salt,
-        data[HEADER.size : opening_end],
-        data[opening_end:start],
-        data[:start],
-        data[start:],
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +114,7 @@ def parse_request(plaintext: bytes, envelope: bytes) -> Request:
 def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
     """Read a decrypted mail of an enclave. Raises FormatError."""
     (kind, flags, _, _, sequence, acknowledged, answers, expected), body = _unpad(plaintext)
-    if kind > ReplyKind.ACCEPTED or flags & ~FLAG_LAST:
+    if kind > ReplyKind.NOT_ADMITTED or flags & ~FLAG_LAST:
         raise FormatError("private header with an unknown kind or flag")
     return Reply(kind, flags, sequence, acknowledged, answers, expected, body, envelope)
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from conclave._mailheader import NONE
 from conclave.errors import DecryptionError
-from conclave.mail._wire import NONE, Reply, ReplyKind, Request, RequestKind
+from conclave.mail._wire import Reply, Request, RequestKind
 from conclave.mail.session import ClientSession
 
 
@@ -126,7 +127,7 @@ class Conversation:
             raise DecryptionError
         reply = self.session.decrypt(data)
         item = self._pending.get(reply.answers)
-        if reply.kind in (ReplyKind.SEQUENCE_ERROR, ReplyKind.OVERLOADED):
+        if reply.sequence == NONE:
             if item is not None:
                 item.refused = reply
             return item

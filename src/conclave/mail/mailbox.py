@@ -9,15 +9,17 @@ Spec: spec/mail.md sections 5 and 6 (MAIL-3 to MAIL-14).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 
-from conclave import _crypto
+from conclave import _crypto, _mailheader
 from conclave._crypto import DecryptionKey
+from conclave._mailheader import NONE, EncryptedMail
 from conclave.errors import DecryptionError, OverloadedError, SessionError
 from conclave.mail import _wire
-from conclave.mail._wire import FLAG_LAST, NONE, EncryptedMail, Reply, ReplyKind, Request, RequestKind
+from conclave.mail._wire import FLAG_LAST, Reply, ReplyKind, Request, RequestKind
 from conclave.mail.padding import Padding, padme
 from conclave.mail.session import EnclaveSession
 
@@ -158,10 +160,12 @@ class Mailbox:
         *,
         key: DecryptionKey,
         claims_digest: bytes,
+        admit: Callable[[bytes, str], bool] = lambda _sender, _topic: True,
         padding: Padding = padme,
         bounds: Bounds | None = None,
     ) -> None:
         self._keys: list[tuple[DecryptionKey, bytes]] = [(key, claims_digest)]
+        self._admit = admit
         self._padding = padding
         self._bounds = bounds or Bounds()
         self._sessions: dict[bytes, tuple[EnclaveSession, Channel]] = {}
@@ -187,8 +191,8 @@ class Mailbox:
             SessionError: no such session here and no opening.
             OverloadedError: no room for a new session or channel.
         """
-        mail = _wire.parse_mail(data)
-        if mail.direction != _wire.TO_ENCLAVE:
+        mail = _mailheader.parse_mail(data)
+        if mail.direction != _mailheader.TO_ENCLAVE:
             raise SessionError("a mail for a client, not for the enclave")
         known = self._sessions.get(mail.session_id)
         fresh = known is None
@@ -196,6 +200,9 @@ class Mailbox:
         request = session.decrypt(mail)
         # From here the mail is authentic; only now does anything change.
         if fresh:
+            if channel.latest is None and not self._admit(session.identity, session.topic):
+                # Nothing is kept: an outsider costs no memory.
+                return self._refuse(session, channel, request, ReplyKind.NOT_ADMITTED)
             self._register(session, channel)
         channel.latest = session
         channel.acknowledge(request.acknowledged)

@@ -14,11 +14,12 @@ import struct
 import weakref
 from typing import Final
 
-from conclave import _crypto
+from conclave import _crypto, _mailheader
 from conclave._crypto import AeadKey, DecryptionKey, Secret, SigningKey
+from conclave._mailheader import EncryptedMail
 from conclave.errors import DecryptionError, SessionError, SignatureError
 from conclave.mail import _wire
-from conclave.mail._wire import EncryptedMail, Reply, Request
+from conclave.mail._wire import Reply, Request
 from conclave.mail.padding import Padding, padme
 
 LABEL_OPENING: Final = b"mail/1 opening"
@@ -96,16 +97,16 @@ def _encrypt(
     plaintext: bytes,
     padding: Padding,
 ) -> bytes:
-    if len(envelope) > _wire.MAX_ENVELOPE:
-        raise ValueError(f"an envelope has at most {_wire.MAX_ENVELOPE} bytes")
+    if len(envelope) > _mailheader.MAX_ENVELOPE:
+        raise ValueError(f"an envelope has at most {_mailheader.MAX_ENVELOPE} bytes")
     size = padding(len(plaintext))
     if len(plaintext) > _wire.MAX_BODY + _wire.PRIVATE.size:
         raise ValueError(f"a mail body has at most {_wire.MAX_BODY} bytes")
     public = (
-        _wire.HEADER.pack(
-            _wire.MAGIC,
+        _mailheader.HEADER.pack(
+            _mailheader.MAGIC,
             direction,
-            _wire.FLAG_OPENING if opening else 0,
+            _mailheader.FLAG_OPENING if opening else 0,
             len(envelope),
             session_id,
             counter,
@@ -210,10 +211,10 @@ class ClientSession:
         counter, self._counter = self._counter, self._counter + 1
         return _encrypt(
             self._send,
-            direction=_wire.TO_ENCLAVE,
+            direction=_mailheader.TO_ENCLAVE,
             session_id=self.session_id,
             counter=counter,
-            salt=_wire.ZERO_SALT,
+            salt=_mailheader.ZERO_SALT,
             opening=b"" if self._confirmed else self._opening,
             envelope=request.envelope,
             plaintext=_wire.pack_request(request),
@@ -227,8 +228,8 @@ class ClientSession:
             FormatError: not a mail.
             DecryptionError: not of this session, altered, or seen before.
         """
-        mail = _wire.parse_mail(data)
-        if self._dead or mail.direction != _wire.TO_CLIENT or mail.session_id != self.session_id:
+        mail = _mailheader.parse_mail(data)
+        if self._dead or mail.direction != _mailheader.TO_CLIENT or mail.session_id != self.session_id:
             raise DecryptionError
         if self._receive is None:
             key = AeadKey(self._prk.expand(LABEL_E2C + mail.reply_salt))
@@ -310,7 +311,7 @@ class EnclaveSession:
         counter, self._counter = self._counter, self._counter + 1
         return _encrypt(
             self._send,
-            direction=_wire.TO_CLIENT,
+            direction=_mailheader.TO_CLIENT,
             session_id=self.session_id,
             counter=counter,
             salt=self._salt,

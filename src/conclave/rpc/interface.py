@@ -80,12 +80,8 @@ class Method:
         if missing:
             raise TypeError(f"{self.name}() is missing {', '.join(missing)}")
         # Trailing defaults stay with the enclave: it owns their values.
-        present = [n for n in names if n in values]
-        if names[: len(present)] != present:
-            present = names
-        return [
-            values.get(n, d) for n, d in zip(names, self.defaults, strict=True) if n in present or n in values
-        ]
+        count = max((i + 1 for i, n in enumerate(names) if n in values), default=0)
+        return [values.get(names[i], self.defaults[i]) for i in range(count)]
 
     def decode_arguments(self, body: bytes) -> list[Any]:
         """Arguments from untrusted bytes.
@@ -206,7 +202,7 @@ def decode_result(body: bytes, kind: Any) -> Any:
         raise FormatError("the enclave's result does not have the declared type") from None
 
 
-class CallFailure(_codec.Record):
+class CallFailure(_codec.Record, frozen=True):
     """Body of a call error: a declared type name and message, or an opaque pair."""
 
     type: str

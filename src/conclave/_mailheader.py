@@ -1,0 +1,76 @@
+"""The public header of encrypted mail: what the host sees and may not alter.
+
+Runs at every party, the untrusted host included. Holds no keys.
+
+Spec: spec/mail.md section 3.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from conclave.errors import FormatError
+
+MAGIC: Final = b"CML1"
+HEADER: Final = struct.Struct(">4sBBH16sQ32sI")
+OPENING_SIZE: Final = 1168 + 1601 + 16
+SMALLEST_CIPHERTEXT: Final = 40 + 16
+MAX_ENVELOPE: Final = 4096
+MAX_MAIL: Final = 16 * 1024 * 1024 + 8192
+NONE: Final = 2**64 - 1
+ZERO_SALT: Final = bytes(32)
+
+TO_ENCLAVE: Final = 1
+TO_CLIENT: Final = 2
+FLAG_OPENING: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EncryptedMail:
+    """A mail as the host sees it. Nothing in it is authentic yet.
+
+    Attributes:
+        associated: every byte before the ciphertext, authenticated with it.
+    """
+
+    direction: int
+    session_id: bytes
+    counter: int
+    reply_salt: bytes
+    opening: bytes
+    envelope: bytes
+    associated: bytes
+    ciphertext: bytes
+
+
+def parse_mail(data: bytes) -> EncryptedMail:
+    """Read the public parts of a mail. Raises FormatError."""
+    if len(data) < HEADER.size:
+        raise FormatError(f"not a mail: {len(data)} bytes, a mail has at least {HEADER.size}")
+    if len(data) > MAX_MAIL:
+        raise FormatError(f"mail of {len(data)} bytes exceeds {MAX_MAIL}")
+    magic, direction, flags, envelope_size, session_id, counter, salt, size = HEADER.unpack_from(data)
+    if magic != MAGIC:
+        raise FormatError("not a mail: wrong magic")
+    if direction == TO_ENCLAVE:
+        well_formed = flags in (0, FLAG_OPENING) and salt == ZERO_SALT
+    else:
+        well_formed = direction == TO_CLIENT and flags == 0
+    if not well_formed or envelope_size > MAX_ENVELOPE or counter == NONE:
+        raise FormatError("mail with an unknown direction, flag or size")
+    opening_end = HEADER.size + (OPENING_SIZE if flags & FLAG_OPENING else 0)
+    start = opening_end + envelope_size
+    if len(data) != start + size or size < SMALLEST_CIPHERTEXT:
+        raise FormatError("mail sizes do not add up: truncated or extended")
+    return EncryptedMail(
+        direction,
+        session_id,
+        counter,
+        salt,
+        data[HEADER.size : opening_end],
+        data[opening_end:start],
+        data[:start],
+        data[start:],
+    )

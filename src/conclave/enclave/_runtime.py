@@ -1,0 +1,255 @@
+"""Start-up of an enclave and its loop over the host channel.
+
+Runs inside the enclave, after the sandbox is closed. Nothing unmeasured is used:
+the bundle's manifest decides environment, entry and mode, and the TEE must name
+the same bundle before any author code runs.
+
+Spec: spec/claims.md section 2 (CLM-2), spec/host-channel.md section 4 (BOOT-1 to BOOT-3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import os
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Final
+
+from conclave import __version__, _crypto
+from conclave._crypto import SUITE_ID
+from conclave._framing import FrameReader, Kind, pack
+from conclave.attestation.claims import InstanceClaims, bundle_id
+from conclave.bundle.manifest import Manifest, check_files, parse_manifest
+from conclave.enclave._driver import Identity, SimulatedTee
+from conclave.enclave._service import Service
+from conclave.enclave.sdk import Enclave
+from conclave.errors import BundleError, Error, FormatError
+from conclave.rpc.interface import Interface, interface_digest, interface_of
+
+RUNTIME_RELEASE: Final = f"conclave-{__version__}"
+HOST_FD: Final = 3
+PLATFORM_FD: Final = 4
+_READ_SIZE: Final = 1024 * 1024
+_MAX_UNSENT: Final = 64 * 1024 * 1024
+
+
+class StartError(Error):
+    """Start-up refused; the message is our own and safe for the host."""
+
+    code = "start"
+
+
+def main() -> None:
+    """Run one boot. Called by the bootstrap; returns when the host is done."""
+    channel = socket.socket(fileno=HOST_FD)
+    try:
+        start = _prepare(Path.cwd(), SimulatedTee(socket.socket(fileno=PLATFORM_FD)))
+    except Error as error:
+        _send_failed(channel, str(error))
+        raise SystemExit(78) from None
+    asyncio.run(_serve(channel, start))
+
+
+def _send_failed(channel: socket.socket, text: str) -> None:
+    channel.sendall(pack(Kind.FAILED, 0, text.encode()[:4096]))
+
+
+class _Start:
+    """Everything about this boot that is known before its keys exist."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        code: bytes,
+        signer: bytes,
+        identity: Identity,
+        tee: SimulatedTee,
+        cls: type[Enclave],
+        interface: Interface,
+    ) -> None:
+        self.manifest = manifest
+        self.code = code
+        self.signer = signer
+        self.identity = identity
+        self.tee = tee
+        self.cls = cls
+        self.interface = interface
+        self.boot_nonce = _crypto.random_bytes(32)
+
+    def claims(self, encryption_key: bytes, signing_key: bytes) -> InstanceClaims:
+        """Claims of this boot for one pair of keys."""
+        manifest = self.manifest
+        return InstanceClaims(
+            version=1,
+            bundle_id=self.identity.bundle_id,
+            code=self.code,
+            signer=self.signer,
+            product_id=manifest.product_id,
+            revocation_level=manifest.revocation_level,
+            runtime=RUNTIME_RELEASE,
+            sandbox=self.identity.sandbox,
+            mode=manifest.mode,
+            suite=SUITE_ID,
+            encryption_key=encryption_key,
+            signing_key=signing_key,
+            boot_nonce=self.boot_nonce,
+            log_id=None,
+            kds_constraint=None,
+            interface=interface_digest(manifest.interface),
+        )
+
+
+def _prepare(bundle: Path, tee: SimulatedTee) -> _Start:
+    # 1. What the TEE launched, and what lies here, are the same bundle.
+    identity = tee.identity()
+    manifest_bytes = (bundle / "manifest").read_bytes()
+    manifest = parse_manifest(manifest_bytes)
+    code = _crypto.sha256(manifest_bytes)
+    signer = _signer(bundle, manifest_bytes)
+    here = bundle_id(
+        code=code,
+        signer=signer,
+        product_id=manifest.product_id,
+        revocation_level=manifest.revocation_level,
+    )
+    if not _crypto.same(here, identity.bundle_id):
+        raise StartError("the TEE names another bundle than the one that was mounted")
+    check_files(bundle, manifest)
+    # 2. The measured environment, then author code.
+    os.environ.update(dict(manifest.environment))
+    cls = _load(manifest)
+    interface = interface_of(cls)
+    if interface.encode() != manifest.interface:
+        raise StartError("the class has another interface than the manifest says; build the bundle again")
+    return _Start(manifest, code, signer, identity, tee, cls, interface)
+
+
+def _signer(bundle: Path, manifest: bytes) -> bytes:
+    path = bundle / "signature"
+    if not path.exists():
+        return bytes(32)
+    signature = path.read_bytes()
+    if len(signature) != 96:
+        raise BundleError("the bundle's signature file has another size than 96 bytes")
+    public = signature[:32]
+    _crypto.verify_signature(public, "bundle", _crypto.ZERO_DIGEST, manifest, signature[32:])
+    return _crypto.sha256(public)
+
+
+def _load(manifest: Manifest) -> type[Enclave]:
+    module_name, _, class_name = manifest.entry.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except BaseException:
+        if manifest.mode == "debug":
+            raise StartError(traceback.format_exc(limit=-3)) from None
+        raise StartError("the enclave's module failed to import (build in debug mode to see why)") from None
+    if not (isinstance(cls, type) and issubclass(cls, Enclave)):
+        raise StartError("the manifest's entry is not an Enclave class")
+    return cls
+
+
+class _Output:
+    """Frames on their way to the host: one write per turn of the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, channel: socket.socket) -> None:
+        self._loop = loop
+        self._channel = channel
+        self._buffer = bytearray()
+        self._scheduled = False
+        self._blocked = False
+        self.closed = asyncio.Event()
+
+    def send(self, kind: int, request: int, payload: bytes) -> None:
+        """Queue one frame."""
+        self._buffer += pack(kind, request, payload)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self.flush)
+
+    @property
+    def full(self) -> bool:
+        """Whether the host must read before it may ask more."""
+        return len(self._buffer) > _MAX_UNSENT
+
+    def flush(self) -> None:
+        """Write what the channel takes now."""
+        self._scheduled = False
+        try:
+            while self._buffer:
+                sent = self._channel.send(self._buffer)
+                del self._buffer[:sent]
+        except BlockingIOError:
+            if not self._blocked:
+                self._blocked = True
+                self._loop.add_writer(self._channel, self.flush)
+            return
+        except OSError:
+            self._buffer.clear()
+            self.closed.set()
+        if self._blocked:
+            self._blocked = False
+            self._loop.remove_writer(self._channel)
+
+
+async def _serve(channel: socket.socket, start: _Start) -> None:
+    loop = asyncio.get_running_loop()
+    channel.setblocking(False)
+    output = _Output(loop, channel)
+    manifest = start.manifest
+    try:
+        service = Service(
+            enclave=start.cls(),
+            interface=start.interface,
+            claims=start.claims,
+            evidence=start.tee.evidence,
+            roster=tuple(manifest.roster),
+            quorum=manifest.quorum,
+            send=output.send,
+            debug=manifest.mode == "debug",
+        )
+        service.announce()
+    except BaseException:
+        detail = traceback.format_exc(limit=-3) if manifest.mode == "debug" else "the enclave's start failed"
+        channel.setblocking(True)
+        _send_failed(channel, detail)
+        raise SystemExit(78) from None
+    # Start-up objects live as long as the boot: keep the collector off them.
+    gc.collect()
+    gc.freeze()
+    reader = FrameReader(Kind)
+
+    def readable() -> None:
+        if output.full:
+            return
+        try:
+            data = channel.recv(_READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            output.closed.set()
+            return
+        try:
+            frames = reader.feed(data)
+        except FormatError:
+            # The host speaks another protocol; nothing it says can be trusted to
+            # be framed. Closing the channel ends this boot (CHAN-1).
+            output.closed.set()
+            return
+        for frame in frames:
+            if not service.handle(frame):
+                output.closed.set()
+                return
+
+    loop.add_reader(channel, readable)
+    await output.closed.wait()
+    loop.remove_reader(channel)
+    output.flush()
+    sys.stdout.flush()
+    os._exit(0)

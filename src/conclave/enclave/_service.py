@@ -1,0 +1,269 @@
+"""One boot of an enclave: mail in, handlers run, replies out.
+
+Runs inside the enclave. Everything from the host is hostile: any frame gives an
+answer or an ERROR word and never an exception that ends the boot. Author code is
+trusted with the mail, not with the runtime's manners: whatever it raises becomes
+an opaque call error.
+
+Spec: spec/host-channel.md section 2, spec/mail.md section 6, spec/rpc.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import msgspec
+
+from conclave import _codec, _crypto
+from conclave._crypto import DecryptionKey, SigningKey
+from conclave._framing import Frame, Kind
+from conclave.attestation.claims import InstanceClaims
+from conclave.enclave.sdk import Enclave, Mail, Roster, _sender
+from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
+from conclave.mail import MAX_BODY, Channel, Mailbox, Outcome, ReplyKind, Request, RequestKind
+from conclave.rpc.interface import CallFailure, Interface, RpcError, decode_call
+
+Send = Callable[[int, int, bytes], None]
+MAX_MESSAGE: Final = 4096
+_WORDS: Final = (
+    (DecryptionError, b"decryption"),
+    (SessionError, b"session"),
+    (OverloadedError, b"overloaded"),
+    (FormatError, b"format"),
+)
+_encode_result = msgspec.msgpack.Encoder().encode
+
+
+class Instance(_codec.Record, frozen=True):
+    """Payload of an INSTANCE frame."""
+
+    claims: bytes
+    evidence: bytes
+
+
+class Service:
+    """Keys, mailbox and the author's object of one boot. Single-threaded but for
+    synchronous handlers when the class allows several threads."""
+
+    def __init__(
+        self,
+        *,
+        enclave: Enclave,
+        interface: Interface,
+        claims: Callable[[bytes, bytes], InstanceClaims],
+        evidence: Callable[[bytes], bytes],
+        roster: tuple[bytes, ...],
+        quorum: int,
+        send: Send,
+        debug: bool,
+    ) -> None:
+        """Make the keys and the first claims.
+
+        Args:
+            claims: makes claims from an encryption key and a signing key.
+            evidence: asks the TEE for evidence over 64 bytes.
+            send: queues one frame (kind, request id, payload) to the host.
+            debug: tracebacks of the author's code may leave the enclave.
+        """
+        self._make_claims = claims
+        self._evidence = evidence
+        self._send = send
+        self._debug = debug
+        self._signing = SigningKey.generate()
+        key = DecryptionKey.generate()
+        self.claims = claims(key.public, self._signing.public)
+        self._digest = self.claims.digest()
+        self._mailbox = Mailbox(key=key, claims_digest=self._digest, admit=self._admit)
+        self._interface = interface
+        self._enclave = enclave
+        self.roster = Roster(roster, quorum, self._digest)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pool = ThreadPoolExecutor(enclave.threads) if enclave.threads > 1 else None
+        enclave._context = self
+        enclave.on_start()
+
+    def announce(self, request: int = 0) -> None:
+        """Send claims and evidence to the host."""
+        evidence = self._evidence(self._digest)
+        self._send(
+            Kind.INSTANCE, request, _codec.encode(Instance(claims=self.claims.encode(), evidence=evidence))
+        )
+
+    def handle(self, frame: Frame) -> bool:
+        """Take one frame from the host. False: stop."""
+        if frame.kind == Kind.MAIL:
+            self._mail(frame)
+        elif frame.kind == Kind.CHALLENGE:
+            self._challenge(frame)
+        elif frame.kind == Kind.RENEW:
+            self._renew(frame)
+        elif frame.kind == Kind.STOP:
+            return False
+        else:
+            self._send(Kind.ERROR, frame.request, b"format")
+        return True
+
+    # Context for the author's object -------------------------------------------------
+
+    def post(self, to: bytes, topic: str, body: bytes, envelope: bytes) -> None:
+        """See `Enclave.post`."""
+        self._send(Kind.REPLY, 0, self._mailbox.post(to, topic, body, envelope=envelope))
+
+    def sign(self, data: bytes) -> bytes:
+        """See `Enclave.sign`."""
+        return self._signing.sign("app", self._digest, data)
+
+    # Frames --------------------------------------------------------------------------
+
+    def _challenge(self, frame: Frame) -> None:
+        if len(frame.payload) != 32:
+            self._send(Kind.ERROR, frame.request, b"format")
+            return
+        nonce = _crypto.random_bytes(32)
+        signature = self._signing.sign("challenge", self._digest, frame.payload + nonce)
+        self._send(Kind.SIGNED, frame.request, nonce + signature)
+
+    def _renew(self, frame: Frame) -> None:
+        key = DecryptionKey.generate()
+        self.claims = self._make_claims(key.public, self._signing.public)
+        self._digest = self.claims.digest()
+        self._mailbox.renew(key, self._digest)
+        self.roster.renewed(self._digest)
+        self.announce(frame.request)
+
+    def _mail(self, frame: Frame) -> None:
+        try:
+            received = self._mailbox.receive(frame.payload, frame.request)
+        except Error as error:
+            word = next((w for kind, w in _WORDS if isinstance(error, kind)), b"format")
+            self._send(Kind.ERROR, frame.request, word)
+            return
+        for mail in received.mails:
+            self._send(Kind.REPLY, frame.request, mail)
+        if received.superseded_route and received.superseded_route != frame.request:
+            self._send(Kind.DONE, received.superseded_route, b"")
+        if received.outcome is Outcome.ANSWERED:
+            self._send(Kind.DONE, frame.request, b"")
+        elif received.outcome is Outcome.RUN and received.channel and received.request:
+            self._start(received.channel, received.request)
+
+    # Handlers ------------------------------------------------------------------------
+
+    def _admit(self, sender: bytes, topic: str) -> bool:
+        try:
+            return bool(self._enclave.admit(sender, topic))
+        except Exception:
+            self._report()
+            return False
+
+    def _start(self, channel: Channel, request: Request) -> None:
+        token = _sender.set(channel.identity)
+        try:
+            call = self._prepare(channel, request)
+            if inspect.iscoroutinefunction(call):
+                self._spawn(self._finish_later(channel, request, call()))
+            elif self._pool is not None:
+                context = contextvars.copy_context()
+                work = asyncio.get_running_loop().run_in_executor(self._pool, context.run, call)
+                self._spawn(self._finish_later(channel, request, _wait(work)))
+            else:
+                self._finish(channel, request, call())
+        except BaseException as error:
+            self._fail(channel, request, error)
+        finally:
+            _sender.reset(token)
+
+    def _prepare(self, channel: Channel, request: Request) -> Callable[[], Any]:
+        if request.kind == RequestKind.MAIL:
+
+            def reply(body: bytes, envelope: bytes) -> None:
+                self._reply(channel, request, ReplyKind.MAIL, body, envelope=envelope, last=False)
+
+            mail = Mail(
+                channel.identity, channel.topic, request.sequence, request.envelope, request.body, reply
+            )
+            return _bind(self._enclave.on_mail, (mail,))
+        name, arguments = decode_call(request.body)
+        method = self._interface.methods.get(name)
+        if method is None:
+            raise FormatError(
+                f"this enclave has no method of that name; it has: {', '.join(self._interface.methods)}"
+            )
+        return _bind(getattr(self._enclave, name), tuple(method.decode_arguments(arguments)))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _finish_later(self, channel: Channel, request: Request, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            self._finish(channel, request, await work)
+        except BaseException as error:
+            self._fail(channel, request, error)
+
+    def _finish(self, channel: Channel, request: Request, result: Any) -> None:
+        if request.kind == RequestKind.CALL:
+            body, kind = _encode_result(result), ReplyKind.RESULT
+        elif result is None:
+            body, kind = b"", ReplyKind.ACCEPTED
+        elif isinstance(result, bytes):
+            body, kind = result, ReplyKind.MAIL
+        else:
+            raise TypeError("on_mail returns bytes or None")
+        if len(body) > MAX_BODY:
+            raise ValueError(f"a result of {len(body)} bytes exceeds {MAX_BODY}")
+        self._reply(channel, request, kind, body, last=True)
+
+    def _fail(self, channel: Channel, request: Request, error: BaseException) -> None:
+        if isinstance(error, RpcError):
+            failure = CallFailure(type=type(error).__name__[:128], message=str(error)[:MAX_MESSAGE])
+        elif isinstance(error, FormatError):
+            failure = CallFailure(type="InvalidCall", message=str(error)[:MAX_MESSAGE])
+        else:
+            self._report()
+            failure = CallFailure(type="error", message="the enclave's code failed")
+        self._reply(channel, request, ReplyKind.CALL_ERROR, _codec.encode(failure), last=True)
+
+    def _reply(
+        self,
+        channel: Channel,
+        request: Request,
+        kind: ReplyKind,
+        body: bytes,
+        *,
+        envelope: bytes = b"",
+        last: bool,
+    ) -> None:
+        made = self._mailbox.reply(channel, request.sequence, kind, body, envelope=envelope, last=last)
+        if made is None:
+            return
+        route, mail = made
+        self._send(Kind.REPLY, route, mail)
+        if last:
+            self._send(Kind.DONE, route, b"")
+
+    def _report(self) -> None:
+        if self._debug:
+            traceback.print_exc(file=sys.stderr)
+
+
+def _bind(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[[], Any]:
+    if inspect.iscoroutinefunction(function):
+
+        async def later() -> Any:
+            return await function(*arguments)
+
+        return later
+    return lambda: function(*arguments)
+
+
+async def _wait(future: asyncio.Future[Any]) -> Any:
+    return await future

@@ -1,0 +1,178 @@
+"""What an author writes an enclave with.
+
+Runs inside the enclave (and is imported, without running, by typed clients and
+by `conclave build`). The host is the adversary; a client is whoever holds the
+key `sender` names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from conclave.rpc.interface import RpcError
+
+if TYPE_CHECKING:
+    from conclave.attestation.claims import InstanceClaims
+
+_sender: ContextVar[bytes] = ContextVar("conclave_sender")
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """One decrypted mail for `Enclave.on_mail`.
+
+    Attributes:
+        sender: Ed25519 public key (32 bytes) that signed the session's opening.
+        topic: the sender's topic; channels of two senders never mix.
+        sequence: position in the channel, from 0.
+        envelope: bytes the host could read but not alter.
+        body: only sender and enclave know it.
+    """
+
+    sender: bytes
+    topic: str
+    sequence: int
+    envelope: bytes
+    body: bytes
+    _reply: Callable[[bytes, bytes], None] = field(repr=False, compare=False)
+
+    def reply(self, body: bytes, *, envelope: bytes = b"") -> None:
+        """Send one more reply to this mail, before the handler returns."""
+        self._reply(body, envelope)
+
+
+class NotInRoster(RpcError):
+    """The sender is not a member of the roster that the bundle declares."""
+
+
+class WrongInstance(RpcError):
+    """The member acknowledged another instance than this one."""
+
+
+class Roster:
+    """The named set of clients without whom nothing joint leaves the enclave.
+
+    Declared in the bundle, so measured: the operator cannot add members. A
+    barrier is complete when `quorum` members acknowledged *this* instance, named
+    by its claims digest; members who were each given an instance of their own
+    never complete one.
+    """
+
+    def __init__(self, members: tuple[bytes, ...], quorum: int, claims_digest: bytes) -> None:
+        self.members = frozenset(members)
+        self.quorum = quorum
+        # A renewed encryption key gives the same boot a further digest.
+        self._digests = {claims_digest}
+        self._acknowledged: set[bytes] = set()
+        self._complete = asyncio.Event()
+
+    def renewed(self, claims_digest: bytes) -> None:
+        """Called by the runtime when this boot's claims are renewed."""
+        self._digests.add(claims_digest)
+
+    def check(self, sender: bytes) -> None:
+        """Raise NotInRoster unless `sender` is a member."""
+        if sender not in self.members:
+            raise NotInRoster("the sender is not in this bundle's roster")
+
+    def acknowledge(self, sender: bytes, claims_digest: bytes) -> None:
+        """Record that a member verified the instance with this digest.
+
+        Raises:
+            NotInRoster, WrongInstance: nothing is recorded.
+        """
+        self.check(sender)
+        if claims_digest not in self._digests:
+            raise WrongInstance("the acknowledged instance is not this one")
+        self._acknowledged.add(sender)
+        if self.members and len(self._acknowledged) >= self.quorum:
+            self._complete.set()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the quorum has acknowledged. Never true without a roster."""
+        return self._complete.is_set()
+
+    async def stable(self) -> None:
+        """Wait until the quorum has acknowledged this instance.
+
+        Raises:
+            RuntimeError: the bundle declares no roster.
+        """
+        if not self.members:
+            raise RuntimeError("this bundle declares no roster; declare one in [tool.conclave]")
+        await self._complete.wait()
+
+
+class Context(Protocol):
+    """What the runtime gives an enclave object. Authors use `Enclave`'s methods."""
+
+    claims: InstanceClaims
+    roster: Roster
+
+    def post(self, to: bytes, topic: str, body: bytes, envelope: bytes) -> None: ...
+    def sign(self, data: bytes) -> bytes: ...
+
+
+class Enclave:
+    """Base of every enclave: subclass it, mark methods with `@rpc`.
+
+    Stateless: nothing survives a restart of the enclave. Within one boot a retry
+    of a call gets the same reply and runs nothing twice; across boots a call runs
+    at least once (`delivery`).
+
+    Class attributes:
+        threads: how many synchronous handlers may run at a time. With 1 (default)
+            no handler ever runs beside another one.
+    """
+
+    threads: int = 1
+    delivery = "at_least_once"
+    _context: Context
+
+    def on_start(self) -> None:
+        """Called once, after the keys exist and before the first mail."""
+
+    def admit(self, sender: bytes, topic: str) -> bool:
+        """Whether an unknown sender may open a channel. Must not block."""
+        return True
+
+    def on_mail(self, mail: Mail) -> bytes | None:
+        """Handle a mail that is not a call; may be `async`. A result is replied."""
+        raise NoMailHandler("this enclave answers calls only")
+
+    @property
+    def sender(self) -> bytes:
+        """Ed25519 public key (32 bytes) of the caller that is being handled."""
+        return _sender.get()
+
+    @property
+    def instance(self) -> InstanceClaims:
+        """This boot's attested claims."""
+        return self._context.claims
+
+    @property
+    def roster(self) -> Roster:
+        """The roster declared in the bundle."""
+        return self._context.roster
+
+    def post(self, to: bytes, body: bytes, *, topic: str = "default", envelope: bytes = b"") -> None:
+        """Mail a client that has a session in this boot, without being asked.
+
+        Raises:
+            SessionError: it has none on that topic.
+            OverloadedError: it has left too many replies unacknowledged.
+        """
+        self._context.post(to, topic, body, envelope)
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign under purpose `app` with the instance's attested key: 64 bytes."""
+        return self._context.sign(data)
+
+
+class NoMailHandler(RpcError):
+    """The enclave class does not define `on_mail`."""

@@ -1,0 +1,127 @@
+"""The host's end of the host channel: asks the enclave, collects its answers.
+
+Runs in the untrusted host. A buggy enclave may send anything: what is not a
+frame ends the link, what answers nobody is dropped.
+
+Spec: spec/host-channel.md sections 1 and 2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from conclave._framing import Frame, FrameReader, Kind, pack
+from conclave.errors import FormatError, TransportError
+
+MAX_ASKS: Final = 8192
+_FINAL: Final = frozenset({Kind.DONE, Kind.ERROR, Kind.SIGNED, Kind.INSTANCE})
+
+
+class Ask:
+    """One request to the enclave and the frames that answered it so far."""
+
+    __slots__ = ("_waiter", "done", "frames")
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.done = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def add(self, frame: Frame | None) -> None:
+        """Take one frame; None means that the enclave is gone."""
+        if frame is None:
+            self.done = True
+        else:
+            self.frames.append(frame)
+            self.done = frame.kind in _FINAL
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def more(self) -> list[Frame]:
+        """Wait for frames; those since the last call. Empty: the enclave is gone."""
+        if not self.frames and not self.done:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        frames, self.frames = self.frames, []
+        return frames
+
+
+class Link(asyncio.Protocol):
+    """One byte stream to one boot."""
+
+    def __init__(self, unasked: Callable[[Frame], None], lost: Callable[[], None]) -> None:
+        self._unasked = unasked
+        self._lost = lost
+        self._reader = FrameReader(Kind)
+        self._asks: dict[int, Ask] = {}
+        self._next = 1
+        self._out: list[bytes] = []
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: the stream is there."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: the enclave is gone; everybody who waits learns it."""
+        self._transport = None
+        asks, self._asks = self._asks, {}
+        for ask in asks.values():
+            ask.add(None)
+        self._lost()
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: bytes of the enclave."""
+        try:
+            frames = self._reader.feed(data)
+        except FormatError:
+            self.close()
+            return
+        for frame in frames:
+            ask = self._asks.get(frame.request) if frame.request else None
+            if ask is not None:
+                ask.add(frame)
+                if ask.done:
+                    del self._asks[frame.request]
+            elif frame.request == 0:
+                self._unasked(frame)
+
+    def ask(self, kind: Kind, payload: bytes = b"") -> Ask:
+        """Send a request.
+
+        Raises:
+            TransportError: the enclave is gone, or too many requests wait.
+        """
+        if self._transport is None:
+            raise TransportError("the enclave is not running")
+        if len(self._asks) >= MAX_ASKS:
+            raise TransportError("too many requests are waiting for the enclave")
+        ask = Ask()
+        request, self._next = self._next, self._next + 1
+        self._asks[request] = ask
+        self._send(pack(kind, request, payload))
+        return ask
+
+    def stop(self) -> None:
+        """Ask the enclave to end."""
+        if self._transport is not None:
+            self._send(pack(Kind.STOP, 0))
+
+    def close(self) -> None:
+        """End the boot by closing its channel."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def _send(self, data: bytes) -> None:
+        # One write per turn of the loop: under load a crossing costs a fraction.
+        if not self._out:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._out.append(data)
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self._transport is not None:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))

@@ -30,7 +30,18 @@ TAG_SIZE: Final = 16
 ZERO_DIGEST: Final = bytes(64)
 
 PURPOSES: Final = frozenset(
-    ["challenge", "opening", "mail", "kds-statement", "kds-request", "receipt", "checkpoint", "state", "app", "bundle"]
+    {
+        "challenge",
+        "opening",
+        "mail",
+        "kds-statement",
+        "kds-request",
+        "receipt",
+        "checkpoint",
+        "state",
+        "app",
+        "bundle",
+    }
 )
 
 _SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)

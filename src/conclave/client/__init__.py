@@ -1,0 +1,7 @@
+"""The SDK for relying parties."""
+
+from conclave.client.client import AsyncClient, Client
+from conclave.client.core import ReceivedMail
+from conclave.client.identity import Identity
+
+__all__ = ["AsyncClient", "Client", "Identity", "ReceivedMail"]

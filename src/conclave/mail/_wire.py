@@ -73,7 +73,8 @@ class Reply:
 
     Attributes:
         answers: sequence of the request, or `NONE`.
-        expected: for a sequence error, the sequence the enclave waits for.
+        expected: for a sequence error, the sequence the enclave waits for; for a
+            last reply, how many replies the request has.
     """
 
     kind: int

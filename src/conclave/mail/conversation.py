@@ -27,6 +27,7 @@ class Pending:
         abandoned: its caller went away; it is sent until answered all the same,
             because later requests are ordered behind it.
         refused: an authentic reply that ends this attempt without an answer.
+        failed: why it will never be sent again.
     """
 
     kind: int
@@ -39,6 +40,7 @@ class Pending:
     done: bool = False
     abandoned: bool = False
     refused: Reply | None = None
+    failed: Exception | None = None
 
 
 class Conversation:
@@ -143,7 +145,8 @@ class Conversation:
         if item is None:
             return None
         item.replies.append(reply)
-        if reply.last:
+        # The last reply says how many there are: the host may swap their order.
+        if any(r.last and r.expected == len(item.replies) for r in item.replies):
             item.done = True
             item.replies.sort(key=lambda r: r.sequence)
             del self._pending[item.sequence]

@@ -50,6 +50,7 @@ class _Handled:
     session: EnclaveSession
     route: int
     replies: list[Reply] = field(default_factory=list)
+    count: int = 0
     done: bool = False
 
 
@@ -121,7 +122,11 @@ class Channel:
         if len(self._owners) >= 2 * self._bounds.unacknowledged_replies and not last:
             raise OverloadedError("too many unacknowledged replies on this channel")
         flags = FLAG_LAST if last else 0
-        reply = Reply(kind, flags, self.next_reply, self.next_request, answers, 0, body, envelope)
+        count = 0
+        if handled is not None:
+            handled.count += 1
+            count = handled.count if last else 0
+        reply = Reply(kind, flags, self.next_reply, self.next_request, answers, count, body, envelope)
         self.next_reply += 1
         self._owners[reply.sequence] = answers
         self._bytes += len(body)

@@ -45,6 +45,11 @@ class CounterWindow:
     def __contains__(self, counter: int) -> bool:
         return counter < self._below or counter in self._above
 
+    @property
+    def below(self) -> int:
+        """Every counter below this was seen."""
+        return self._below
+
     def add(self, counter: int) -> None:
         """Mark as seen. Forgets nothing: at the bound the gap is given up."""
         self._above.add(counter)
@@ -198,6 +203,11 @@ class ClientSession:
     def usable(self) -> bool:
         """Whether it may still encrypt."""
         return not self._dead and self._counter < MAX_COUNTER
+
+    @property
+    def seen_below(self) -> int:
+        """Every reply counter below this was received."""
+        return self._seen.below
 
     def encrypt(self, request: Request) -> bytes:
         """Encrypt a request under the next counter.

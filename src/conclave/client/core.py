@@ -1,0 +1,355 @@
+"""What a client does, as generators that ask for IO and get its results.
+
+Runs at the relying party. The host is the adversary: everything it says is
+verified or decrypted before it counts, and its errors are only hints to try
+again. The synchronous and the asynchronous client drive the same code.
+
+Spec: spec/claims.md section 4, spec/mail.md section 6, spec/http.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+from conclave import _codec, _crypto
+from conclave._crypto import DecryptionKey
+from conclave.attestation import AttestationResult, Constraint, verify_instance
+from conclave.client.identity import Identity
+from conclave.errors import (
+    AppraisalError,
+    CallError,
+    FormatError,
+    MailError,
+    OverloadedError,
+    SequenceError,
+    TransportError,
+)
+from conclave.mail import ClientSession, Conversation, Pending, Reply, ReplyKind, RequestKind, padme
+from conclave.mail.padding import Padding
+from conclave.rpc.interface import CallFailure, Interface, decode_result, encode_call
+
+T = TypeVar("T")
+MAX_INFO: Final = 1024 * 1024
+_AGAIN: Final = frozenset({409, 422, 502, 503})
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One HTTP request a driver shall make.
+
+    Attributes:
+        mails: the answer is a list of mails rather than bytes.
+    """
+
+    method: str
+    path: str
+    body: bytes = b""
+    mails: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Sleep that many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back. Status 0: no answer at all; `text` says why."""
+
+    status: int
+    body: bytes = b""
+    text: str = ""
+
+
+Steps = Generator["Exchange | Pause", Answer, T]
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedMail:
+    """One decrypted mail of the enclave."""
+
+    body: bytes
+    envelope: bytes
+    sequence: int
+
+
+def split_mails(body: bytes) -> list[bytes]:
+    """Mails of an HTTP answer, as far as they are whole."""
+    mails, at = [], 0
+    while at + 4 <= len(body):
+        size = int.from_bytes(body[at : at + 4], "big")
+        if at + 4 + size > len(body):
+            break
+        mails.append(body[at + 4 : at + 4 + size])
+        at += 4 + size
+    return mails
+
+
+class _Topic:
+    __slots__ = ("box", "conversation")
+
+    def __init__(self) -> None:
+        self.conversation = Conversation()
+        self.box: str | None = None
+
+
+class ClientCore:
+    """One client of one enclave: its verified instance and its channels."""
+
+    def __init__(
+        self,
+        *,
+        constraint: Constraint,
+        identity: Identity | None = None,
+        padding: Padding = padme,
+        attempts: int = 6,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.constraint = constraint
+        self.identity = identity or Identity.generate()
+        self.instance: AttestationResult | None = None
+        self._padding = padding
+        self._attempts = attempts
+        self._now = now
+        self._reply_key = DecryptionKey.generate()
+        self._topics: dict[str, _Topic] = {}
+        # How often the host passed off something else as the enclave's mail.
+        self.refused_mails = 0
+
+    # Instance ------------------------------------------------------------------------
+
+    def verify(self) -> Steps[AttestationResult]:
+        """Fetch instance info and verify it; a new instance ends all sessions.
+
+        Raises:
+            TransportError: the host does not answer.
+            FormatError, VerificationError, AppraisalError: do not use it.
+        """
+        answer = yield from self._get_info()
+        if len(answer.body) > MAX_INFO:
+            raise FormatError("instance info is too large")
+        result = verify_instance(answer.body, self.constraint, now=self._now())
+        old, self.instance = self.instance, result
+        if old is not None and old.claims_digest != result.claims_digest:
+            new_boot = old.claims.boot_nonce != result.claims.boot_nonce
+            for name, topic in self._topics.items():
+                if topic.conversation.session is not None:
+                    self._open(name, topic, new_boot=new_boot)
+        return result
+
+    def _get_info(self) -> Steps[Answer]:
+        for attempt in range(self._attempts):
+            answer = yield Exchange("GET", "/instance")
+            if answer.status == 200:
+                return answer
+            if answer.status not in (0, 503):
+                break
+            yield Pause(0.05 * 2**attempt)
+        raise TransportError(f"the host gives no instance info: {_reason(answer)}")
+
+    def _open(self, name: str, topic: _Topic, *, new_boot: bool) -> None:
+        assert self.instance is not None
+        session = ClientSession(
+            claims_digest=self.instance.claims_digest,
+            encryption_key=self.instance.claims.encryption_key,
+            identity=self.identity._key,
+            reply_key=self._reply_key.public,
+            topic=name,
+            log_id=self.instance.claims.log_id,
+            padding=self._padding,
+        )
+        topic.box = None
+        if new_boot:
+            for item in topic.conversation.waiting():
+                if item.flags:
+                    item.failed = TransportError(
+                        "the enclave restarted before it answered, and this call is not retried"
+                    )
+                    topic.conversation.forget(item)
+                elif item.abandoned:
+                    topic.conversation.forget(item)
+        topic.conversation.use(session, new_boot=new_boot)
+
+    def _topic(self, name: str) -> _Topic:
+        topic = self._topics.get(name)
+        if topic is None:
+            topic = _Topic()
+            self._open(name, topic, new_boot=False)
+            self._topics[name] = topic
+        elif topic.conversation.session is None or not topic.conversation.session.usable:
+            self._open(name, topic, new_boot=False)
+        return topic
+
+    def challenge(self) -> Steps[None]:
+        """Check that the verified instance is alive now.
+
+        Raises:
+            SignatureError: somebody else answered.
+            TransportError: nobody did.
+        """
+        if self.instance is None:
+            yield from self.verify()
+        assert self.instance is not None
+        nonce = _crypto.random_bytes(32)
+        answer = yield Exchange("POST", "/challenge", nonce)
+        if answer.status != 200 or len(answer.body) != 96:
+            raise TransportError(f"no answer to the challenge: {_reason(answer)}")
+        _crypto.verify_signature(
+            self.instance.claims.signing_key,
+            "challenge",
+            self.instance.claims_digest,
+            nonce + answer.body[:32],
+            answer.body[32:],
+        )
+
+    # Mail ----------------------------------------------------------------------------
+
+    def mail(self, body: bytes, *, topic: str, envelope: bytes) -> Steps[list[ReceivedMail]]:
+        """Send a mail; returns the enclave's replies to it.
+
+        Raises:
+            CallError: the author's code refused or failed.
+            MailError, TransportError, VerificationError, AppraisalError.
+        """
+        replies = yield from self._request(RequestKind.MAIL, body, topic=topic, envelope=envelope, retry=True)
+        _raise_failure(replies[-1])
+        return [ReceivedMail(r.body, r.envelope, r.sequence) for r in replies if r.kind == ReplyKind.MAIL]
+
+    def call(self, name: str, arguments: list[Any], *, returns: Any, topic: str, retry: bool) -> Steps[Any]:
+        """Call an `@rpc` method; returns its result, decoded as `returns`."""
+        body = encode_call(name, arguments)
+        replies = yield from self._request(RequestKind.CALL, body, topic=topic, envelope=b"", retry=retry)
+        _raise_failure(replies[-1])
+        if replies[-1].kind != ReplyKind.RESULT:
+            raise FormatError("the enclave answered a call with something else than a result")
+        return decode_result(replies[-1].body, returns)
+
+    def _request(
+        self, kind: RequestKind, body: bytes, *, topic: str, envelope: bytes, retry: bool
+    ) -> Steps[list[Reply]]:
+        if self.instance is None:
+            yield from self.verify()
+        place = self._topic(topic)
+        conversation = place.conversation
+        item = conversation.add(kind, body, envelope=envelope, flags=0 if retry else 1)
+        try:
+            yield from self._catch_up(conversation, item)
+            yield from self._deliver(conversation, item)
+        except ValueError:
+            conversation.withdraw(item)
+            raise
+        finally:
+            if not item.done:
+                item.abandoned = True
+        return item.replies
+
+    def _catch_up(self, conversation: Conversation, item: Pending) -> Steps[None]:
+        """Send again what an earlier caller gave up on: the channel is ordered behind it."""
+        for earlier in conversation.waiting():
+            if earlier.sequence < item.sequence and earlier.abandoned:
+                yield from self._attempt(conversation, earlier)
+
+    def _deliver(self, conversation: Conversation, item: Pending) -> Steps[None]:
+        for attempt in range(self._attempts):
+            answer = yield from self._attempt(conversation, item)
+            if item.done:
+                return
+            if item.failed is not None:
+                raise item.failed
+            if item.refused is not None:
+                refused, item.refused = item.refused, None
+                if refused.kind == ReplyKind.SEQUENCE_ERROR:
+                    raise SequenceError(expected=refused.expected, got=item.sequence)
+                if refused.kind == ReplyKind.NOT_ADMITTED:
+                    raise CallError("NotAdmitted", "the enclave does not admit this sender")
+                raise OverloadedError("the enclave holds too many unacknowledged replies of this channel")
+            if answer.status in (400, 413, 405, 404):
+                raise TransportError(f"the host refuses the mail: {_reason(answer)}")
+            yield Pause(min(0.05 * 2**attempt, 1.0))
+            if answer.status in _AGAIN or answer.status == 0:
+                yield from self._recover(conversation, item, answer)
+        raise TransportError(
+            f"no reply after {self._attempts} attempts, the outcome is unknown: {_reason(answer)}"
+        )
+
+    def _recover(self, conversation: Conversation, item: Pending, answer: Answer) -> Steps[None]:
+        session = conversation.session
+        yield from self.verify()
+        if item.failed is not None:
+            raise item.failed
+        if conversation.session is session and answer.status in (409, 422):
+            # The same instance has no such session, or cannot read it: open another.
+            topic = next(n for n, t in self._topics.items() if t.conversation is conversation)
+            self._open(topic, self._topics[topic], new_boot=False)
+
+    def _attempt(self, conversation: Conversation, item: Pending) -> Steps[Answer]:
+        session = conversation.session
+        answer = yield Exchange("POST", "/mail", conversation.encrypted(item), mails=True)
+        if answer.status == 200 and conversation.session is session:
+            self._take(conversation, answer.body)
+        return answer
+
+    def _take(self, conversation: Conversation, body: bytes) -> None:
+        for mail in split_mails(body):
+            try:
+                conversation.receive(mail)
+            except (FormatError, MailError):
+                # Whatever the host put there, it is not from the enclave. Counting
+                # it as an error would let the host end a call with one byte.
+                self.refused_mails += 1
+
+    def poll(self, *, topic: str, wait_seconds: float) -> Steps[list[ReceivedMail]]:
+        """Fetch mail the enclave sent without being asked."""
+        if self.instance is None:
+            yield from self.verify()
+        place = self._topic(topic)
+        conversation = place.conversation
+        assert conversation.session is not None
+        if place.box is None:
+            answer = yield Exchange("POST", f"/outbox/{conversation.session.session_id.hex()}")
+            box = answer.body.decode("ascii", "replace").removeprefix('{"box": "').removesuffix('"}')
+            if answer.status != 201 or len(box) != 32 or not box.isalnum():
+                raise TransportError(f"the host gives no outbox: {_reason(answer)}")
+            place.box = box
+        answer = yield Exchange("GET", f"/outbox/{place.box}?wait={wait_seconds:g}", mails=True)
+        if answer.status != 200:
+            raise TransportError(f"the host gives no mail: {_reason(answer)}")
+        self._take(conversation, answer.body)
+        posted, conversation.posted = conversation.posted, []
+        if posted:
+            yield Exchange("POST", "/mail", conversation.acknowledgement(), mails=True)
+            yield Exchange("DELETE", f"/outbox/{place.box}?below={conversation.session.seen_below}")
+        return [ReceivedMail(r.body, r.envelope, r.sequence) for r in posted]
+
+    def check_interface(self, interface: Interface) -> None:
+        """Refuse a stub whose class differs from the measured interface.
+
+        Raises:
+            AppraisalError: naming both digests.
+        """
+        assert self.instance is not None
+        ours, theirs = interface.digest(), self.instance.claims.interface
+        if ours != theirs:
+            raise AppraisalError(
+                (
+                    f"interface: the stub's class has digest {ours.hex()[:16]}…, the enclave's has "
+                    f"{theirs.hex()[:16]}…; use the class this enclave was built from",
+                )
+            )
+
+
+def _raise_failure(reply: Reply) -> None:
+    if reply.kind == ReplyKind.CALL_ERROR:
+        failure = _codec.decode(CallFailure, reply.body, max_size=65536, what="call error")
+        raise CallError(failure.type, failure.message)
+
+
+def _reason(answer: Answer) -> str:
+    if answer.status == 0:
+        return answer.text
+    return f"HTTP {answer.status}"

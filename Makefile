@@ -1,0 +1,44 @@
+# `make demo` and `make test` install what they need: Debian's python3-venv if the
+# interpreter cannot make a virtual environment, and the locked packages into .venv.
+# The system's Python is never touched.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check bench fuzz clean lock install
+
+demo: $(STAMP)
+	@$(BIN)/conclave demo
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(STAMP)
+	@$(BIN)/ruff check src tests bench examples vectors
+	@$(BIN)/ruff format --check src tests bench examples vectors
+	@$(BIN)/mypy
+
+bench: $(STAMP) $(VENV)/.bench
+	@for f in bench/bench_*.py; do $(BIN)/python $$f || exit 1; done
+
+install: $(STAMP)
+
+$(STAMP): requirements/dev.lock pyproject.toml
+	@sh requirements/install.sh "$(PYTHON)" "$(VENV)" requirements/dev.lock
+	@touch $@
+
+$(VENV)/.bench: requirements/bench.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.lock
+	@touch $@
+
+# Only this target resolves versions. No index address is written into a lock.
+lock:
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+		pyproject.toml --extra build --group dev -o requirements/dev.lock
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+		pyproject.toml --group bench -c requirements/dev.lock -o requirements/bench.lock
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The tour: two hospitals, one enclave, and an operator who tries everything."""

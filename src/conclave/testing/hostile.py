@@ -1,0 +1,90 @@
+"""A host whose operator is the adversary: sees, changes, drops, swaps mails.
+
+For tests and demonstrations. It wraps the common host and acts on the bytes that
+pass through it, which is all that a real operator can do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from conclave.host import Host
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class HostileHost:
+    """An ASGI application between clients and a real host.
+
+    Attributes:
+        requests: every encrypted mail that clients sent, in order.
+        answers: every HTTP answer body to those, in order.
+        on_request: gets an encrypted mail, returns what the enclave gets instead;
+            None swallows it: the client hears nothing.
+        on_answer: gets an answer body, returns what the client gets instead.
+        on_info: the same for instance info.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.requests: list[bytes] = []
+        self.answers: list[bytes] = []
+        self.on_request: Callable[[bytes], bytes | None] = _as_is
+        self.on_answer: Callable[[bytes], bytes] = _as_is
+        self.on_info: Callable[[bytes], bytes] = _as_is
+
+    def behave(self) -> None:
+        """Stop all attacks."""
+        self.on_request = self.on_answer = self.on_info = _as_is
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """ASGI entry."""
+        if scope["type"] != "http" or scope["path"] not in ("/mail", "/instance"):
+            await self.host(scope, receive, send)
+            return
+        body = await _read(receive)
+        if scope["path"] == "/mail":
+            self.requests.append(body)
+            changed = self.on_request(body)
+            if changed is None:
+                await asyncio.Event().wait()
+            body = changed or b""
+        status, answer = await self.inject(scope["method"], scope["path"], body)
+        if scope["path"] == "/mail":
+            self.answers.append(answer)
+            answer = self.on_answer(answer)
+        elif status == 200:
+            answer = self.on_info(answer)
+        headers = [(b"content-length", str(len(answer)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def inject(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Send something to the real host as the operator, and read its answer."""
+        scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": []}
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        await self.host(scope, receive, send)
+        return int(sent[0]["status"]), b"".join(m.get("body", b"") for m in sent[1:])
+
+
+def _as_is(data: bytes) -> bytes:
+    return data
+
+
+async def _read(receive: Receive) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            return body

@@ -1,0 +1,76 @@
+"""Runs a host in a thread, on a free port of the loopback interface.
+
+For tests and demonstrations: the server is real, clients reach it over HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import uvicorn
+
+from conclave.host import Host
+from conclave.testing.hostile import HostileHost
+
+T = TypeVar("T")
+
+
+class HostServer:
+    """One host and the event loop it runs in.
+
+    Attributes:
+        url: where it serves.
+    """
+
+    def __init__(self, host: Host, *, hostile: bool = False) -> None:
+        self.host = host
+        self.operator = HostileHost(host)
+        app = self.operator if hostile else host
+        config = uvicorn.Config(
+            app, host="127.0.0.1", port=0, log_level="error", lifespan="off", access_log=False
+        )
+        self._server = uvicorn.Server(config)
+        self._started: Future[str] = Future()
+        self._thread = threading.Thread(target=self._main, daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.url = ""
+
+    def _main(self) -> None:
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self.host.start()
+        except BaseException as error:
+            self._started.set_exception(error)
+            return
+        serving = asyncio.create_task(self._server.serve())
+        while not self._server.started:
+            await asyncio.sleep(0.005)
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        self._started.set_result(f"http://127.0.0.1:{port}")
+        await serving
+        await self.host.stop()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the host's event loop."""
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.url = self._started.result(180)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.should_exit = True
+        self._server.force_exit = True
+        self._thread.join(30)

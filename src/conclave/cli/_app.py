@@ -1,0 +1,168 @@
+"""All commands and their options.
+
+Runs on the machine of an author, an operator or a data owner.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+import conclave
+
+app = App(
+    name="conclave",
+    help="Privacy-first applications on Trusted Execution Environments.",
+    version=conclave.__version__,
+    help_format="plaintext",
+)
+
+
+@app.command
+def demo() -> int:
+    """Take the tour on real data: two hospitals, one enclave, an operator who attacks.
+
+    Example: conclave demo
+    """
+    from conclave.demo.tour import tour
+
+    return tour()
+
+
+@app.command
+def run(
+    path: Path,
+    *,
+    port: int = 8765,
+    host: str = "127.0.0.1",
+    platform: Path | None = None,
+    sandbox: str = "auto",
+    constraint_file: Path | None = None,
+) -> int:
+    """Build an enclave in debug mode, launch it under the simulated TEE and serve it.
+
+    Prints a ready constraint and writes it to a file beside the enclave.
+    Example: conclave run hello.py
+
+    Args:
+        path: a Python file with one Enclave class, or a project directory.
+        port: TCP port; 0 takes a free one.
+        host: address to listen on.
+        platform: directory of the simulated machine.
+        sandbox: auto, namespaces or landlock.
+        constraint_file: where to write the constraint (default: beside PATH).
+    """
+    from conclave.cli._serve import build_and_serve
+
+    return build_and_serve(
+        path, port=port, address=host, platform=platform, sandbox=sandbox, constraint_file=constraint_file
+    )
+
+
+@app.command
+def lock(path: Path) -> None:
+    """Pin an enclave's dependencies by hash in a lock file beside it (needs uv).
+
+    Example: conclave lock hello.py
+    """
+    from conclave.bundle import lock as make_lock
+
+    print(f"wrote {make_lock(path)}")
+
+
+@app.command
+def build(
+    path: Path,
+    *,
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    sign: Path | None = None,
+    debug: bool = False,
+    json: bool = False,
+) -> None:
+    """Build a bundle; prints code, signer, product, revocation level and a ready constraint.
+
+    Example: conclave build hello.py --sign author.key
+
+    Args:
+        path: a Python file with one Enclave class, or a project directory.
+        output: the bundle to write (default: NAME-VERSION.enclave here).
+        sign: the author's key file, made if it does not exist yet.
+        debug: output and tracebacks reach the host; INSECURE everywhere.
+        json: print one JSON object.
+    """
+    from conclave.cli._build import build_command
+
+    build_command(path, output=output, sign=sign, mode="debug" if debug else "release", as_json=json)
+
+
+@app.command
+def verify(source: str, *, constraint: str, json: bool = False) -> int:
+    """Verify a running enclave, or saved instance info, against a constraint.
+
+    Exit status 0: accepted, 1: refused.
+    Example: conclave verify http://127.0.0.1:8765 --constraint "C:… SEC:INSECURE"
+
+    Args:
+        source: URL of a host, or a file with instance info.
+        constraint: the constraint line, or a file with it.
+        json: print one JSON object.
+    """
+    from conclave.cli._client import verify_command
+
+    return verify_command(source, constraint, as_json=json)
+
+
+@app.command
+def serve(
+    bundle: Path,
+    *,
+    tee: str = "simulated",
+    port: int = 8765,
+    host: str = "127.0.0.1",
+    platform: Path | None = None,
+    sandbox: str = "auto",
+) -> int:
+    """Serve a bundle over HTTP under a TEE.
+
+    Example: conclave serve hello-0.enclave --tee simulated
+
+    Args:
+        bundle: made by `conclave build`.
+        tee: which TEE driver; `simulated` so far.
+        port: TCP port; 0 takes a free one.
+        host: address to listen on.
+        platform: directory of the simulated machine.
+        sandbox: auto, namespaces or landlock.
+    """
+    from conclave.cli._serve import serve_bundle
+
+    return serve_bundle(bundle, tee=tee, port=port, address=host, platform=platform, sandbox=sandbox)
+
+
+@app.command
+def call(
+    url: str,
+    method: str,
+    *arguments: str,
+    constraint: str,
+    identity: Path | None = None,
+    timeout: float = 30.0,
+) -> int:
+    """Verify an enclave and call one of its methods; prints the result as JSON.
+
+    Each argument is read as JSON, or as text if it is none.
+    Example: conclave call http://127.0.0.1:8765 greet World --constraint hello.constraint
+
+    Args:
+        url: where the host serves.
+        method: name of an @rpc method.
+        arguments: its arguments.
+        constraint: the constraint line, or a file with it.
+        identity: key file of this client (default: a fresh identity).
+        timeout: seconds to wait for the host.
+    """
+    from conclave.cli._client import call_command
+
+    return call_command(url, method, arguments, constraint, identity=identity, timeout_seconds=timeout)

@@ -1,0 +1,55 @@
+"""`conclave build`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from conclave.bundle import Bundle
+
+
+def constraint_for(bundle: Bundle, *, simulated: bool) -> str:
+    """A constraint that accepts exactly this program."""
+    parts = [f"C:{bundle.code.hex()}"]
+    if simulated or bundle.manifest.mode == "debug":
+        parts.append("SEC:INSECURE")
+    return " ".join(parts)
+
+
+def build_command(path: Path, *, output: Path | None, sign: Path | None, mode: str, as_json: bool) -> None:
+    """Build, and say what was built."""
+    from conclave.bundle import build, generate_key, load_signing_key
+
+    key = None
+    if sign is not None:
+        if not sign.exists():
+            generate_key(sign)
+            print(f"made a new signing key: {sign} (keep it secret, keep a copy)", file=sys.stderr)
+        key = load_signing_key(sign)
+    bundle = build(path, output, mode=mode, signing_key=key, on_progress=progress)
+    facts = {
+        "bundle": str(bundle.path),
+        "code": bundle.code.hex(),
+        "signer": bundle.signer.hex(),
+        "product_id": bundle.manifest.product_id,
+        "revocation_level": bundle.manifest.revocation_level,
+        "mode": mode,
+        "constraint": constraint_for(bundle, simulated=False),
+        "constraint_simulated": constraint_for(bundle, simulated=True),
+    }
+    if as_json:
+        print(json.dumps(facts))
+        return
+    if not any(bundle.signer):
+        facts["signer"] = "none (sign with --sign KEY)"
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' '):<{width}}  {value}")
+
+
+def progress(text: str) -> None:
+    """Progress of a build, for a person."""
+    print(f"  {text}", file=sys.stderr)

@@ -1,0 +1,17 @@
+"""Where the command line keeps things, after the XDG base directory specification."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def state_directory() -> Path:
+    """Per-user state of this program."""
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "conclave"
+
+
+def platform_directory(given: Path | None) -> Path:
+    """The simulated machine: the given directory, or the user's own."""
+    return given or state_directory() / "platform"

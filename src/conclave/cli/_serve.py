@@ -1,0 +1,107 @@
+"""`conclave run` and `conclave serve`: launch under the simulated TEE and serve."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from conclave.cli._build import constraint_for, progress
+from conclave.cli._places import platform_directory
+from conclave.errors import PlatformError, TransportError
+
+
+def build_and_serve(
+    path: Path,
+    *,
+    port: int,
+    address: str,
+    platform: Path | None,
+    sandbox: str,
+    constraint_file: Path | None,
+) -> int:
+    """Build in debug mode into a temporary place, and serve that."""
+    from conclave.bundle import build
+
+    with tempfile.TemporaryDirectory(prefix="conclave-run-") as place:
+        bundle = build(path, Path(place) / "run.enclave", mode="debug", on_progress=progress)
+        line = constraint_for(bundle, simulated=True)
+        target = constraint_file or path.with_suffix(".constraint")
+        target.write_text(line + "\n")
+
+        def announce(url: str) -> None:
+            print("enclave     debug mode on the simulated TEE: INSECURE, for development only")
+            print("delivery    stateless: nothing survives a restart; at least once across restarts")
+            print(f"serving     {url}")
+            print(f"constraint  {line}")
+            print(f"written to  {target}", flush=True)
+
+        return _serve(Path(place) / "run.enclave", port, address, platform, sandbox, announce)
+
+
+def serve_bundle(
+    bundle: Path, *, tee: str, port: int, address: str, platform: Path | None, sandbox: str
+) -> int:
+    """Serve a bundle that was built before."""
+    from conclave.bundle import read_bundle
+
+    if tee != "simulated":
+        raise PlatformError(f"no driver for the TEE '{tee[:32]}' here; available: simulated")
+    line = constraint_for(read_bundle(bundle), simulated=True)
+
+    def announce(url: str) -> None:
+        print("platform    simulated TEE: INSECURE, protects nothing from this machine's operator")
+        print(f"serving     {url}")
+        print(f"constraint  {line}", flush=True)
+
+    return _serve(bundle, port, address, platform, sandbox, announce)
+
+
+def _serve(
+    bundle: Path,
+    port: int,
+    address: str,
+    platform: Path | None,
+    sandbox: str,
+    announce: Callable[[str], None],
+) -> int:
+    import uvicorn
+    import uvloop
+
+    from conclave.host import Host, log_to_stderr
+    from conclave.platform import start_platform
+
+    directory = platform_directory(platform)
+    host = Host(lambda: start_platform(directory, bundle, sandbox=sandbox), on_event=log_to_stderr)
+
+    async def main() -> None:
+        await host.start()
+        config = uvicorn.Config(
+            host, host=address, port=port, log_level="error", lifespan="off", access_log=False
+        )
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(_guard(server))
+        try:
+            while not server.started:
+                if serving.done():
+                    serving.result()
+                    raise TransportError(f"cannot listen on {address}:{port}; choose another --port")
+                await asyncio.sleep(0.005)
+            real_port = server.servers[0].sockets[0].getsockname()[1]
+            announce(f"http://{address}:{real_port}")
+            await serving
+        finally:
+            await host.stop()
+
+    uvloop.run(main())
+    return 0
+
+
+async def _guard(server: Any) -> None:
+    try:
+        await server.serve()
+    except SystemExit:
+        # uvicorn ends the process when it cannot bind; the caller says why.
+        return

@@ -217,9 +217,7 @@ class SigningKey(_Hidden):
         return self._seed
 
 
-def verify_signature(
-    public: bytes, purpose: str, claims_digest: bytes, body: bytes, signature: bytes
-) -> None:
+def verify_signature(public: bytes, purpose: str, claims_digest: bytes, body: bytes, signature: bytes) -> None:
     """Check a signature under its purpose.
 
     Raises:

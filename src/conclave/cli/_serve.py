@@ -41,9 +41,7 @@ def build_and_serve(
         return _serve(Path(place) / "run.enclave", port, address, platform, sandbox, announce)
 
 
-def serve_bundle(
-    bundle: Path, *, tee: str, port: int, address: str, platform: Path | None, sandbox: str
-) -> int:
+def serve_bundle(bundle: Path, *, tee: str, port: int, address: str, platform: Path | None, sandbox: str) -> int:
     """Serve a bundle that was built before."""
     from conclave.bundle import read_bundle
 
@@ -78,9 +76,7 @@ def _serve(
 
     async def main() -> None:
         await host.start()
-        config = uvicorn.Config(
-            host, host=address, port=port, log_level="error", lifespan="off", access_log=False
-        )
+        config = uvicorn.Config(host, host=address, port=port, log_level="error", lifespan="off", access_log=False)
         server = uvicorn.Server(config)
         serving = asyncio.create_task(_guard(server))
         try:

@@ -46,6 +46,7 @@ class _Base:
         identity: Identity | None = None,
         padding: Padding = padme,
         timeout_seconds: float = 30.0,
+        attempts: int = 6,
     ) -> None:
         """Prepare a client; nothing is sent yet.
 
@@ -55,13 +56,16 @@ class _Base:
             identity: who the enclave will see; None makes one for this object.
             padding: how mails are padded.
             timeout_seconds: how long one request waits for the host.
+            attempts: how often a request is sent before `TransportError`.
 
         Raises:
             FormatError: the constraint does not parse.
         """
         if not url.startswith(("http://", "https://")):
             raise ValueError("url begins with http:// or https://")
-        self._core = ClientCore(constraint=_constraint(constraint), identity=identity, padding=padding)
+        self._core = ClientCore(
+            constraint=_constraint(constraint), identity=identity, padding=padding, attempts=attempts
+        )
         self._url = url.rstrip("/")
         self._timeout = timeout_seconds
 
@@ -146,9 +150,7 @@ class Client(_Base):
         """Check that the verified instance is alive now."""
         self._run(self._core.challenge)
 
-    def call(
-        self, method: str, *args: Any, topic: str = "default", returns: Any = Any, retry: bool = True
-    ) -> Any:
+    def call(self, method: str, *args: Any, topic: str = "default", returns: Any = Any, retry: bool = True) -> Any:
         """Call an `@rpc` method by name, with positional arguments.
 
         Returns:
@@ -158,9 +160,7 @@ class Client(_Base):
             CallError: the author's code refused or failed.
             TransportError: no reply; the outcome is unknown.
         """
-        return self._run(
-            lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry)
-        )
+        return self._run(lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry))
 
     def mail(self, body: bytes, *, topic: str = "default", envelope: bytes = b"") -> list[ReceivedMail]:
         """Send a mail and return the enclave's replies to it, in its order."""
@@ -189,9 +189,7 @@ class AsyncClient(_Base):
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
         limits = httpx2.Limits(max_connections=256, max_keepalive_connections=256)
-        self._http = httpx2.AsyncClient(
-            base_url=self._url, timeout=self._timeout, headers=_HEADERS, limits=limits
-        )
+        self._http = httpx2.AsyncClient(base_url=self._url, timeout=self._timeout, headers=_HEADERS, limits=limits)
 
     __init__.__doc__ = _Base.__init__.__doc__
 
@@ -249,9 +247,7 @@ class AsyncClient(_Base):
         self, method: str, *args: Any, topic: str = "default", returns: Any = Any, retry: bool = True
     ) -> Any:
         """See `Client.call`."""
-        return await self._run(
-            lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry)
-        )
+        return await self._run(lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry))
 
     async def mail(self, body: bytes, *, topic: str = "default", envelope: bytes = b"") -> list[ReceivedMail]:
         """See `Client.mail`."""
@@ -281,9 +277,7 @@ class _Stub(Generic[E]):
 def _caller(client: Client | AsyncClient, method: Any, topic: str) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         arguments = method.bind(args, kwargs)
-        return client.call(
-            method.name, *arguments, topic=topic, returns=method.return_type, retry=method.retry
-        )
+        return client.call(method.name, *arguments, topic=topic, returns=method.return_type, retry=method.retry)
 
     call.__name__ = method.name
     return call

@@ -273,9 +273,7 @@ class ClientCore:
             yield Pause(min(0.05 * 2**attempt, 1.0))
             if answer.status in _AGAIN or answer.status == 0:
                 yield from self._recover(conversation, item, answer)
-        raise TransportError(
-            f"no reply after {self._attempts} attempts, the outcome is unknown: {_reason(answer)}"
-        )
+        raise TransportError(f"no reply after {self._attempts} attempts, the outcome is unknown: {_reason(answer)}")
 
     def _recover(self, conversation: Conversation, item: Pending, answer: Answer) -> Steps[None]:
         session = conversation.session

@@ -92,9 +92,7 @@ class Service:
     def announce(self, request: int = 0) -> None:
         """Send claims and evidence to the host."""
         evidence = self._evidence(self._digest)
-        self._send(
-            Kind.INSTANCE, request, _codec.encode(Instance(claims=self.claims.encode(), evidence=evidence))
-        )
+        self._send(Kind.INSTANCE, request, _codec.encode(Instance(claims=self.claims.encode(), evidence=evidence)))
 
     def handle(self, frame: Frame) -> bool:
         """Take one frame from the host. False: stop."""
@@ -186,16 +184,12 @@ class Service:
             def reply(body: bytes, envelope: bytes) -> None:
                 self._reply(channel, request, ReplyKind.MAIL, body, envelope=envelope, last=False)
 
-            mail = Mail(
-                channel.identity, channel.topic, request.sequence, request.envelope, request.body, reply
-            )
+            mail = Mail(channel.identity, channel.topic, request.sequence, request.envelope, request.body, reply)
             return _bind(self._enclave.on_mail, (mail,))
         name, arguments = decode_call(request.body)
         method = self._interface.methods.get(name)
         if method is None:
-            raise FormatError(
-                f"this enclave has no method of that name; it has: {', '.join(self._interface.methods)}"
-            )
+            raise FormatError(f"this enclave has no method of that name; it has: {', '.join(self._interface.methods)}")
         return _bind(getattr(self._enclave, name), tuple(method.decode_arguments(arguments)))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

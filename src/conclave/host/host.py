@@ -175,9 +175,7 @@ class Host:
             raise PlatformError(f"the platform process did not start: {error.strerror}") from None
         self._process = launched.process
         loop = asyncio.get_running_loop()
-        _, self._link = await loop.create_connection(
-            lambda: Link(self._unasked, self._gone), sock=launched.channel
-        )
+        _, self._link = await loop.create_connection(lambda: Link(self._unasked, self._gone), sock=launched.channel)
         self._follow(launched.process)
         try:
             async with asyncio.timeout(START_SECONDS):
@@ -241,9 +239,7 @@ class Host:
         elif frame.kind == Kind.REPLY:
             self._outbox.put(frame.payload, time.monotonic())
         elif frame.kind == Kind.FAILED:
-            self._fail(
-                PlatformError(f"the enclave refused to start: {frame.payload.decode('utf-8', 'replace')}")
-            )
+            self._fail(PlatformError(f"the enclave refused to start: {frame.payload.decode('utf-8', 'replace')}"))
 
     def _instance(self, frame: Frame) -> None:
         if frame.kind != Kind.INSTANCE:
@@ -353,9 +349,7 @@ class Host:
             raise Refusal(404, "no such resource", "see spec/http.md for what a host serves")
 
     async def _box(self, scope: Scope, name: str, send: Send) -> None:
-        query = dict(
-            p.split("=", 1) for p in scope["query_string"].decode("ascii", "replace").split("&") if "=" in p
-        )
+        query = dict(p.split("=", 1) for p in scope["query_string"].decode("ascii", "replace").split("&") if "=" in p)
         if scope["method"] == "POST":
             try:
                 session_id = bytes.fromhex(name)

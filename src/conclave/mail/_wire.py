@@ -123,9 +123,7 @@ def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
 def pack_request(request: Request) -> bytes:
     """Private header and body, not yet padded."""
     return (
-        PRIVATE.pack(
-            request.kind, request.flags, 0, len(request.body), request.sequence, request.acknowledged, 0, 0
-        )
+        PRIVATE.pack(request.kind, request.flags, 0, len(request.body), request.sequence, request.acknowledged, 0, 0)
         + request.body
     )
 

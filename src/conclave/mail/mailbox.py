@@ -105,16 +105,13 @@ class Channel:
     def start(self, request: Request, digest: bytes, session: EnclaveSession, route: int) -> None:
         """Take the next request. Raises OverloadedError, changing nothing."""
         if len(self._handled) + len(self.unasked) >= self._bounds.unacknowledged_replies or (
-            len(self._owners) >= self._bounds.unacknowledged_replies
-            or self._bytes >= self._bounds.unacknowledged_bytes
+            len(self._owners) >= self._bounds.unacknowledged_replies or self._bytes >= self._bounds.unacknowledged_bytes
         ):
             raise OverloadedError("too many unacknowledged replies on this channel")
         self._handled[request.sequence] = _Handled(digest, session, route)
         self.next_request = request.sequence + 1
 
-    def reply(
-        self, answers: int, kind: ReplyKind, body: bytes, envelope: bytes, *, last: bool
-    ) -> Reply | None:
+    def reply(self, answers: int, kind: ReplyKind, body: bytes, envelope: bytes, *, last: bool) -> Reply | None:
         """Number a reply and keep it until acknowledged; None once the request is done."""
         handled = self._handled.get(answers)
         if answers != NONE and (handled is None or handled.done):
@@ -233,12 +230,8 @@ class Mailbox:
             return Received(Outcome.ANSWERED, mails)
         return Received(Outcome.WAIT, mails, channel, request, superseded_route=old)
 
-    def _refuse(
-        self, session: EnclaveSession, channel: Channel, request: Request, kind: ReplyKind
-    ) -> Received:
-        reply = Reply(
-            kind, FLAG_LAST, NONE, channel.next_request, request.sequence, channel.next_request, b""
-        )
+    def _refuse(self, session: EnclaveSession, channel: Channel, request: Request, kind: ReplyKind) -> Received:
+        reply = Reply(kind, FLAG_LAST, NONE, channel.next_request, request.sequence, channel.next_request, b"")
         return Received(Outcome.ANSWERED, (session.encrypt(reply),))
 
     def reply(

@@ -270,9 +270,7 @@ class EnclaveSession:
         "topic",
     )
 
-    def __init__(
-        self, opening: bytes, *, key: DecryptionKey, claims_digest: bytes, padding: Padding = padme
-    ) -> None:
+    def __init__(self, opening: bytes, *, key: DecryptionKey, claims_digest: bytes, padding: Padding = padme) -> None:
         """Accept an opening.
 
         Raises:

@@ -96,9 +96,7 @@ class Method:
             raise FormatError(f"{self.name}: arguments are not an array") from None
         needed = sum(not optional for _, _, optional in self.parameters)
         if not needed <= len(raw) <= len(self.parameters):
-            raise FormatError(
-                f"{self.name}() takes {needed} to {len(self.parameters)} arguments, got {len(raw)}"
-            )
+            raise FormatError(f"{self.name}() takes {needed} to {len(self.parameters)} arguments, got {len(raw)}")
         values = []
         for part, (name, text, _), kind in zip(raw, self.parameters, self.argument_types, strict=False):
             try:

@@ -73,10 +73,7 @@ def _record(kind: type, inside: tuple[type, ...]) -> str:
         names = [(f.name, not _required(f)) for f in dataclasses.fields(kind)]
     else:
         names = [(f.name, not f.required) for f in msgspec.structs.fields(kind)]
-    parts = [
-        f"{name}{'?' if optional else ''}:{_describe(hints[name], (*inside, kind))}"
-        for name, optional in names
-    ]
+    parts = [f"{name}{'?' if optional else ''}:{_describe(hints[name], (*inside, kind))}" for name, optional in names]
     return f"record {kind.__name__}{{" + ",".join(parts) + "}"
 
 

@@ -31,9 +31,7 @@ class HostServer:
         self.host = host
         self.operator = HostileHost(host)
         app = self.operator if hostile else host
-        config = uvicorn.Config(
-            app, host="127.0.0.1", port=0, log_level="error", lifespan="off", access_log=False
-        )
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off", access_log=False)
         self._server = uvicorn.Server(config)
         self._started: Future[str] = Future()
         self._thread = threading.Thread(target=self._main, daemon=True)

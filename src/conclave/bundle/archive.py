@@ -1,0 +1,235 @@
+"""The container of a bundle: a deterministic, uncompressed ZIP.
+
+Runs at build time and on the platform. Archives are untrusted: an archive is
+accepted only if writing its parts again gives the same bytes, so it has exactly
+one reading.
+
+Spec: spec/bundle.md section 3 (BND-5 to BND-9).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from conclave import _crypto
+from conclave.attestation.claims import bundle_id
+from conclave.bundle import wheels
+from conclave.bundle.manifest import MAX_MANIFEST, MAX_TOTAL, FileEntry, Manifest, check_path, parse_manifest
+from conclave.errors import BundleError, SignatureError
+
+_DATE: Final = (1980, 1, 1, 0, 0, 0)
+_MODE: Final = 0o100644 << 16
+MAX_ENTRIES: Final = 100_000
+SIGNATURE_SIZE: Final = 96
+
+
+def _info(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name, _DATE)
+    info.create_system = 3
+    info.external_attr = _MODE
+    return info
+
+
+def write_archive(target: BinaryIO, parts: Iterable[tuple[str, bytes]]) -> None:
+    """Write parts in the given order. Same parts, same bytes."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, data in parts:
+            archive.writestr(_info(name), data)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle whose archive, digests and signature were checked.
+
+    Attributes:
+        code: SHA-256 of the manifest.
+        signer: SHA-256 of the author's public key; zeros if unsigned.
+    """
+
+    path: Path
+    manifest: Manifest
+    manifest_bytes: bytes
+    code: bytes
+    signer: bytes
+    signature: bytes
+
+    @property
+    def bundle_id(self) -> bytes:
+        """What the TEE names."""
+        return bundle_id(
+            code=self.code,
+            signer=self.signer,
+            product_id=self.manifest.product_id,
+            revocation_level=self.manifest.revocation_level,
+        )
+
+    def wheel_names(self) -> list[str]:
+        """File names of the wheels inside."""
+        return [w.path for w in self.manifest.wheels]
+
+    def wheel(self, name: str) -> bytes:
+        """The original bytes of a wheel."""
+        with zipfile.ZipFile(self.path) as archive:
+            return archive.read(f"wheels/{name}")
+
+
+class _Comparer(io.RawIOBase):
+    """A file that only accepts the bytes another file holds."""
+
+    def __init__(self, expected: BinaryIO) -> None:
+        self._expected = expected
+        self._at = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset if whence == 0 else self._at + offset
+        return self._at
+
+    def write(self, data) -> int:  # type: ignore[no-untyped-def]
+        view = memoryview(data).cast("B")
+        self._expected.seek(self._at)
+        if self._expected.read(len(view)) != view:
+            raise BundleError("the archive is not in canonical form; build it again")
+        self._at += len(view)
+        return len(view)
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read and check a whole bundle: form, digests, signature.
+
+    Raises:
+        BundleError: saying what is wrong.
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return _check(path, file, archive)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OverflowError, RuntimeError):
+            raise BundleError("not a bundle, or truncated; bundles are made by `conclave build`") from None
+
+
+def _check(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> Bundle:
+    entries = archive.infolist()
+    if len(entries) > MAX_ENTRIES or sum(e.file_size for e in entries) > MAX_TOTAL:
+        raise BundleError("the archive is too large")
+    if any(e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size for e in entries):
+        raise BundleError("the archive has compressed entries; bundles are stored")
+    names = [e.filename for e in entries]
+    if not names or names[0] != "manifest" or archive.getinfo("manifest").file_size > MAX_MANIFEST:
+        raise BundleError("the archive does not begin with a manifest")
+    manifest_bytes = archive.read("manifest")
+    manifest = parse_manifest(manifest_bytes)
+    signed = len(names) > 1 and names[1] == "signature"
+    signature = archive.read("signature") if signed and entries[1].file_size == SIGNATURE_SIZE else b""
+    if signed and not signature:
+        raise BundleError("the signature has another size than 96 bytes")
+    contents = names[2 if signed else 1 :]
+    listed = {f"wheels/{w.path}": w for w in manifest.wheels}
+    listed |= {_stored_name(f.path): f for f in manifest.files if not _from_wheel(f.path)}
+    if contents != sorted(contents) or contents != sorted(listed):
+        raise BundleError("the archive holds other files than its manifest lists")
+    for name in contents:
+        check_path(name)
+        _check_digest(archive, name, listed[name])
+    writer = _Comparer(file)
+    write_archive(writer, ((n, archive.read(n)) for n in names))  # type: ignore[arg-type]
+    if writer.tell() != os.fstat(file.fileno()).st_size:
+        raise BundleError("the archive has bytes before or after its contents")
+    signer = _check_signature(manifest_bytes, signature)
+    return Bundle(path, manifest, manifest_bytes, _crypto.sha256(manifest_bytes), signer, signature)
+
+
+def _check_digest(archive: zipfile.ZipFile, name: str, entry: FileEntry) -> None:
+    digest = hashlib.sha256()
+    with archive.open(name) as stream:
+        while part := stream.read(1024 * 1024):
+            digest.update(part)
+    if archive.getinfo(name).file_size != entry.size or digest.digest() != entry.sha256:
+        raise BundleError(f"{name[:200]!r} differs from what the manifest says")
+
+
+def _check_signature(manifest: bytes, signature: bytes) -> bytes:
+    if not signature:
+        return bytes(32)
+    try:
+        _crypto.verify_signature(signature[:32], "bundle", _crypto.ZERO_DIGEST, manifest, signature[32:])
+    except SignatureError:
+        raise BundleError("the author's signature does not verify") from None
+    return _crypto.sha256(signature[:32])
+
+
+def _is_bytecode(path: str) -> bool:
+    return "/__pycache__/" in path
+
+
+def _from_wheel(path: str) -> bool:
+    return path.startswith("site/") and not _is_bytecode(path)
+
+
+def _stored_name(path: str) -> str:
+    return f"bytecode/{path}" if _is_bytecode(path) else path
+
+
+def unpack(bundle: Bundle, directory: Path) -> None:
+    """Write a checked bundle's files below `directory`, which must not exist.
+
+    `manifest`, `signature`, `app/`, `site/`: read-only files with fixed modes.
+    Appears whole or not at all.
+
+    Raises:
+        BundleError: a wheel holds something else than the manifest lists.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=".unpack-", dir=directory.parent))
+    try:
+        with zipfile.ZipFile(bundle.path) as archive:
+            listed = {f.path: f for f in bundle.manifest.files}
+            for wheel in bundle.manifest.wheels:
+                for name, data in wheels.members(archive.read(f"wheels/{wheel.path}"), wheel.path):
+                    entry = listed.pop(f"site/{name}", None)
+                    if entry is None or entry.size != len(data) or hashlib.sha256(data).digest() != entry.sha256:
+                        raise BundleError(f"{wheel.path}: {name[:200]!r} differs from what the manifest says")
+                    _put(place / entry.path, data)
+            for path, entry in listed.items():
+                data = archive.read(_stored_name(path))
+                if hashlib.sha256(data).digest() != entry.sha256:
+                    raise BundleError(f"{path[:200]!r} differs from what the manifest says")
+                _put(place / path, data)
+        _put(place / "manifest", bundle.manifest_bytes)
+        if bundle.signature:
+            _put(place / "signature", bundle.signature)
+        (place / "app").mkdir(exist_ok=True)
+        (place / "site").mkdir(exist_ok=True)
+        for folder, _, _ in os.walk(place):
+            os.chmod(folder, 0o755)
+        try:
+            place.rename(directory)
+        except OSError:
+            if not directory.exists():
+                raise
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _put(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    path.chmod(0o644)

@@ -185,7 +185,8 @@ def seal_secret(public: bytes, info: bytes, secret: Secret) -> bytes:
         raise FormatError("not an X-Wing public key") from None
 
 
-def _signed_message(purpose: str, claims_digest: bytes, body: bytes) -> bytes:
+def signed_message(purpose: str, claims_digest: bytes, body: bytes) -> bytes:
+    """What a signature is over, for keys that are kept elsewhere."""
     if purpose not in PURPOSES:
         raise ValueError(f"unknown signature purpose {purpose!r}")
     if len(claims_digest) != 64:
@@ -210,7 +211,7 @@ class SigningKey(_Hidden):
 
     def sign(self, purpose: str, claims_digest: bytes, body: bytes) -> bytes:
         """Sign under a purpose. `claims_digest` is 64 bytes, zeros if none."""
-        return self._key.sign(_signed_message(purpose, claims_digest, body))
+        return self._key.sign(signed_message(purpose, claims_digest, body))
 
     def insecure_seed(self) -> bytes:
         """The 32-byte seed, for saving a key to a file its owner chose."""
@@ -225,6 +226,6 @@ def verify_signature(public: bytes, purpose: str, claims_digest: bytes, body: by
     """
     try:
         key = ed25519.Ed25519PublicKey.from_public_bytes(public)
-        key.verify(signature, _signed_message(purpose, claims_digest, body))
+        key.verify(signature, signed_message(purpose, claims_digest, body))
     except (InvalidSignature, ValueError):
         raise SignatureError(f"the {purpose} signature does not verify") from None

@@ -10,11 +10,12 @@ Spec: spec/bundle.md section 3 (BND-5 to BND-9).
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import shutil
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,27 +24,55 @@ from typing import BinaryIO, Final
 from conclave import _crypto
 from conclave.attestation.claims import bundle_id
 from conclave.bundle import wheels
-from conclave.bundle.manifest import MAX_MANIFEST, MAX_TOTAL, FileEntry, Manifest, check_path, parse_manifest
+from conclave.bundle.manifest import MAX_MANIFEST, MAX_TOTAL, FileEntry, Manifest, parse_manifest
 from conclave.errors import BundleError, SignatureError
 
-_DATE: Final = (1980, 1, 1, 0, 0, 0)
+# Local header, central directory entry and end record (APPNOTE.TXT 4.3.7, 4.3.12,
+# 4.3.16): stored, version 2.0, made on Unix, 1980-01-01, mode 0644.
+_LOCAL: Final = struct.Struct("<4s5H3I2H")
+_CENTRAL: Final = struct.Struct("<4s6H3I5H2I")
+_END: Final = struct.Struct("<4s4H2IH")
+_DATE: Final = 1 << 5 | 1
+_FLAGS: Final = 0
 _MODE: Final = 0o100644 << 16
-MAX_ENTRIES: Final = 100_000
+MAX_ENTRIES: Final = 65_000
 SIGNATURE_SIZE: Final = 96
+_PART: Final = 1024 * 1024
 
 
-def _info(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name, _DATE)
-    info.create_system = 3
-    info.external_attr = _MODE
-    return info
+def _local(name: bytes, crc: int, size: int) -> bytes:
+    return _LOCAL.pack(b"PK\3\4", 20, _FLAGS, 0, 0, _DATE, crc, size, size, len(name), 0) + name
+
+
+def _central(name: bytes, crc: int, size: int, offset: int) -> bytes:
+    made_by = 3 << 8 | 20
+    fields = (made_by, 20, _FLAGS, 0, 0, _DATE, crc, size, size, len(name), 0, 0, 0, 0, _MODE, offset)
+    return _CENTRAL.pack(b"PK\1\2", *fields) + name
+
+
+def _end(count: int, size: int, offset: int) -> bytes:
+    return _END.pack(b"PK\5\6", 0, 0, count, count, size, offset, 0)
 
 
 def write_archive(target: BinaryIO, parts: Iterable[tuple[str, bytes]]) -> None:
-    """Write parts in the given order. Same parts, same bytes."""
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for name, data in parts:
-            archive.writestr(_info(name), data)
+    """Write parts in the given order. Same parts, same bytes. At most 2 GiB.
+
+    Raises:
+        BundleError: too many parts or bytes.
+    """
+    at, central, count = 0, bytearray(), 0
+    for name, data in parts:
+        raw, crc = name.encode(), zlib.crc32(data)
+        header = _local(raw, crc, len(data))
+        central += _central(raw, crc, len(data), at)
+        target.write(header)
+        target.write(data)
+        at += len(header) + len(data)
+        count += 1
+        if count > MAX_ENTRIES or at > MAX_TOTAL:
+            raise BundleError(f"more than {MAX_ENTRIES} files or {MAX_TOTAL} bytes do not go into a bundle")
+    target.write(central)
+    target.write(_end(count, len(central), at))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,35 +111,6 @@ class Bundle:
             return archive.read(f"wheels/{name}")
 
 
-class _Comparer(io.RawIOBase):
-    """A file that only accepts the bytes another file holds."""
-
-    def __init__(self, expected: BinaryIO) -> None:
-        self._expected = expected
-        self._at = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset if whence == 0 else self._at + offset
-        return self._at
-
-    def write(self, data) -> int:  # type: ignore[no-untyped-def]
-        view = memoryview(data).cast("B")
-        self._expected.seek(self._at)
-        if self._expected.read(len(view)) != view:
-            raise BundleError("the archive is not in canonical form; build it again")
-        self._at += len(view)
-        return len(view)
-
-
 def read_bundle(path: Path) -> Bundle:
     """Read and check a whole bundle: form, digests, signature.
 
@@ -122,7 +122,7 @@ def read_bundle(path: Path) -> Bundle:
         try:
             with zipfile.ZipFile(file) as archive:
                 return _check(path, file, archive)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OverflowError, RuntimeError):
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OverflowError, RuntimeError, struct.error):
             raise BundleError("not a bundle, or truncated; bundles are made by `conclave build`") from None
 
 
@@ -146,24 +146,32 @@ def _check(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> Bundle:
     listed |= {_stored_name(f.path): f for f in manifest.files if not _from_wheel(f.path)}
     if contents != sorted(contents) or contents != sorted(listed):
         raise BundleError("the archive holds other files than its manifest lists")
-    for name in contents:
-        check_path(name)
-        _check_digest(archive, name, listed[name])
-    writer = _Comparer(file)
-    write_archive(writer, ((n, archive.read(n)) for n in names))  # type: ignore[arg-type]
-    if writer.tell() != os.fstat(file.fileno()).st_size:
-        raise BundleError("the archive has bytes before or after its contents")
+    _check_bytes(file, entries, listed)
     signer = _check_signature(manifest_bytes, signature)
     return Bundle(path, manifest, manifest_bytes, _crypto.sha256(manifest_bytes), signer, signature)
 
 
-def _check_digest(archive: zipfile.ZipFile, name: str, entry: FileEntry) -> None:
-    digest = hashlib.sha256()
-    with archive.open(name) as stream:
-        while part := stream.read(1024 * 1024):
+def _check_bytes(file: BinaryIO, entries: list[zipfile.ZipInfo], listed: dict[str, FileEntry]) -> None:
+    """One pass: the file is what `write_archive` writes, and holds what is listed."""
+    file.seek(0)
+    at, central = 0, bytearray()
+    for entry in entries:
+        name, size = entry.filename.encode(), entry.file_size
+        header = _local(name, entry.CRC, size)
+        if file.read(len(header)) != header:
+            raise BundleError("the archive is not in canonical form; build it again")
+        digest, left = hashlib.sha256(), size
+        while left and (part := file.read(min(left, _PART))):
             digest.update(part)
-    if archive.getinfo(name).file_size != entry.size or digest.digest() != entry.sha256:
-        raise BundleError(f"{name[:200]!r} differs from what the manifest says")
+            left -= len(part)
+        expected = listed.get(entry.filename)
+        if expected is not None and (size != expected.size or digest.digest() != expected.sha256):
+            raise BundleError(f"{entry.filename[:200]!r} differs from what the manifest says")
+        central += _central(name, entry.CRC, size, at)
+        at += len(header) + size
+    rest = bytes(central) + _end(len(entries), len(central), at)
+    if file.read(len(rest) + 1) != rest:
+        raise BundleError("the archive is not in canonical form; build it again")
 
 
 def _check_signature(manifest: bytes, signature: bytes) -> bytes:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -66,7 +66,7 @@ def _members(wheel: zipfile.ZipFile, name: str) -> Iterator[tuple[str, bytes]]:
         yield path, data
 
 
-def fetch(requirement: str, digests: frozenset[str], cache: Path) -> Path:
+def fetch(requirement: str, digests: frozenset[str], cache: Path, on_progress: Callable[[str], None]) -> Path:
     """The wheel for `name==version`, from the cache or downloaded, checked by digest.
 
     Raises:
@@ -81,6 +81,7 @@ def fetch(requirement: str, digests: frozenset[str], cache: Path) -> Path:
             path = cache / note.read_text()
             if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
                 return path
+    on_progress(f"fetching {requirement} (once)")
     with tempfile.TemporaryDirectory(dir=cache) as place:
         lines = " ".join([requirement, *(f"--hash=sha256:{d}" for d in sorted(digests))])
         (Path(place) / "requirements").write_text(lines + "\n")

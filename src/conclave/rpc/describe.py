@@ -31,14 +31,16 @@ def describe(module_name: str) -> tuple[str, bytes]:
     ]
     if len(classes) != 1:
         names = ", ".join(c.__name__ for c in classes) or "none"
-        raise TypeError(f"{module_name} must define exactly one subclass of conclave.Enclave, found: {names}")
+        raise TypeError(f"{module_name} must define exactly one subclass of conclave.enclave.Enclave, found: {names}")
     return f"{module_name}:{classes[0].__name__}", interface_of(classes[0]).encode()
 
 
 def main() -> None:
-    """Describe the module named by the last argument."""
+    """Arguments: import path of the source, of its wheels, the module's name."""
+    root, site, module = sys.argv[1:]
+    sys.path[1:1] = [root, site]
     try:
-        entry, interface = describe(sys.argv[-1])
+        entry, interface = describe(module)
     except TypeError as error:
         print(json.dumps({"error": str(error)}))
     except BaseException:

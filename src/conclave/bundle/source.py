@@ -1,0 +1,159 @@
+"""What an author wrote: one file with a PEP 723 block, or a project directory.
+
+Runs on the author's machine at build time; trusts the author.
+
+Spec: spec/bundle.md section 1.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from conclave.errors import BundleError
+
+# The expression of PEP 723, reference implementation.
+_BLOCK: Final = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
+_KNOWN: Final = {
+    "product-id": int,
+    "revocation-level": int,
+    "version": str,
+    "module": str,
+    "environment": dict,
+    "roster": list,
+    "quorum": int,
+    "memory-mib": int,
+    "temporary-mib": int,
+}
+_SKIPPED: Final = ("__pycache__",)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One enclave's source.
+
+    Attributes:
+        module: name of the module that defines the enclave class.
+        root: directory that goes on the import path.
+        files: relative POSIX path below `root`, and where it is.
+        lock: where its lock is, or would be.
+        settings: `[tool.conclave]`.
+    """
+
+    name: str
+    release: str
+    module: str
+    root: Path
+    files: dict[str, Path]
+    dependencies: list[str]
+    lock: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def read_source(path: Path) -> Source:
+    """Read the declarations of a file or project.
+
+    Raises:
+        BundleError: saying what is missing or wrong.
+        OSError: it cannot be read.
+    """
+    if path.is_dir():
+        return _project(path)
+    if path.suffix != ".py":
+        raise BundleError(f"{path} is neither a Python file nor a project directory")
+    return _script(path)
+
+
+def _script(path: Path) -> Source:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise BundleError(f"{path} is not UTF-8 text") from None
+    blocks = [m for m in _BLOCK.finditer(text) if m["type"] == "script"]
+    if len(blocks) > 1:
+        raise BundleError(f"{path} has more than one `# /// script` block")
+    declared: dict[str, Any] = {}
+    if blocks:
+        lines = blocks[0]["content"].splitlines()
+        declared = _toml("\n".join(line[2:] if line.startswith("# ") else line[1:] for line in lines), path)
+    if not path.stem.isidentifier():
+        raise BundleError(f"{path.name}: the file's name must be a module name (letters, digits, _)")
+    settings = _settings(declared, path)
+    return Source(
+        name=_name(path.stem),
+        release=settings.get("version", "0"),
+        module=path.stem,
+        root=path.resolve().parent,
+        files={path.name: path},
+        dependencies=_dependencies(declared, path),
+        lock=path.with_suffix(".lock"),
+        settings=settings,
+    )
+
+
+def _project(path: Path) -> Source:
+    declaration = path / "pyproject.toml"
+    if not declaration.exists():
+        raise BundleError(f"{path} has no pyproject.toml; a project needs one, or name a single Python file")
+    declared = _toml(declaration.read_text(encoding="utf-8"), declaration)
+    project = declared.get("project", {})
+    if not isinstance(project.get("name"), str):
+        raise BundleError(f"{declaration}: [project] needs a name")
+    settings = _settings(declared, declaration)
+    module = settings.get("module", project["name"].replace("-", "_").lower())
+    root = path / "src" if (path / "src").is_dir() else path
+    package = module.split(".")[0]
+    place = root / package
+    if place.is_dir():
+        found = [p for p in sorted(place.rglob("*")) if p.is_file() and not _hidden(p.relative_to(root))]
+    elif (root / f"{package}.py").exists():
+        found = [root / f"{package}.py"]
+    else:
+        raise BundleError(f"{path}: no {package}/ or {package}.py; name it with `module` in [tool.conclave]")
+    if any(p.is_symlink() for p in found):
+        raise BundleError(f"{path}: links do not go into a bundle")
+    return Source(
+        name=_name(project["name"]),
+        release=settings.get("version", str(project.get("version", "0"))),
+        module=module,
+        root=root.resolve(),
+        files={p.relative_to(root).as_posix(): p for p in found},
+        dependencies=_dependencies(project, declaration),
+        lock=path / "conclave.lock",
+        settings=settings,
+    )
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part in _SKIPPED for part in path.parts)
+
+
+def _toml(text: str, where: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BundleError(f"{where}: {error}") from None
+
+
+def _settings(declared: dict[str, Any], where: Path) -> dict[str, Any]:
+    settings = declared.get("tool", {}).get("conclave", {})
+    for name, value in settings.items():
+        if name not in _KNOWN:
+            raise BundleError(f"{where}: [tool.conclave] has no setting '{name}'; it has {', '.join(_KNOWN)}")
+        if type(value) is not _KNOWN[name]:
+            raise BundleError(f"{where}: [tool.conclave] {name} must be of type {_KNOWN[name].__name__}")
+    return dict(settings)
+
+
+def _dependencies(declared: dict[str, Any], where: Path) -> list[str]:
+    wanted = declared.get("dependencies", [])
+    if not isinstance(wanted, list) or not all(isinstance(d, str) for d in wanted):
+        raise BundleError(f"{where}: dependencies must be a list of strings")
+    return wanted
+
+
+def _name(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "enclave"

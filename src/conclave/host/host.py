@@ -97,6 +97,7 @@ class Host:
         self._link: Link | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._endorsements = b""
+        self._evidence: _Evidence | None = None
         self._ready: asyncio.Future[None] | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -165,6 +166,7 @@ class Host:
 
     async def _boot(self) -> None:
         self._lost.clear()
+        self._endorsements, self._evidence = b"", None
         self._order.clear()
         self._outbox.clear()
         self._ready = asyncio.get_running_loop().create_future()
@@ -214,6 +216,7 @@ class Host:
         if kind == "launched":
             self.launched = event
             self._endorsements = bytes.fromhex(event["endorsements"])
+            self._publish()
         elif kind == "refused":
             error = BundleError if event.get("code") == "bundle" else PlatformError
             self._fail(error(str(event.get("message"))))
@@ -245,10 +248,17 @@ class Host:
         if frame.kind != Kind.INSTANCE:
             return
         try:
-            given = _codec.decode(_Evidence, frame.payload, max_size=131072, what="instance frame")
+            self._evidence = _codec.decode(_Evidence, frame.payload, max_size=131072, what="instance frame")
         except FormatError:
             if self._link is not None:
                 self._link.close()
+            return
+        self._publish()
+
+    def _publish(self) -> None:
+        """Hand out instance info once the enclave and its platform have both spoken."""
+        given = self._evidence
+        if given is None or not self._endorsements:
             return
         self.info = _codec.encode(
             {

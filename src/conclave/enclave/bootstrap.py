@@ -1,0 +1,67 @@
+"""The first measured code of an enclave: refuses what is not measured, then seals.
+
+Runs inside the enclave as `python -I -S bootstrap.py` with the bundle as working
+directory and nothing else; standard library only until the checks are done. Also
+what an operator gets who runs it by hand: the same refusals.
+
+Spec: spec/host-channel.md section 4 (BOOT-1 to BOOT-3).
+"""
+
+import os
+import sys
+
+REFUSED = 78
+ENVIRONMENT = {"LC_ALL": "C.UTF-8"}
+DESCRIPTORS = (0, 1, 2, 3, 4)
+_MAX_DESCRIPTOR = 4096
+
+
+def refusal():
+    """Why this start is refused, or None."""
+    if sys.argv != [__file__] or len(sys.orig_argv) != 4 or sys.orig_argv[1:3] != ["-I", "-S"]:
+        return "arguments: the bootstrap is started as `python -I -S bootstrap.py` and takes none"
+    if sys._xoptions or sys.warnoptions:
+        return "interpreter options beside -I and -S are set"
+    extra = sorted(set(os.environ) - set(ENVIRONMENT))
+    if extra:
+        return "environment variables that are not measured are set: " + ", ".join(extra)[:200]
+    if dict(os.environ) != ENVIRONMENT:
+        return "environment: LC_ALL=C.UTF-8 must be set"
+    found = []
+    for number in range(_MAX_DESCRIPTOR):
+        try:
+            os.fstat(number)
+        except OSError:
+            continue
+        found.append(number)
+    if tuple(found) != DESCRIPTORS:
+        return "open descriptors are %s, must be %s" % (found[:32], list(DESCRIPTORS))
+    return None
+
+
+def main():
+    """Check, load the runtime, close the sandbox, run."""
+    why = refusal()
+    if why is not None:
+        os.write(2, b"conclave bootstrap: refused: " + why.encode("ascii", "replace") + b"\n")
+        os._exit(REFUSED)
+    runtime = os.path.dirname(os.path.abspath(__file__))
+    bundle = os.getcwd()
+    temporary = os.path.join(os.path.dirname(bundle), "tmp")
+    sys.dont_write_bytecode = True
+    sys.path.append(runtime + "/site")
+    # Everything the runtime needs is loaded before the sandbox closes; author code
+    # is looked for only afterwards.
+    from conclave.enclave import _runtime, _sandbox
+
+    try:
+        _sandbox.close(root=os.path.dirname(runtime), bundle=bundle, temporary=temporary)
+    except OSError as error:
+        os.write(2, b"conclave bootstrap: refused: sandbox: " + str(error).encode("ascii", "replace") + b"\n")
+        os._exit(REFUSED)
+    sys.path += [bundle + "/site", bundle + "/app"]
+    _runtime.main()
+
+
+if __name__ == "__main__":
+    main()

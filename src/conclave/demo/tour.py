@@ -40,7 +40,7 @@ from conclave.errors import (
     VerificationError,
 )
 from conclave.host import Host
-from conclave.platform import runtime_root, start_platform
+from conclave.platform import bootstrap_command, runtime_tree, start_platform
 from conclave.testing import HostServer
 
 HERE = Path(__file__).parent
@@ -357,9 +357,8 @@ class Tour:
                 return _refusal(PlatformError, lambda: stack.enter_context(HostServer(Host(launch, restart=False))), "")
 
         def bootstrap() -> str:
-            root = runtime_root(self.machine)
             process = subprocess.run(
-                [str(root / "runtime/bin/python3"), "-I", "-S", str(root / "runtime/bootstrap.py")],
+                bootstrap_command(str(runtime_tree().root)),
                 env={"LC_ALL": "C.UTF-8", "EXTRA": "1"},
                 capture_output=True,
                 text=True,

@@ -13,7 +13,7 @@ demo: $(STAMP)
 	@$(BIN)/conclave demo
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
 	@$(BIN)/ruff check src tests bench examples vectors

@@ -29,9 +29,9 @@ def build_and_serve(
         bundle = build(path, Path(place) / "run.enclave", mode="debug", on_progress=progress)
         line = constraint_for(bundle, simulated=True)
         target = constraint_file or path.with_suffix(".constraint")
-        target.write_text(line + "\n")
 
         def announce(url: str) -> None:
+            target.write_text(line + "\n")
             print("enclave     debug mode on the simulated TEE: INSECURE, for development only")
             print("delivery    stateless: nothing survives a restart; at least once across restarts")
             print(f"serving     {url}")
@@ -76,7 +76,7 @@ def _serve(
 
     async def main() -> None:
         await host.start()
-        config = uvicorn.Config(host, host=address, port=port, log_level="error", lifespan="off", access_log=False)
+        config = uvicorn.Config(host, host=address, port=port, log_level="critical", lifespan="off", access_log=False)
         server = uvicorn.Server(config)
         serving = asyncio.create_task(_guard(server))
         try:

@@ -33,8 +33,12 @@ def _constraint(value: str | Constraint | Path) -> Constraint:
     return Constraint.parse((value.read_text() if isinstance(value, Path) else value).strip())
 
 
-def _no_answer(error: Exception) -> Answer:
-    return Answer(0, text=f"the host does not answer ({type(error).__name__})")
+def _no_answer(error: Exception, timeout_seconds: float) -> Answer:
+    if isinstance(error, httpx2.ConnectError):
+        return Answer(0, text="nothing answers at that address; is the host running?")
+    if isinstance(error, httpx2.TimeoutException):
+        return Answer(0, text=f"no answer within {timeout_seconds:g} seconds")
+    return Answer(0, text=f"the connection to the host broke ({type(error).__name__})")
 
 
 class _Base:
@@ -140,7 +144,7 @@ class Client(_Base):
                         raise
                 return Answer(response.status_code, bytes(body))
         except httpx2.HTTPError as error:
-            return _no_answer(error)
+            return _no_answer(error, self._timeout)
 
     def verify(self) -> AttestationResult:
         """Fetch and verify the instance now. Raises what refuses it."""
@@ -233,7 +237,7 @@ class AsyncClient(_Base):
                         raise
                 return Answer(response.status_code, bytes(body))
         except httpx2.HTTPError as error:
-            return _no_answer(error)
+            return _no_answer(error, self._timeout)
 
     async def verify(self) -> AttestationResult:
         """Fetch and verify the instance now. Raises what refuses it."""

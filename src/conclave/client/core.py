@@ -33,6 +33,18 @@ from conclave.rpc.interface import CallFailure, Interface, decode_result, encode
 
 T = TypeVar("T")
 MAX_INFO: Final = 1024 * 1024
+# What the statuses of spec/http.md mean. The host's word, so never more than a hint.
+_HINTS: Final = {
+    200: "the host answered, with nothing authentic from the enclave",
+    400: "the host says that this is no mail",
+    404: "the host has no such resource; is this the URL of a conclave host?",
+    409: "the host says that the enclave does not know this session",
+    413: "the host says that this is too large",
+    422: "the host says that the enclave could not decrypt the mail",
+    429: "the host says that the enclave has no room",
+    502: "the host says that the enclave ended while it handled the mail",
+    503: "the host says that the enclave is not running at the moment",
+}
 _AGAIN: Final = frozenset({409, 422, 502, 503})
 
 
@@ -273,7 +285,7 @@ class ClientCore:
             yield Pause(min(0.05 * 2**attempt, 1.0))
             if answer.status in _AGAIN or answer.status == 0:
                 yield from self._recover(conversation, item, answer)
-        raise TransportError(f"no reply after {self._attempts} attempts, the outcome is unknown: {_reason(answer)}")
+        raise TransportError(f"no reply after {_times(self._attempts)}, the outcome is unknown: {_reason(answer)}")
 
     def _recover(self, conversation: Conversation, item: Pending, answer: Answer) -> Steps[None]:
         session = conversation.session
@@ -347,7 +359,11 @@ def _raise_failure(reply: Reply) -> None:
         raise CallError(failure.type, failure.message)
 
 
+def _times(attempts: int) -> str:
+    return "1 attempt" if attempts == 1 else f"{attempts} attempts"
+
+
 def _reason(answer: Answer) -> str:
     if answer.status == 0:
         return answer.text
-    return f"HTTP {answer.status}"
+    return _HINTS.get(answer.status, f"the host answered with status {answer.status}")

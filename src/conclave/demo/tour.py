@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from conclave import _codec
 from conclave.attestation import Constraint, parse_instance_info
@@ -95,7 +96,7 @@ class Tour:
 
     def __init__(self, place: Path) -> None:
         self.place = place
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, soft_wrap=True)
         self.failures = 0
         self.machine = platform_directory(None)
 
@@ -115,9 +116,9 @@ class Tour:
             outcome = act()
         except Exception as error:
             self.failures += 1
-            self.console.print(f"  [red]✗ {attempt}: NOT refused as told[/red]: {type(error).__name__}: {error}")
+            self.console.print(f"  [red]✗ {attempt}: NOT refused as told[/red]: {type(error).__name__}: {escape(str(error))}")
             return
-        self.console.print(f"  [green]✓[/green] {attempt:<48} refused by the {by}: {outcome}")
+        self.console.print(f"  [green]✓[/green] {attempt}\n      refused by the {by}: [dim]{escape(outcome)}[/dim]")
 
     # Preparation ---------------------------------------------------------------------
 
@@ -195,7 +196,7 @@ class Tour:
     def what_the_operator_saw(self, server: HostServer) -> None:
         """Ciphertext and sizes."""
         mails = server.operator.requests
-        self.say(f"{len(mails)} mails in, of {', '.join(str(len(m)) for m in mails)} bytes; for example:")
+        self.say(f"{len(mails)} mails, of {', '.join(str(len(m)) for m in mails)} bytes; the end of the first:")
         self.say(f"[dim]{mails[0][-48:].hex()}[/dim]")
         record = (self.place / "hospital0.csv").read_text().splitlines()[0].split(",")[0]
         seen = b"".join(mails) + b"".join(server.operator.answers)
@@ -218,20 +219,20 @@ class Tour:
         def tamper() -> str:
             operator.on_request = lambda m: m[:-1] + bytes([m[-1] ^ 1])
             with client() as c:
-                return _refusal(TransportError, lambda: c.call("contribute", [], []), "HTTP 422")
+                return _refusal(TransportError, lambda: c.call("contribute", [], []), "could not decrypt")
 
         def truncate() -> str:
-            operator.on_request = lambda m: m[:-7]
+            operator.on_request = _shortened
             with client() as c:
-                return _refusal(TransportError, lambda: c.call("contribute", [], []), "HTTP 400")
+                return _refusal(TransportError, lambda: c.call("contribute", [], []), "could not decrypt")
 
         def tamper_reply() -> str:
             operator.on_answer = lambda a: a[:-1] + bytes([a[-1] ^ 1]) if a else a
             with client() as c:
-                said = _refusal(TransportError, lambda: c.call("contribute", [], []), "no reply")
+                said = _refusal(TransportError, lambda: c.call("contribute", [], []), "nothing authentic")
                 if c.refused_mails != 1:
                     raise Told("the client took an altered reply")
-                return f"altered mail ignored; {said}"
+                return said
 
         def replay() -> str:
             with client() as c:
@@ -249,10 +250,10 @@ class Tour:
                 _call(c)
                 old = operator.answers[-1]
                 operator.on_answer = lambda a: old
-                said = _refusal(TransportError, lambda: c.call("contribute", [], []), "no reply")
+                said = _refusal(TransportError, lambda: c.call("contribute", [], []), "nothing authentic")
                 if c.refused_mails != 1:
                     raise Told("the client took an old reply")
-                return f"old mail ignored; {said}"
+                return said
 
         def reorder() -> str:
             with client() as c:
@@ -294,7 +295,7 @@ class Tour:
                 _call(alice)
                 for_alice = operator.answers[-1]
                 operator.on_answer = lambda a: for_alice
-                said = _refusal(TransportError, lambda: bob.call("contribute", [], []), "no reply")
+                said = _refusal(TransportError, lambda: bob.call("contribute", [], []), "nothing authentic")
                 if bob.refused_mails != 1:
                     raise Told("Bob took Alice's mail")
                 return f"Alice's mail does not decrypt for Bob; {said}"
@@ -302,7 +303,7 @@ class Tour:
         attacks: list[tuple[str, str, Callable[[], str]]] = [
             ("tamper with a mail", "enclave", tamper),
             ("tamper with a reply", "client", tamper_reply),
-            ("truncate a mail", "host channel's parser", truncate),
+            ("truncate a mail and mend its size field", "enclave", truncate),
             ("replay a mail", "enclave", replay),
             ("replay a reply", "client", replay_reply),
             ("reorder two mails", "enclave", reorder),
@@ -375,18 +376,45 @@ class Tour:
     def attack_roster(self, bundle: Bundle, constraint: str, identities: list[Identity]) -> None:
         """One hospital, and an operator who invents the other."""
 
-        def invent() -> str:
-            with (
-                HostServer(self.host(bundle.path)) as server,
-                Client(server.url, constraint=constraint) as invented,
-            ):
-                return _refusal(Error, lambda: invented.call("contribute", [[0.0] * 30] * 2, [0, 1]), "NotInRoster")
+        def contribute(client: Client, hospital: int) -> None:
+            with open(self.place / f"hospital{hospital}.csv", newline="") as file:
+                rows = [[float(value) for value in row] for row in csv.reader(file)]
+            client.call("contribute", [r[:-1] for r in rows], [int(r[-1]) for r in rows])
 
-        self.expect("give one hospital an enclave of its own, invent the other", "enclave", invent)
+        with (
+            HostServer(self.host(bundle.path)) as first,
+            HostServer(self.host(bundle.path)) as second,
+            Client(first.url, constraint=constraint) as invented,
+            Client(first.url, constraint=constraint, identity=identities[0], timeout_seconds=2, attempts=1) as alone,
+            Client(second.url, constraint=constraint, identity=identities[1]) as other,
+        ):
+
+            def invent() -> str:
+                return _refusal(Error, lambda: contribute(invented, 1), "NotInRoster")
+
+            def separate() -> str:
+                contribute(alone, 0)
+                contribute(other, 1)
+                digest = alone.instance.claims_digest
+                return _refusal(TransportError, lambda: alone.call("result", digest), "no reply")
+
+            def mix() -> str:
+                digest = alone.instance.claims_digest
+                return _refusal(Error, lambda: other.call("result", digest), "WrongInstance")
+
+            self.expect("invent the other hospital", "enclave", invent)
+            self.expect("give each hospital an enclave of its own", "enclave, which keeps the model to itself", separate)
+            self.expect("pass one instance off as the other", "enclave", mix)
 
 
 def _fields(info: Any) -> dict[str, Any]:
     return {name: getattr(info, name) for name in info.__struct_fields__}
+
+
+def _shortened(mail: bytes) -> bytes:
+    """A mail cut by seven bytes, its ciphertext size (offset 64) made to fit."""
+    size = int.from_bytes(mail[64:68], "big") - 7
+    return (mail[:64] + size.to_bytes(4, "big") + mail[68:])[:-7]
 
 
 def _call(client: Client) -> None:
@@ -489,5 +517,7 @@ def _steps(tour: Tour) -> None:
         source.write_text(OTHER)
         stranger = build(source, tour.place / "other.enclave", mode="release")
         tour.attack_identity(server, bundle, line, stranger)
+    tour.title("6. The operator attacks the roster")
     tour.attack_roster(bundle, line, identities)
+    tour.title("7. The operator starts the enclave with something nobody measured")
     tour.attack_start(read_bundle(bundle.path))

@@ -426,6 +426,8 @@ async def _respond(send: Send, status: int, content_type: bytes, body: bytes) ->
 
 
 def log_to_stderr(event: dict[str, Any]) -> None:
-    """Print what a debug enclave prints; release enclaves print nothing."""
-    if event.get("event") == "output":
+    """Print what a debug enclave prints (release enclaves print nothing) and progress."""
+    if event.get("event") == "progress":
+        print(f"  {event.get('text')}", file=sys.stderr)
+    elif event.get("event") == "output":
         sys.stderr.write(str(event.get("text")))

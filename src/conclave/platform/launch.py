@@ -112,7 +112,7 @@ class _Platform:
         self._machine = Machine.open(directory)
         self._bundle = bundle = read_bundle(path)
         _check_tags(bundle.manifest.python, bundle.manifest.platform)
-        self._tree = runtime_tree()
+        self._tree = runtime_tree(on_progress=lambda text: _report("progress", text=text))
         # 2. Lay the bundle out.
         kept = directory / "bundles" / (bundle.code + bundle.signer).hex()
         if not (kept / "bundle").exists():

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -92,7 +92,9 @@ def cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "conclave" / "runtime"
 
 
-def runtime_tree(directory: Path | None = None) -> RuntimeTree:
+def runtime_tree(
+    directory: Path | None = None, *, on_progress: Callable[[str], None] = lambda text: None
+) -> RuntimeTree:
     """The tree for this interpreter and release, made on first use.
 
     The measurement is taken of what lies there: a tree that was touched since is
@@ -105,6 +107,7 @@ def runtime_tree(directory: Path | None = None) -> RuntimeTree:
     root = place / "root"
     try:
         if not root.exists():
+            on_progress("preparing the runtime (once)")
             _make(place)
         return RuntimeTree(root, _measured(place, root))
     except OSError as error:

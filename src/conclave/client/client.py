@@ -163,6 +163,10 @@ class Client(_Base):
         Raises:
             CallError: the author's code refused or failed.
             TransportError: no reply; the outcome is unknown.
+            SequenceError: the host withheld an earlier mail of this topic.
+
+        After the last two the mail is still under way, as the host may deliver it at
+        any time: the client keeps it, and sends it again before the topic's next one.
         """
         return self._run(lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry))
 

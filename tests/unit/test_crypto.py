@@ -56,6 +56,7 @@ def test_secrets_do_not_show_themselves() -> None:
             pickle.dumps(secret)
 
 
+@pytest.mark.spec("MAIL-2", "T-16")
 def test_the_suite_fails_on_a_repeated_key_and_nonce() -> None:
     key = _crypto.AeadKey(_crypto.Secret.random())
     key.encrypt(bytes(12), b"a", b"")

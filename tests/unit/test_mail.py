@@ -63,6 +63,7 @@ class Pair:
         return made[1]
 
 
+@pytest.mark.spec("MAIL-16")
 def test_a_request_reaches_the_handler_and_its_replies_the_client() -> None:
     pair = Pair()
     received = pair.box.receive(pair.request(b"body"), 1)

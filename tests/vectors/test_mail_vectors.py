@@ -1,0 +1,95 @@
+"""Our mail agrees with vectors that another program made from the specification."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conclave import _crypto
+from conclave._crypto import DecryptionKey, Secret, SigningKey
+from conclave._mailheader import parse_mail
+from conclave.errors import Error
+from conclave.mail import ClientSession, Reply, RequestKind
+from conclave.mail._wire import Request
+from conclave.mail.session import EnclaveSession
+
+PLACE = Path(__file__).parents[2] / "vectors" / "mail"
+CASES = sorted(path.stem for path in PLACE.glob("*.json"))
+
+
+def load(name: str) -> dict[str, Any]:
+    text = json.loads((PLACE / f"{name}.json").read_text())
+    plain = ("id", "spec", "comment", "expect")
+    return {k: v if k in plain else bytes.fromhex(v) for k, v in text.items()}
+
+
+@pytest.fixture(autouse=True)
+def _no_recorder(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Vectors use their keys and nonces again on purpose.
+    monkeypatch.setattr(_crypto, "on_encrypt", None)
+
+
+def client(case: dict[str, Any]) -> ClientSession:
+    key = DecryptionKey(case["mlkem_seed"], case["x25519_private"])
+    return ClientSession(
+        claims_digest=case["claims_digest"],
+        encryption_key=key.public,
+        identity=SigningKey(case["identity_seed"]),
+        reply_key=key.public,
+        topic=case["topic"].decode(),
+        _secret=Secret(case["secret"]),
+        _sealed=case["sealed"],
+    )
+
+
+def receive(case: dict[str, Any], data: bytes) -> Request:
+    mail = parse_mail(data)
+    key = DecryptionKey(case["mlkem_seed"], case["x25519_private"])
+    opening = mail.opening or parse_mail(load("request")["mail"]).opening
+    session = EnclaveSession(opening, key=key, claims_digest=case["claims_digest"])
+    assert session.identity == SigningKey(case["identity_seed"]).public
+    assert session.topic == case["topic"].decode()
+    return session.decrypt(mail)
+
+
+def test_all_cases_are_here() -> None:
+    assert len(CASES) == 13
+
+
+def test_the_generator_gives_the_committed_files(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(PLACE / "generate.py"), str(tmp_path)], check=True)
+    for name in CASES:
+        assert (tmp_path / f"{name}.json").read_text() == (PLACE / f"{name}.json").read_text()
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n not in ("request", "second", "reply")])
+@pytest.mark.spec("MAIL-3", "MAIL-4")
+def test_refused(name: str) -> None:
+    case = load(name)
+    with pytest.raises(Error) as refused:
+        receive(case, case["mail"])
+    assert refused.value.code == case["expect"]
+
+
+def test_request_and_second() -> None:
+    session = client(load("request"))
+    for number, name in enumerate(("request", "second")):
+        case = load(name)
+        request = receive(case, case["mail"])
+        assert (request.kind, request.sequence, request.acknowledged) == (RequestKind.MAIL, number, number)
+        assert (request.body, request.envelope) == (case["body"], case["envelope"])
+        assert session.session_id == case["session_id"]
+        # The same inputs give the same bytes.
+        assert session.encrypt(request) == case["mail"]
+        session.decrypt(load("reply")["reply"]) if number == 0 else None
+
+
+def test_reply() -> None:
+    case = load("reply")
+    reply = client(case).decrypt(case["reply"])
+    assert reply == Reply(0, 1, 0, 1, 0, 1, case["body"], case["envelope"])

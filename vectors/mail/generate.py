@@ -1,0 +1,167 @@
+"""Makes the mail vectors from spec/mail.md with primitives alone.
+
+An implementation of its own: nothing of `conclave` is imported, so agreement with
+the package is agreement of two programs. The HPKE output cannot be fixed by
+choosing keys (encapsulation is random), so `sealed.hex` keeps one, and opening it
+with the key below is part of what the vectors show.
+
+Usage: python vectors/mail/generate.py [DIRECTORY]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import hashes, hpke
+from cryptography.hazmat.primitives.asymmetric import ed25519, mlkem, x25519
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hmac import HMAC
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+HERE = Path(__file__).parent
+SUITE = bytes.fromhex("647a00010002")
+MLKEM_SEED = bytes(range(64))
+X25519_PRIVATE = bytes(range(100, 132))
+IDENTITY_SEED = bytes(range(32))
+CLAIMS_DIGEST = bytes(range(64, 128))
+SECRET = bytes(range(200, 232))
+REPLY_SALT = bytes(range(32, 64))
+TOPIC = b"records/2026"
+ENVELOPE = b"ward 3"
+BODY = b"what the operator must not see"
+ANSWER = b"and what it answered"
+
+
+def keys() -> tuple[Any, bytes]:
+    kem = mlkem.MLKEM768PrivateKey.from_seed_bytes(MLKEM_SEED)
+    dh = x25519.X25519PrivateKey.from_private_bytes(X25519_PRIVATE)
+    public = kem.public_key().public_bytes_raw() + dh.public_key().public_bytes_raw()
+    return hpke.MLKEM768X25519PrivateKey(kem, dh), public
+
+
+def sealed() -> bytes:
+    suite = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+    private, _ = keys()
+    info = b"mail/1 opening" + SUITE + CLAIMS_DIGEST
+    kept = HERE / "sealed.hex"
+    if not kept.exists():
+        kept.write_text(suite.encrypt(SECRET, private.public_key(), info).hex() + "\n")
+    data = bytes.fromhex(kept.read_text())
+    assert suite.decrypt(data, private, info) == SECRET
+    return data
+
+
+def extract(salt: bytes, material: bytes) -> bytes:
+    mac = HMAC(salt, hashes.SHA256())
+    mac.update(material)
+    return mac.finalize()
+
+
+def expand(prk: bytes, info: bytes) -> bytes:
+    return HKDFExpand(hashes.SHA256(), 32, info).derive(prk)
+
+
+def padme(size: int) -> int:
+    if size <= 256:
+        return 256
+    exponent = size.bit_length() - 1
+    low = exponent - exponent.bit_length()
+    mask = (1 << low) - 1
+    return (size + mask) & ~mask
+
+
+def header(direction: int, flags: int, session: bytes, counter: int, salt: bytes, size: int) -> bytes:
+    return struct.pack(">4sBBH16sQ32sI", b"CML1", direction, flags, len(ENVELOPE), session, counter, salt, size)
+
+
+def mail(direction: int, key: bytes, session: bytes, counter: int, salt: bytes, opening: bytes, plain: bytes) -> bytes:
+    padded = plain.ljust(padme(len(plain)), b"\0")
+    public = header(direction, 1 if opening else 0, session, counter, salt, len(padded) + 16) + opening + ENVELOPE
+    return public + AESGCM(key).encrypt(struct.pack(">QI", counter, 0), padded, public)
+
+
+def private(kind: int, flags: int, body: bytes, *numbers: int, zero: int = 0) -> bytes:
+    return struct.pack(">BBHIQQQQ", kind, flags, zero, len(body), *numbers) + body
+
+
+def cases() -> list[dict[str, Any]]:
+    hpke_output = sealed()
+    session = hashlib.sha256(hpke_output).digest()[:16]
+    prk = extract(hashlib.sha256(hpke_output + CLAIMS_DIGEST).digest(), SECRET)
+    k_open, k_c2e = expand(prk, b"mail/1 record"), expand(prk, b"mail/1 c2e")
+    k_e2c = expand(prk, b"mail/1 e2c" + REPLY_SALT)
+    identity = ed25519.Ed25519PrivateKey.from_private_bytes(IDENTITY_SEED)
+    _, public = keys()
+    topic = bytes((len(TOPIC),)) + TOPIC.ljust(255, b"\0")
+    log = bytes(33)
+    signed = b"conclave/1 opening\0" + CLAIMS_DIGEST + SUITE + hpke_output + session + topic + public + log
+    record = identity.public_key().public_bytes_raw() + public + topic + log + identity.sign(signed)
+    opening = hpke_output + AESGCM(k_open).encrypt(bytes(12), record, b"")
+    assert len(opening) == 2785
+
+    request = mail(1, k_c2e, session, 0, bytes(32), opening, private(0, 0, BODY, 0, 0, 0, 0))
+    second = mail(1, k_c2e, session, 1, bytes(32), b"", private(0, 0, BODY, 1, 1, 0, 0))
+    reply = mail(2, k_e2c, session, 0, REPLY_SALT, b"", private(0, 1, ANSWER, 0, 1, 0, 1))
+    inputs = {
+        "mlkem_seed": MLKEM_SEED,
+        "x25519_private": X25519_PRIVATE,
+        "identity_seed": IDENTITY_SEED,
+        "claims_digest": CLAIMS_DIGEST,
+        "secret": SECRET,
+        "sealed": hpke_output,
+        "topic": TOPIC,
+        "envelope": ENVELOPE,
+    }
+    values = {"session_id": session, "prk": prk, "k_open": k_open, "k_c2e": k_c2e, "k_e2c": k_e2c, "record": record}
+
+    def case(name: str, comment: str, expect: str, spec: str, **more: bytes) -> dict[str, Any]:
+        return {"id": f"mail/{name}", "spec": spec, "comment": comment, "expect": expect, **more}
+
+    def bad(name: str, comment: str, expect: str, data: bytes, spec: str = "MAIL-4") -> dict[str, Any]:
+        return case(name, comment, expect, spec, **inputs, mail=data)
+
+    wrong_padding = private(0, 0, BODY, 0, 0, 0, 0) + b"\1"
+    return [
+        case("request", "A mail with its opening.", "ok", "MAIL-5", **inputs, **values, mail=request, body=BODY),
+        case("second", "The next mail, its opening confirmed.", "ok", "MAIL-10", **inputs, **values, mail=second, body=BODY),
+        case("reply", "The enclave's last reply to sequence 0.", "ok", "MAIL-8", **inputs, **values, reply=reply, body=ANSWER),
+        bad("flipped-tag", "Last bit changed.", "decryption", request[:-1] + bytes([request[-1] ^ 1])),
+        bad("flipped-envelope", "Envelope changed.", "decryption", request.replace(ENVELOPE, b"ward 4")),
+        bad("flipped-counter", "Another counter.", "decryption", request[:31] + b"\1" + request[32:]),
+        bad("truncated", "One byte missing.", "format", request[:-1]),
+        bad("extended", "One byte more.", "format", request + b"\0"),
+        bad("magic", "Another magic.", "format", b"CML2" + request[4:], "MAIL-3"),
+        bad("flag", "An unknown flag.", "format", request[:5] + b"\3" + request[6:], "MAIL-3"),
+        bad("salt", "A reply salt in a mail to an enclave.", "format", request[:32] + b"\1" + request[33:], "MAIL-3"),
+        bad(
+            "padding",
+            "Authentic, padded with something else than zeros.",
+            "format",
+            mail(1, k_c2e, session, 0, bytes(32), opening, wrong_padding),
+            "MAIL-3",
+        ),
+        bad(
+            "reserved",
+            "Authentic, a reserved field of the private header set.",
+            "format",
+            mail(1, k_c2e, session, 0, bytes(32), opening, private(0, 0, BODY, 0, 0, 0, 0, zero=1)),
+            "MAIL-3",
+        ),
+    ]
+
+
+def main() -> None:
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
+    for case in cases():
+        text = {k: v.hex() if isinstance(v, bytes) else v for k, v in case.items()}
+        path = target / f"{case['id'].partition('/')[2]}.json"
+        path.write_text(json.dumps(text, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

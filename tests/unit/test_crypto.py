@@ -57,6 +57,7 @@ def test_secrets_do_not_show_themselves() -> None:
 
 
 @pytest.mark.spec("MAIL-2", "T-16")
+@pytest.mark.repeats_a_nonce
 def test_the_suite_fails_on_a_repeated_key_and_nonce() -> None:
     key = _crypto.AeadKey(_crypto.Secret.random())
     key.encrypt(bytes(12), b"a", b"")

@@ -78,6 +78,8 @@ def build(
     *,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
     sign: Path | None = None,
+    request: Path | None = None,
+    signature: Path | None = None,
     debug: bool = False,
     json: bool = False,
 ) -> None:
@@ -89,12 +91,15 @@ def build(
         path: a Python file with one Enclave class, or a project directory.
         output: the bundle to write (default: NAME-VERSION.enclave here).
         sign: the author's key file, made if it does not exist yet.
+        request: write the bytes to sign to this file, for a key that is kept elsewhere.
+        signature: a file with public key (32 bytes) and Ed25519 signature (64 bytes) over them.
         debug: output and tracebacks reach the host; INSECURE everywhere.
         json: print one JSON object.
     """
     from conclave.cli._build import build_command
 
-    build_command(path, output=output, sign=sign, mode="debug" if debug else "release", as_json=json)
+    mode = "debug" if debug else "release"
+    build_command(path, output=output, sign=sign, request=request, signature=signature, mode=mode, as_json=json)
 
 
 @app.command

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from conclave.errors import BundleError
+
 if TYPE_CHECKING:
     from conclave.bundle import Bundle
 
@@ -19,18 +21,32 @@ def constraint_for(bundle: Bundle, *, simulated: bool) -> str:
     return " ".join(parts)
 
 
-def build_command(path: Path, *, output: Path | None, sign: Path | None, mode: str, as_json: bool) -> None:
+def build_command(
+    path: Path,
+    *,
+    output: Path | None,
+    sign: Path | None,
+    request: Path | None,
+    signature: Path | None,
+    mode: str,
+    as_json: bool,
+) -> None:
     """Build, and say what was built."""
-    from conclave.bundle import build, generate_key, load_signing_key
+    from conclave.bundle import build, generate_key, load_signing_key, signing_request
 
+    if sign is not None and signature is not None:
+        raise BundleError("--sign signs here, --signature was made elsewhere: give one of them")
+    made = None if signature is None else signature.read_bytes()
     key = None
     if sign is not None:
         if not sign.exists():
             generate_key(sign)
             print(f"made a new signing key: {sign} (keep it secret, keep a copy)", file=sys.stderr)
         key = load_signing_key(sign)
-    bundle = build(path, output, mode=mode, signing_key=key, on_progress=progress)
-    facts = {
+    bundle = build(path, output, mode=mode, signing_key=key, signature=made, on_progress=progress)
+    if request is not None:
+        request.write_bytes(signing_request(bundle))
+    facts: dict[str, object] = {
         "bundle": str(bundle.path),
         "code": bundle.code.hex(),
         "signer": bundle.signer.hex(),
@@ -40,6 +56,11 @@ def build_command(path: Path, *, output: Path | None, sign: Path | None, mode: s
         "constraint": constraint_for(bundle, simulated=False),
         "constraint_simulated": constraint_for(bundle, simulated=True),
     }
+    if any(bundle.signer):
+        manifest = bundle.manifest
+        facts["constraint_author"] = (
+            f"S:{bundle.signer.hex()} PROD:{manifest.product_id} REVOKE:{manifest.revocation_level}"
+        )
     if as_json:
         print(json.dumps(facts))
         return

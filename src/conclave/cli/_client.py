@@ -11,7 +11,7 @@ from typing import Any
 
 from conclave.attestation import AttestationResult, Constraint, verify_instance
 from conclave.client import Client, Identity
-from conclave.errors import AppraisalError, CallError, VerificationError
+from conclave.errors import AppraisalError, CallError, FormatError, VerificationError
 
 
 def read_constraint(text: str) -> Constraint:
@@ -78,6 +78,8 @@ def call_command(
     timeout_seconds: float,
 ) -> int:
     """Call once and print the result as JSON."""
+    if not url.startswith(("http://", "https://")):
+        raise FormatError("the address of a host begins with http:// or https://")
     who = None if identity is None else Identity.load_or_create(identity)
     options = {"constraint": read_constraint(constraint), "identity": who, "timeout_seconds": timeout_seconds}
     with Client(url, **options) as client:

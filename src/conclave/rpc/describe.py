@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import traceback
 
@@ -35,6 +36,13 @@ def describe(module_name: str) -> tuple[str, bytes]:
     return f"{module_name}:{classes[0].__name__}", interface_of(classes[0]).encode()
 
 
+def _where(error: BaseException, root: str) -> str:
+    """One line that names the author's own line, not the importer's."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(root)]
+    place = f"{os.path.relpath(frames[-1].filename, root)}, line {frames[-1].lineno}: " if frames else ""
+    return place + "".join(traceback.format_exception_only(error)).strip()
+
+
 def main() -> None:
     """Arguments: import path of the source, of its wheels, the module's name."""
     root, site, module = sys.argv[1:]
@@ -43,8 +51,8 @@ def main() -> None:
         entry, interface = describe(module)
     except TypeError as error:
         print(json.dumps({"error": str(error)}))
-    except BaseException:
-        print(json.dumps({"error": traceback.format_exc(limit=-4)}))
+    except BaseException as error:
+        print(json.dumps({"error": _where(error, root)}))
     else:
         print(json.dumps({"entry": entry, "interface": interface.hex()}))
 

@@ -20,7 +20,15 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
 fi
 echo "installing the locked packages into $venv (takes a minute the first time)"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-pip="$venv/bin/python -m pip --quiet --disable-pip-version-check"
-$pip install --require-hashes -r "$lock" 2>&1 | { grep -v '^WARNING: Location' || true; }
-$pip install --no-deps --no-build-isolation -e . 2>&1 | { grep -v '^WARNING: Location' || true; }
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+install() {
+    "$venv/bin/python" -m pip --quiet --disable-pip-version-check install "$@" >"$log" 2>&1 || {
+        cat "$log" >&2
+        echo "error: the packages could not be installed; the reason is above" >&2
+        exit 1
+    }
+}
+install --require-hashes -r "$lock"
+install --no-deps --no-build-isolation -e .
 "$venv/bin/python" -c 'import conclave'

@@ -48,7 +48,7 @@ def decode(kind: type[T], data: bytes | memoryview, *, max_size: int, what: str)
     if len(data) > max_size:
         raise FormatError(f"{what} has {len(data)} bytes, at most {max_size} are allowed")
     try:
-        value = _decoder(kind).decode(data)
+        value = _decoder(kind).decode(data)  # type: ignore[arg-type]
         canonical = _encoder.encode(value) == data
     except (msgspec.MsgspecError, RecursionError, UnicodeError, ValueError):
         raise FormatError(f"{what} is not well-formed") from None

@@ -18,7 +18,7 @@ from conclave.testing import HostServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.spec("T-14")]
 
-SOURCE = '''
+SOURCE = """
 from conclave.enclave import Enclave, Mail, rpc
 
 class Echo(Enclave):
@@ -28,7 +28,7 @@ class Echo(Enclave):
     @rpc
     def echo(self, data: bytes) -> bytes:
         return data
-'''
+"""
 
 
 @pytest.fixture(scope="module")

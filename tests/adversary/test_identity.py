@@ -27,18 +27,18 @@ from conclave.testing import HostServer
 pytestmark = pytest.mark.slow
 Only = Callable[[Bundle], str]
 
-HONEST = '''
+HONEST = """
 from conclave.enclave import Enclave, rpc
 
 class Honest(Enclave):
     @rpc
     def give(self, secret: str) -> None:
         pass
-'''
+"""
 
 OTHER = HONEST + "    # another program\n"
 
-EVIL = '''
+EVIL = """
 from conclave.enclave import Enclave, rpc
 import msgspec
 
@@ -56,9 +56,9 @@ class Evil(Enclave):
     @rpc
     def give(self, secret: str) -> None:
         pass
-'''
+"""
 
-ROSTER = '''
+ROSTER = """
 # /// script
 # [tool.conclave]
 # roster = ["%s", "%s"]
@@ -82,7 +82,7 @@ class Joint(Enclave):
         self.roster.acknowledge(self.sender, claims_digest)
         await self.roster.stable()
         return sum(self.values.values())
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,10 @@ def test_a_debug_program_is_insecure_whatever_the_machine(
     with serve(debug) as one, serve(release) as two, secure_simulated(root):
         with Client(two.url, constraint=f"C:{release.code.hex()}") as client:
             assert client.verify().security == "SECURE"
-        with Client(one.url, constraint=f"C:{debug.code.hex()}") as client, pytest.raises(AppraisalError, match="debug"):
+        with (
+            Client(one.url, constraint=f"C:{debug.code.hex()}") as client,
+            pytest.raises(AppraisalError, match="debug"),
+        ):
             client.verify()
 
 

@@ -19,7 +19,7 @@ from conclave.testing import HostServer
 
 pytestmark = pytest.mark.slow
 
-SOURCE = '''
+SOURCE = """
 from conclave.enclave import Enclave, Mail, rpc
 
 class Counter(Enclave):
@@ -33,7 +33,7 @@ class Counter(Enclave):
     def put(self, token: str) -> int:
         self.seen.append(token)
         return self.seen.count(token)
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,7 @@ def server(running: HostServer) -> Iterator[HostServer]:
 
 
 @pytest.fixture
-def connect(
-    server: HostServer, bundle: Bundle, only: Callable[[Bundle], str]
-) -> Iterator[Callable[..., Client]]:
+def connect(server: HostServer, bundle: Bundle, only: Callable[[Bundle], str]) -> Iterator[Callable[..., Client]]:
     with contextlib.ExitStack() as stack:
 
         def make(**options: object) -> Client:
@@ -89,7 +87,29 @@ def test_every_part_of_a_mail_is_authentic(server: HostServer, connect: Callable
     total = len(mail)
     # Magic, direction, flags, envelope size, session id, counter, salt, size, opening
     # (key encapsulation, sealed secret, record), ciphertext, tag.
-    places = [0, 4, 5, 6, 8, 23, 24, 31, 32, 63, 64, 68, 1000, 1235, 1240, 1500, 2800, 2853, 2900, total - 17, total - 1]
+    places = [
+        0,
+        4,
+        5,
+        6,
+        8,
+        23,
+        24,
+        31,
+        32,
+        63,
+        64,
+        68,
+        1000,
+        1235,
+        1240,
+        1500,
+        2800,
+        2853,
+        2900,
+        total - 17,
+        total - 1,
+    ]
     for place in places:
         status, body = server.run(server.operator.inject("POST", "/mail", flip(mail, place)))
         assert status in (400, 409, 422), f"byte {place}: {status} {body!r}"

@@ -19,7 +19,14 @@ def tracked() -> list[Path]:
 
 
 def test_no_addresses_of_registries_and_no_paths_of_a_machine() -> None:
-    hosts = ("py" + "pi.org", "pythonhosted" + ".org", "npmjs" + ".org", "registry" + ".yarn", "/ro" + "ot/", "/ho" + "me/")
+    hosts = (
+        "py" + "pi.org",
+        "pythonhosted" + ".org",
+        "npmjs" + ".org",
+        "registry" + ".yarn",
+        "/ro" + "ot/",
+        "/ho" + "me/",
+    )
     for path in tracked():
         text = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
         for word in hosts:

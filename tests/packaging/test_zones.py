@@ -88,7 +88,9 @@ def test_trusted_closure() -> None:
     listed = (ROOT / "TRUSTED_CLOSURE.txt").read_text()
     assert done.stdout == listed, "the trusted closure changed; review it, then write it to TRUSTED_CLOSURE.txt"
     ours = {m for m in done.stdout.split() if m.split(".")[0] == "conclave"}
-    packed = {"conclave." + m.replace("/__init__", "").replace("/", ".") for m in ENCLAVE_MODULES} - {"conclave.__init__"}
+    packed = {"conclave." + m.replace("/__init__", "").replace("/", ".") for m in ENCLAVE_MODULES} - {
+        "conclave.__init__"
+    }
     assert ours - {"conclave"} <= packed
     # Nothing is measured that is not loaded.
     assert packed <= ours

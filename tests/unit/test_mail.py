@@ -108,7 +108,7 @@ def test_any_flipped_bit_and_any_cut_is_refused_and_changes_nothing() -> None:
         bad[at] ^= 1 << at % 8
         with pytest.raises((FormatError, DecryptionError, SessionError)):
             pair.box.receive(bytes(bad), 1)
-    for size in list(range(0, len(mail), 53)) + [len(mail) - 1]:
+    for size in [*range(0, len(mail), 53), len(mail) - 1]:
         with pytest.raises(FormatError):
             pair.box.receive(mail[:size], 1)
     with pytest.raises(FormatError):

@@ -128,8 +128,26 @@ def cases() -> list[dict[str, Any]]:
     wrong_padding = private(0, 0, BODY, 0, 0, 0, 0) + b"\1"
     return [
         case("request", "A mail with its opening.", "ok", "MAIL-5", **inputs, **values, mail=request, body=BODY),
-        case("second", "The next mail, its opening confirmed.", "ok", "MAIL-10", **inputs, **values, mail=second, body=BODY),
-        case("reply", "The enclave's last reply to sequence 0.", "ok", "MAIL-8", **inputs, **values, reply=reply, body=ANSWER),
+        case(
+            "second",
+            "The next mail, its opening confirmed.",
+            "ok",
+            "MAIL-10",
+            **inputs,
+            **values,
+            mail=second,
+            body=BODY,
+        ),
+        case(
+            "reply",
+            "The enclave's last reply to sequence 0.",
+            "ok",
+            "MAIL-8",
+            **inputs,
+            **values,
+            reply=reply,
+            body=ANSWER,
+        ),
         bad("flipped-tag", "Last bit changed.", "decryption", request[:-1] + bytes([request[-1] ^ 1])),
         bad("flipped-envelope", "Envelope changed.", "decryption", request.replace(ENVELOPE, b"ward 4")),
         bad("flipped-counter", "Another counter.", "decryption", request[:31] + b"\1" + request[32:]),

@@ -122,7 +122,15 @@ def read_bundle(path: Path) -> Bundle:
         try:
             with zipfile.ZipFile(file) as archive:
                 return _check(path, file, archive)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OverflowError, RuntimeError, struct.error):
+        except (
+            zipfile.BadZipFile,
+            NotImplementedError,
+            ValueError,
+            EOFError,
+            OverflowError,
+            RuntimeError,
+            struct.error,
+        ):
             raise BundleError("not a bundle, or truncated; bundles are made by `conclave build`") from None
 
 
@@ -227,7 +235,7 @@ def unpack(bundle: Bundle, directory: Path) -> None:
         (place / "app").mkdir(exist_ok=True)
         (place / "site").mkdir(exist_ok=True)
         for folder, _, _ in os.walk(place):
-            os.chmod(folder, 0o755)
+            os.chmod(folder, 0o755)  # noqa: S103
         try:
             place.rename(directory)
         except OSError:

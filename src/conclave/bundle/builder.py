@@ -18,6 +18,8 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,17 +78,17 @@ def build(
     if signature is not None and len(signature) != SIGNATURE_SIZE:
         raise BundleError("a signature is 96 bytes: public key (32) and Ed25519 signature (64)")
     target = output or Path(f"{manifest.name}-{manifest.release}.enclave")
-    parts = [("manifest", lambda: encoded), *([("signature", lambda: signature)] if signature else [])]
-    parts += [(name, contents[name]) for name in sorted(contents)]
+    head = [("manifest", encoded), *([("signature", signature)] if signature else [])]
+    rest = ((name, contents[name]()) for name in sorted(contents))
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with open(temporary, "w+b") as file:
-            write_archive(file, ((name, read()) for name, read in parts))
-        read_bundle(temporary)
+            write_archive(file, chain(head, rest))
+        bundle = read_bundle(temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    return read_bundle(target)
+    return replace(bundle, path=target)
 
 
 def signing_request(bundle: Bundle) -> bytes:

@@ -13,6 +13,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 from conclave.client import Client, Identity
 
@@ -44,18 +45,13 @@ def main() -> None:
     )
 
 
-def _accuracy(model: dict[str, list[float] | float], features: list[list[float]], labels: list[int]) -> float:
+def _accuracy(model: dict[str, Any], features: list[list[float]], labels: list[int]) -> float:
     """Use the received model, here, on the hospital's own records."""
+    parts = list(zip(model["mean"], model["scale"], model["coefficients"], strict=True))
     right = 0
     for row, label in zip(features, labels, strict=True):
-        score = float(model["intercept"])  # type: ignore[arg-type]
-        for value, mean, scale, weight in zip(
-            row,
-            model["mean"],
-            model["scale"],
-            model["coefficients"],
-            strict=True,  # type: ignore[arg-type]
-        ):
+        score = model["intercept"]
+        for value, (mean, scale, weight) in zip(row, parts, strict=True):
             score += weight * (value - mean) / scale
         right += (1 / (1 + math.exp(-score)) >= 0.5) == bool(label)
     return right / len(labels)

@@ -116,7 +116,9 @@ class Tour:
             outcome = act()
         except Exception as error:
             self.failures += 1
-            self.console.print(f"  [red]✗ {attempt}: NOT refused as told[/red]: {type(error).__name__}: {escape(str(error))}")
+            self.console.print(
+                f"  [red]✗ {attempt}: NOT refused as told[/red]: {type(error).__name__}: {escape(str(error))}"
+            )
             return
         self.console.print(f"  [green]✓[/green] {attempt}\n      refused by the {by}: [dim]{escape(outcome)}[/dim]")
 
@@ -403,7 +405,9 @@ class Tour:
                 return _refusal(Error, lambda: other.call("result", digest), "WrongInstance")
 
             self.expect("invent the other hospital", "enclave", invent)
-            self.expect("give each hospital an enclave of its own", "enclave, which keeps the model to itself", separate)
+            self.expect(
+                "give each hospital an enclave of its own", "enclave, which keeps the model to itself", separate
+            )
             self.expect("pass one instance off as the other", "enclave", mix)
 
 

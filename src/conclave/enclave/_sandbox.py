@@ -113,8 +113,8 @@ _ANY_BIT: Final = 0x45
 _RETURN: Final = 0x06
 
 _ALLOWED: Final = {
-    "read": 0, "write": 1, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8, "munmap": 11, "brk": 12,
-    "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "pread64": 17, "pwrite64": 18, "readv": 19,
+    "read": 0, "write": 1, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8, "munmap": 11,
+    "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "pread64": 17, "pwrite64": 18, "readv": 19,
     "writev": 20, "access": 21, "pipe": 22, "select": 23, "sched_yield": 24, "mremap": 25, "madvise": 28, "dup": 32,
     "nanosleep": 35, "getpid": 39, "sendto": 44, "recvfrom": 45, "shutdown": 48, "getsockname": 51, "getpeername": 52,
     "setsockopt": 54, "getsockopt": 55, "exit": 60, "uname": 63, "fsync": 74, "fdatasync": 75, "ftruncate": 77,
@@ -177,6 +177,8 @@ def filter_program(pid: int) -> bytes:
         pid: the one process that may be signalled, so that abort() works.
     """
     number = _op(_LOAD, 0)
+    mapped_from_memory = _any_bit(3, _MAP_ANONYMOUS, then=_NO, otherwise=_GO)
+    executable = _any_bit(2, _PROT_WRITE, then=_NO, otherwise=mapped_from_memory)
     head = _op(_LOAD, 4) + _op(_EQUAL, _ARCH_X86_64, 1, 0) + _op(_RETURN, _KILL)
     head += number + _op(_AT_LEAST, _X32_BIT, 0, 1) + _op(_RETURN, _KILL)
     # The busiest calls first; every other allowed one jumps to the end.
@@ -184,15 +186,7 @@ def filter_program(pid: int) -> bytes:
         (
             # Code comes from files of the tree or bundle, never from memory.
             _on(_MPROTECT, _any_bit(2, _PROT_EXEC, then=_NO, otherwise=_GO)),
-            _on(
-                _MMAP,
-                _any_bit(
-                    2,
-                    _PROT_EXEC,
-                    then=_any_bit(2, _PROT_WRITE, then=_NO, otherwise=_any_bit(3, _MAP_ANONYMOUS, then=_NO, otherwise=_GO)),
-                    otherwise=_GO,
-                ),
-            ),
+            _on(_MMAP, _any_bit(2, _PROT_EXEC, then=executable, otherwise=_GO)),
             _on(_CLONE, _any_bit(0, _CLONE_THREAD, then=_GO, otherwise=_NO)),
             # glibc falls back to clone, whose flags a filter can see.
             _on(_CLONE3, _refuse(errno.ENOSYS)),

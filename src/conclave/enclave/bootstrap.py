@@ -16,7 +16,7 @@ DESCRIPTORS = (0, 1, 2, 3, 4)
 _MAX_DESCRIPTOR = 4096
 
 
-def refusal():
+def refusal() -> str | None:
     """Why this start is refused, or None."""
     if sys.argv != [__file__] or len(sys.orig_argv) != 4 or sys.orig_argv[1:3] != ["-I", "-S"]:
         return "arguments: the bootstrap is started as `python -I -S bootstrap.py` and takes none"
@@ -35,11 +35,11 @@ def refusal():
             continue
         found.append(number)
     if tuple(found) != DESCRIPTORS:
-        return "open descriptors are %s, must be %s" % (found[:32], list(DESCRIPTORS))
+        return f"open descriptors are {found[:32]}, must be {list(DESCRIPTORS)}"
     return None
 
 
-def main():
+def main() -> None:
     """Check, load the runtime, close the sandbox, run."""
     why = refusal()
     if why is not None:

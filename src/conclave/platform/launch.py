@@ -9,10 +9,12 @@ Spec: spec/host-channel.md sections 3 and 4.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -120,7 +122,9 @@ class _Platform:
         # 3. Launch.
         self._output, output = os.pipe()
         self._channel, enclave_end = socket.socketpair()
-        self.sandbox, self._child = self._launch(directory, kept / "bundle", sandbox, output, channel, enclave_end.fileno())
+        self.sandbox, self._child = self._launch(
+            directory, kept / "bundle", sandbox, output, channel, enclave_end.fileno()
+        )
         os.close(output)
         os.close(channel)
         enclave_end.close()
@@ -198,10 +202,8 @@ class _Platform:
                 elif not key.data():
                     watch.unregister(key.fileobj)
         # Whoever ended it: the enclave goes with its platform.
-        try:
-            os.kill(self._child, 9)
-        except ProcessLookupError:
-            pass
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._child, signal.SIGKILL)
         _, status = os.waitpid(self._child, 0)
         os.set_blocking(self._output, False)
         while self._drain():
@@ -270,6 +272,8 @@ class _Platform:
 def _check_tags(python: str, platform: str) -> None:
     here = f"cp{sys.version_info.major}{sys.version_info.minor}"
     if python != here:
-        raise BundleError(f"the bundle is for Python {python}, this runtime is {here}; build it with the other, or here")
+        raise BundleError(
+            f"the bundle is for Python {python}, this runtime is {here}; build it with the other, or here"
+        )
     if platform not in ("any", "x86_64-linux"):
         raise BundleError(f"the bundle is for the platform {platform[:64]!r}, this is x86_64-linux")

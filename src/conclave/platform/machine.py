@@ -102,11 +102,11 @@ class Machine:
     @classmethod
     def _read(cls, target: Path) -> Machine:
         settings = json.loads((target / "settings.json").read_bytes())
-        parts: list[Any] = []
+        parts: dict[str, Any] = {"fmspc": bytes.fromhex(settings["fmspc"])}
         for name in _PARTS:
-            parts.append(pki.load_private((target / f"{name}.key").read_bytes()))
-            parts.append(x509.load_der_x509_certificate((target / f"{name}.crt").read_bytes()))
-        keys = Pki(*parts, bytes.fromhex(settings["fmspc"]))
+            parts[f"{name}_key"] = pki.load_private((target / f"{name}.key").read_bytes())
+            parts[name] = x509.load_der_x509_certificate((target / f"{name}.crt").read_bytes())
+        keys = Pki(**parts)
         return cls(target, settings, keys, (target / "attestation.key").read_bytes())
 
     def _reissue(self, now: datetime) -> None:

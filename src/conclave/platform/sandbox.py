@@ -21,6 +21,8 @@ from typing import Final, NoReturn
 
 MODES: Final = ("namespaces", "landlock")
 ROOT: Final = "{root}"
+BUNDLE: Final = "bundle"
+TEMPORARY: Final = "tmp"
 ENVIRONMENT: Final = {"LC_ALL": "C.UTF-8"}
 NOBODY: Final = 65534
 _MAX_OPEN_FILES: Final = 256
@@ -125,9 +127,9 @@ def _inner(libc: ctypes.CDLL, place: Place, report: int) -> None:
     root = place.root
     mount(libc, "none", "/", "", _MS_REC | _MS_PRIVATE)
     _bind_read_only(libc, root, root)
-    _bind_read_only(libc, place.bundle, root + "/bundle")
+    _bind_read_only(libc, place.bundle, f"{root}/{BUNDLE}")
     options = f"size={place.temporary_mib}m,nr_inodes=4096,mode=0700"
-    mount(libc, "tmpfs", root + "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, options)
+    mount(libc, "tmpfs", f"{root}/{TEMPORARY}", "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, options)
     os.chdir(root)
     _check(libc.syscall(_PIVOT_ROOT, b".", b"."), "pivot_root")
     _check(libc.umount2(b".", _MNT_DETACH), "detach the old root")

@@ -201,7 +201,7 @@ def _make(place: Path) -> None:
         root = work / "root"
         _fill(root)
         for folder, _, _ in os.walk(work):
-            os.chmod(folder, 0o755)
+            os.chmod(folder, 0o755)  # noqa: S103
         try:
             work.rename(place)
         except OSError:

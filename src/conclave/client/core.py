@@ -282,6 +282,8 @@ class ClientCore:
                 raise OverloadedError("the enclave holds too many unacknowledged replies of this channel")
             if answer.status in (400, 413, 405, 404):
                 raise TransportError(f"the host refuses the mail: {_reason(answer)}")
+            if attempt + 1 == self._attempts:
+                break
             yield Pause(min(0.05 * 2**attempt, 1.0))
             if answer.status in _AGAIN or answer.status == 0:
                 yield from self._recover(conversation, item, answer)

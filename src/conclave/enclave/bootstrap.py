@@ -59,6 +59,9 @@ def main() -> None:
     except OSError as error:
         os.write(2, b"conclave bootstrap: refused: sandbox: " + str(error).encode("ascii", "replace") + b"\n")
         os._exit(REFUSED)
+    if temporary != "/tmp":  # noqa: S108
+        # Without a root of its own, the one place to write has another name.
+        os.environ["TMPDIR"] = temporary
     sys.path += [bundle + "/site", bundle + "/app"]
     _runtime.main()
 

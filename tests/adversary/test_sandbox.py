@@ -1,5 +1,7 @@
 """A hostile author tries to get out: T-19. Real enclaves, both modes, raw system calls."""
 
+# ruff: noqa: E501, RUF005, SIM117
+
 from __future__ import annotations
 
 import os
@@ -259,7 +261,11 @@ def refused_by_kernel(mode: str) -> str | None:
     if mode != "namespaces":
         return None
     done = subprocess.run(
-        [sys.executable, "-c", f"import ctypes; raise SystemExit(ctypes.CDLL(None).unshare({outer._NEW_NAMESPACES}) != 0)"],
+        [
+            sys.executable,
+            "-c",
+            f"import ctypes; raise SystemExit(ctypes.CDLL(None).unshare({outer._NEW_NAMESPACES}) != 0)",
+        ],
         check=False,
     )
     return "the kernel refuses user namespaces here" if done.returncode else None
@@ -306,7 +312,16 @@ def test_sockets(inside: Client) -> None:
 @pytest.mark.spec("T-19", "BOX-1")
 def test_files(inside: Client, mode: str, machine: Path) -> None:
     places = ["/etc/passwd", "/etc/", "/proc/self/status", "/proc/", "/proc/1/environ", "/sys/", "/dev/mem", "/root/"]
-    places += ["/home/", "/var/", __file__, f"{machine}/", f"{machine}/machine/settings.json", "/dev/null", "../../", "/tmp/../etc/"]
+    places += [
+        "/home/",
+        "/var/",
+        __file__,
+        f"{machine}/",
+        f"{machine}/machine/settings.json",
+        "/dev/null",
+        "../../",
+        "/tmp/../etc/",
+    ]
     found = inside.call("files", places)
     if mode == "namespaces":
         # What is left of the parent is the tree itself: nothing of the host.

@@ -47,14 +47,18 @@ def main() -> None:
     """Arguments: import path of the source, of its wheels, the module's name."""
     root, site, module = sys.argv[1:]
     sys.path[1:1] = [root, site]
+    # What the author's module prints at import goes to standard error.
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    answer: dict[str, str]
     try:
         entry, interface = describe(module)
+        answer = {"entry": entry, "interface": interface.hex()}
     except TypeError as error:
-        print(json.dumps({"error": str(error)}))
+        answer = {"error": str(error)}
     except BaseException as error:
-        print(json.dumps({"error": _where(error, root)}))
-    else:
-        print(json.dumps({"entry": entry, "interface": interface.hex()}))
+        answer = {"error": _where(error, root)}
+    os.write(answers, json.dumps(answer).encode() + b"\n")
 
 
 if __name__ == "__main__":

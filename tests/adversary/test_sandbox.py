@@ -418,7 +418,7 @@ def test_the_enclave_ends_with_its_platform(
 
 
 @contextmanager
-def started_by_hand(tree: Path, bundle: Path, temporary: Path, mode: str, user: int) -> Iterator[socket.socket]:
+def started_by_hand(tree: Path, bundle: Path, mode: str, user: int) -> Iterator[socket.socket]:
     """The outer half, run by the tree's own interpreter as some user; gives the platform's end."""
     program = tree.parent / "outer.py"
     shutil.copyfile(outer.__file__, program)
@@ -426,8 +426,8 @@ def started_by_hand(tree: Path, bundle: Path, temporary: Path, mode: str, user: 
         """
         import os, runpy, sys
         made = runpy.run_path(sys.argv[1], run_name="outer")
-        mode, root, bundle, temporary, platform = sys.argv[2:7]
-        place = made["Place"](root, tuple(sys.argv[7:]), bundle, temporary, 1024, 16)
+        mode, root, bundle, platform = sys.argv[2:6]
+        place = made["Place"](root, tuple(sys.argv[6:]), bundle, 1024, 16)
         nothing, _ = os.pipe()
         child = made["launch"](place, mode, (nothing, 2, 2, int(platform), int(platform)))
         os.waitpid(child, 0)
@@ -436,7 +436,7 @@ def started_by_hand(tree: Path, bundle: Path, temporary: Path, mode: str, user: 
     ours, theirs = socket.socketpair()
     command = bootstrap_command(str(tree))[:4]
     process = subprocess.Popen(
-        [*command, "-I", "-S", "-c", start, str(program), mode, str(tree), str(bundle), str(temporary)]
+        [*command, "-I", "-S", "-c", start, str(program), mode, str(tree), str(bundle)]
         + [str(theirs.fileno()), *bootstrap_command(outer.ROOT)],
         env={"LC_ALL": "C.UTF-8"},
         pass_fds=(theirs.fileno(),),
@@ -470,7 +470,7 @@ def test_as_root_and_as_nobody(bundle: Bundle, mode: str, user: int, tmp_path_fa
         unpack(bundle, place / "bundle")
         (place / "tmp").mkdir(mode=0o777)
         os.chmod(place / "tmp", 0o777)
-        with started_by_hand(tree, place / "bundle", place / "tmp", mode, user) as channel:
+        with started_by_hand(tree, place / "bundle", mode, user) as channel:
             reader = FrameReader(PlatformKind)
             (frame,) = reader.feed(channel.recv(4096))
             assert frame.kind == PlatformKind.IDENTITY

@@ -91,8 +91,10 @@ class Service:
 
     def announce(self, request: int = 0) -> None:
         """Send claims and evidence to the host."""
-        evidence = self._evidence(self._digest)
-        self._send(Kind.INSTANCE, request, _codec.encode(Instance(claims=self.claims.encode(), evidence=evidence)))
+        self._announce(request, self.claims, self._evidence(self._digest))
+
+    def _announce(self, request: int, claims: InstanceClaims, evidence: bytes) -> None:
+        self._send(Kind.INSTANCE, request, _codec.encode(Instance(claims=claims.encode(), evidence=evidence)))
 
     def handle(self, frame: Frame) -> bool:
         """Take one frame from the host. False: stop."""
@@ -130,11 +132,18 @@ class Service:
 
     def _renew(self, frame: Frame) -> None:
         key = DecryptionKey.generate()
-        self.claims = self._make_claims(key.public, self._signing.public)
-        self._digest = self.claims.digest()
-        self._mailbox.renew(key, self._digest)
-        self.roster.renewed(self._digest)
-        self.announce(frame.request)
+        claims = self._make_claims(key.public, self._signing.public)
+        digest = claims.digest()
+        try:
+            evidence = self._evidence(digest)
+        except (Error, OSError):
+            # Without new evidence the old key stays; the host decides what then.
+            self._send(Kind.ERROR, frame.request, b"stopping")
+            return
+        self.claims, self._digest = claims, digest
+        self._mailbox.renew(key, digest)
+        self.roster.renewed(digest)
+        self._announce(frame.request, claims, evidence)
 
     def _mail(self, frame: Frame) -> None:
         try:

@@ -160,9 +160,10 @@ class Host:
     async def _renew(self) -> None:
         if self._link is None:
             return
-        with suppress(TransportError):
-            for frame in await self._link.ask(Kind.RENEW).more():
-                self._instance(frame)
+        with suppress(TransportError, TimeoutError):
+            async with asyncio.timeout(START_SECONDS):
+                for frame in await self._link.ask(Kind.RENEW).more():
+                    self._instance(frame)
 
     async def _boot(self) -> None:
         self._lost.clear()

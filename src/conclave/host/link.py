@@ -16,15 +16,18 @@ from conclave._framing import Frame, FrameReader, Kind, pack
 from conclave.errors import FormatError, TransportError
 
 MAX_ASKS: Final = 8192
+# Answers that nobody took yet; above it the enclave has to wait.
+MAX_HELD: Final = 64 * 1024 * 1024
 _FINAL: Final = frozenset({Kind.DONE, Kind.ERROR, Kind.SIGNED, Kind.INSTANCE})
 
 
 class Ask:
     """One request to the enclave and the frames that answered it so far."""
 
-    __slots__ = ("_waiter", "done", "frames")
+    __slots__ = ("_taken", "_waiter", "done", "frames")
 
-    def __init__(self) -> None:
+    def __init__(self, taken: Callable[[int], None]) -> None:
+        self._taken = taken
         self.frames: list[Frame] = []
         self.done = False
         self._waiter: asyncio.Future[None] | None = None
@@ -45,6 +48,7 @@ class Ask:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         frames, self.frames = self.frames, []
+        self._taken(sum(len(f.payload) for f in frames))
         return frames
 
 
@@ -58,6 +62,8 @@ class Link(asyncio.Protocol):
         self._asks: dict[int, Ask] = {}
         self._next = 1
         self._out: list[bytes] = []
+        self._held = 0
+        self._paused = False
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -83,11 +89,21 @@ class Link(asyncio.Protocol):
         for frame in frames:
             ask = self._asks.get(frame.request) if frame.request else None
             if ask is not None:
+                self._held += len(frame.payload)
                 ask.add(frame)
                 if ask.done:
                     del self._asks[frame.request]
             elif frame.request == 0:
                 self._unasked(frame)
+        if self._held > MAX_HELD and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _taken(self, size: int) -> None:
+        self._held -= size
+        if self._paused and self._held <= MAX_HELD and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
 
     def ask(self, kind: Kind, payload: bytes = b"") -> Ask:
         """Send a request.
@@ -99,7 +115,7 @@ class Link(asyncio.Protocol):
             raise TransportError("the enclave is not running")
         if len(self._asks) >= MAX_ASKS:
             raise TransportError("too many requests are waiting for the enclave")
-        ask = Ask()
+        ask = Ask(self._taken)
         request, self._next = self._next, self._next + 1
         self._asks[request] = ask
         self._send(pack(kind, request, payload))

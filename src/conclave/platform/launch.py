@@ -102,6 +102,14 @@ def _refuse(code: str, message: str) -> NoReturn:
     os._exit(1)
 
 
+class _Stopped(BaseException):
+    """Somebody asked this process to stop."""
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise _Stopped
+
+
 class _Platform:
     """One launched enclave and what the processor does for it."""
 
@@ -120,6 +128,7 @@ class _Platform:
         if not (kept / "bundle").exists():
             unpack(bundle, kept / "bundle")
         # 3. Launch.
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._output, output = os.pipe()
         self._channel, enclave_end = socket.socketpair()
         self.sandbox, self._child = self._launch(
@@ -153,7 +162,6 @@ class _Platform:
 
         if mode not in ("auto", *MODES):
             raise PlatformError(f"sandbox is auto, {' or '.join(MODES)}")
-        self._temporary = tempfile.TemporaryDirectory(prefix="enclave-", dir=directory)
         limits = self._bundle.manifest.limits
         nothing, end = os.pipe()
         os.close(end)
@@ -162,8 +170,7 @@ class _Platform:
             place = Place(
                 root=str(self._tree.root),
                 command=tuple(bootstrap_command(ROOT)),
-                bundle=self._stage(bundle, candidate),
-                temporary=str(Path(self._temporary.name, "tmp")),
+                bundle=self._stage(directory, bundle, candidate),
                 memory_mib=limits.memory_mib,
                 temporary_mib=limits.temporary_mib,
             )
@@ -176,10 +183,11 @@ class _Platform:
             return candidate, child
         raise PlatformError("the kernel refuses to isolate the enclave (" + "; ".join(reasons) + ")")
 
-    def _stage(self, bundle: Path, mode: str) -> str:
+    def _stage(self, directory: Path, bundle: Path, mode: str) -> str:
         """Where the bundle lies beside a `tmp`: the bootstrap finds that by its side."""
         if mode == "namespaces":
             return str(bundle)
+        self._temporary = tempfile.TemporaryDirectory(prefix="enclave-", dir=directory)
         stage = Path(self._temporary.name)
         (stage / "tmp").mkdir(mode=0o700, exist_ok=True)
         # A real directory, not a link: the working directory's parent is the stage.
@@ -194,25 +202,32 @@ class _Platform:
         watch.register(self._output, selectors.EVENT_READ, self._drain)
         watch.register(child, selectors.EVENT_READ, None)
         watch.register(sys.stdin.fileno(), selectors.EVENT_READ, None)
-        ended = False
-        while not ended:
-            for key, _ in watch.select():
-                if key.data is None:
-                    ended = True
-                elif not key.data():
-                    watch.unregister(key.fileobj)
-        # Whoever ended it: the enclave goes with its platform.
+        # Asked to stop, by its host or a person, it takes the enclave with it.
+        signal.signal(signal.SIGTERM, _stop)
+        with contextlib.suppress(_Stopped):
+            self._watch(watch)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._child, signal.SIGKILL)
         _, status = os.waitpid(self._child, 0)
         os.set_blocking(self._output, False)
         while self._drain():
             pass
-        self._temporary.cleanup()
+        if self._temporary is not None:
+            self._temporary.cleanup()
         if not self._running and self._printed:
             # Nothing but our own bootstrap has run: its words are safe to pass on.
             _refuse("platform", self._printed.decode("utf-8", "replace").strip()[-2000:])
         _report("exited", status=os.waitstatus_to_exitcode(status))
+
+    @staticmethod
+    def _watch(watch: selectors.BaseSelector) -> None:
+        while True:
+            for key, _ in watch.select():
+                if key.data is None:
+                    return
+                if not key.data():
+                    watch.unregister(key.fileobj)
 
     def _drain(self) -> bool:
         try:

@@ -50,8 +50,7 @@ class Place:
     Attributes:
         root: the runtime tree.
         command: starts the bootstrap; `{root}` stands for where the tree is by then.
-        bundle: the unpacked bundle.
-        temporary: an empty private directory (used by `landlock` alone).
+        bundle: the unpacked bundle; in mode `landlock` an empty directory `tmp` lies beside it.
         memory_mib: most private memory.
         temporary_mib: size of `/tmp`, in memory (`namespaces`); largest file (`landlock`).
     """
@@ -59,7 +58,6 @@ class Place:
     root: str
     command: tuple[str, ...]
     bundle: str
-    temporary: str
     memory_mib: int
     temporary_mib: int
 

@@ -353,6 +353,56 @@ def test_a_new_instance_is_verified_and_the_client_goes_on(
         assert client.call("count", "x", topic="other") == 2
 
 
+def test_synchronous_handlers_in_threads(
+    author: Callable[..., Bundle], serve: Callable[..., HostServer], only: Only
+) -> None:
+    source = """
+        import threading
+        from conclave.enclave import Enclave, rpc
+
+        class Pair(Enclave):
+            threads = 2
+
+            def on_start(self) -> None:
+                self.meeting = threading.Barrier(2)
+
+            @rpc
+            def meet(self) -> bytes:
+                self.meeting.wait(20)
+                return self.sender
+    """
+    bundle = author("pair", source)
+
+    async def main(url: str) -> None:
+        async with AsyncClient(url, constraint=only(bundle)) as a, AsyncClient(url, constraint=only(bundle)) as b:
+            met = await asyncio.gather(a.call("meet", returns=bytes), b.call("meet", returns=bytes))
+            assert met == [a.identity.public, b.identity.public]
+
+    with serve(bundle) as server:
+        asyncio.run(main(server.url))
+
+
+def test_endorsements_are_published_anew(serve: Callable[..., HostServer], bundle: Bundle, machine: Path) -> None:
+    """A host that runs for long hands out endorsements that are still valid."""
+    import json
+
+    from conclave.attestation import parse_instance_info
+
+    with serve(bundle) as server:
+        assert server.host.info is not None
+        before = parse_instance_info(server.host.info).endorsements
+        settings = machine / "machine" / "settings.json"
+        server.run(server.host._renew())
+        assert parse_instance_info(server.host.info).endorsements == before
+        # The platform process remembers when it published; another one is a day later.
+        changed = json.loads(settings.read_text())
+        changed["issued"] = "2020-01-01T00:00:00+00:00"
+        settings.write_text(json.dumps(changed))
+    with serve(bundle) as server:
+        assert server.host.info is not None
+        assert parse_instance_info(server.host.info).endorsements != before
+
+
 def test_a_bad_constraint_is_told_at_once() -> None:
     with pytest.raises(FormatError):
         Client("http://127.0.0.1:1", constraint="nonsense")

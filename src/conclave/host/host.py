@@ -216,13 +216,18 @@ class Host:
         kind = event.get("event")
         if kind == "launched":
             self.launched = event
-            self._endorsements = bytes.fromhex(event["endorsements"])
-            self._publish()
+            self._endorse(event)
+        elif kind == "endorsements":
+            self._endorse(event)
         elif kind == "refused":
             error = BundleError if event.get("code") == "bundle" else PlatformError
             self._fail(error(str(event.get("message"))))
         elif kind in ("exited", "ended"):
             self._fail(PlatformError("the enclave ended before it was ready"))
+
+    def _endorse(self, event: dict[str, Any]) -> None:
+        self._endorsements = bytes.fromhex(event["endorsements"])
+        self._publish()
 
     def _fail(self, error: Exception) -> None:
         if self._ready is not None and not self._ready.done():

@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -262,6 +263,8 @@ class _Platform:
                 facts = {"tee": "simulated", "bundle_id": bundle.bundle_id, "sandbox": self.sandbox}
                 return pack(PlatformKind.IDENTITY_IS, request, _codec.encode(facts))
             if kind is PlatformKind.EVIDENCE and len(payload) == 64:
+                if self._machine.reissue(datetime.now(UTC)):
+                    _report("endorsements", endorsements=self._machine.endorsements().hex())
                 quote = self._machine.quote(
                     report_data=payload,
                     config_id=bundle.bundle_id + bytes(32),

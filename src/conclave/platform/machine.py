@@ -91,7 +91,7 @@ class Machine:
             _create(directory, moment)
         try:
             machine = cls._read(target)
-            machine._reissue(moment)
+            machine.reissue(moment)
         except (OSError, ValueError, KeyError, TypeError):
             raise PlatformError(
                 f"the simulated machine in {target} is damaged; delete that directory to get a new machine "
@@ -109,10 +109,13 @@ class Machine:
         keys = Pki(**parts)
         return cls(target, settings, keys, (target / "attestation.key").read_bytes())
 
-    def _reissue(self, now: datetime) -> None:
+    def reissue(self, now: datetime) -> bool:
+        """Publish endorsements again if those of before are a day old; whether it did."""
         issued = datetime.fromisoformat(self._settings["issued"])
         if not timedelta(0) <= now - issued < _REISSUE_AFTER or not (self._directory / "endorsements").exists():
             self._issue(now)
+            return True
+        return False
 
     def _issue(self, now: datetime) -> None:
         settings = self._settings

@@ -394,13 +394,20 @@ def test_endorsements_are_published_anew(serve: Callable[..., HostServer], bundl
         settings = machine / "machine" / "settings.json"
         server.run(server.host._renew())
         assert parse_instance_info(server.host.info).endorsements == before
-        # The platform process remembers when it published; another one is a day later.
+        # What the platform reports while it runs is handed out from then on.
+        server.run(_tell(server, {"event": "endorsements", "endorsements": b"anew".hex()}))
+        assert parse_instance_info(server.host.info).endorsements == b"anew"
+        # A machine that is opened a day later publishes by itself.
         changed = json.loads(settings.read_text())
         changed["issued"] = "2020-01-01T00:00:00+00:00"
         settings.write_text(json.dumps(changed))
     with serve(bundle) as server:
         assert server.host.info is not None
         assert parse_instance_info(server.host.info).endorsements != before
+
+
+async def _tell(server: HostServer, event: dict[str, str]) -> None:
+    server.host._event(event)
 
 
 def test_a_bad_constraint_is_told_at_once() -> None:

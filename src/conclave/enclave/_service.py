@@ -28,7 +28,7 @@ from conclave.attestation.claims import InstanceClaims
 from conclave.enclave.sdk import Enclave, Mail, Roster, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
 from conclave.mail import MAX_BODY, Channel, Mailbox, Outcome, ReplyKind, Request, RequestKind
-from conclave.rpc.interface import CallFailure, Interface, RpcError, decode_call
+from conclave.rpc.interface import CallFailure, Interface, Method, RpcError, decode_call
 
 Send = Callable[[int, int, bytes], None]
 MAX_MESSAGE: Final = 4096
@@ -46,6 +46,17 @@ class Instance(_codec.Record, frozen=True):
 
     claims: bytes
     evidence: bytes
+
+
+class _Target:
+    """A handler of the author's object, and how it is called."""
+
+    __slots__ = ("asynchronous", "handler", "method")
+
+    def __init__(self, handler: Callable[..., Any], method: Method | None = None) -> None:
+        self.handler = handler
+        self.asynchronous = inspect.iscoroutinefunction(handler)
+        self.method = method
 
 
 class Service:
@@ -81,7 +92,8 @@ class Service:
         self.claims = claims(key.public, self._signing.public)
         self._digest = self.claims.digest()
         self._mailbox = Mailbox(key=key, claims_digest=self._digest, admit=self._admit)
-        self._interface = interface
+        self._methods = {n: _Target(getattr(enclave, n), m) for n, m in interface.methods.items()}
+        self._on_mail = _Target(enclave.on_mail)
         self._enclave = enclave
         self.roster = Roster(roster, quorum, self._digest)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -173,33 +185,33 @@ class Service:
     def _start(self, channel: Channel, request: Request) -> None:
         token = _sender.set(channel.identity)
         try:
-            call = self._prepare(channel, request)
-            if inspect.iscoroutinefunction(call):
-                self._spawn(self._finish_later(channel, request, call()))
+            handler, arguments, asynchronous = self._prepare(channel, request)
+            if asynchronous:
+                self._spawn(self._finish_later(channel, request, handler(*arguments)))
             elif self._pool is not None:
                 context = contextvars.copy_context()
-                work = asyncio.get_running_loop().run_in_executor(self._pool, context.run, call)
+                work = asyncio.get_running_loop().run_in_executor(self._pool, context.run, handler, *arguments)
                 self._spawn(self._finish_later(channel, request, _wait(work)))
             else:
-                self._finish(channel, request, call())
+                self._finish(channel, request, handler(*arguments))
         except BaseException as error:
             self._fail(channel, request, error)
         finally:
             _sender.reset(token)
 
-    def _prepare(self, channel: Channel, request: Request) -> Callable[[], Any]:
+    def _prepare(self, channel: Channel, request: Request) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:
         if request.kind == RequestKind.MAIL:
 
             def reply(body: bytes, envelope: bytes) -> None:
                 self._reply(channel, request, ReplyKind.MAIL, body, envelope=envelope, last=False)
 
             mail = Mail(channel.identity, channel.topic, request.sequence, request.envelope, request.body, reply)
-            return _bind(self._enclave.on_mail, (mail,))
+            return self._on_mail.handler, (mail,), self._on_mail.asynchronous
         name, arguments = decode_call(request.body)
-        method = self._interface.methods.get(name)
-        if method is None:
-            raise FormatError(f"this enclave has no method of that name; it has: {', '.join(self._interface.methods)}")
-        return _bind(getattr(self._enclave, name), tuple(method.decode_arguments(arguments)))
+        target = self._methods.get(name)
+        if target is None or target.method is None:
+            raise FormatError(f"this enclave has no method of that name; it has: {', '.join(self._methods)}")
+        return target.handler, target.method.decode_arguments(arguments), target.asynchronous
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -256,16 +268,6 @@ class Service:
     def _report(self) -> None:
         if self._debug:
             traceback.print_exc(file=sys.stderr)
-
-
-def _bind(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[[], Any]:
-    if inspect.iscoroutinefunction(function):
-
-        async def later() -> Any:
-            return await function(*arguments)
-
-        return later
-    return lambda: function(*arguments)
 
 
 async def _wait(future: asyncio.Future[Any]) -> Any:

@@ -206,7 +206,6 @@ class Mailbox:
                 # Nothing is kept: an outsider costs no memory.
                 return self._refuse(session, channel, request, ReplyKind.NOT_ADMITTED)
             self._register(session, channel)
-        channel.latest = session
         channel.acknowledge(request.acknowledged)
         if request.kind == RequestKind.ACKNOWLEDGE:
             return Received(Outcome.ANSWERED)
@@ -303,6 +302,9 @@ class Mailbox:
         if key not in self._channels:
             self._channels[key] = channel
             self._channel_count[session.identity] = self._channel_count.get(session.identity, 0) + 1
+        # The newest session gets what is posted; a replayed mail of an older one must
+        # not draw it there.
+        channel.latest = session
         mine = self._per_identity.setdefault(session.identity, [])
         mine.append(session.session_id)
         if len(mine) > self._bounds.sessions_per_identity:

@@ -9,9 +9,10 @@ Spec: spec/rpc.md.
 from __future__ import annotations
 
 import inspect
+import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
 import msgspec
@@ -65,6 +66,7 @@ class Method:
     argument_types: tuple[Any, ...]
     defaults: tuple[Any, ...]
     return_type: Any
+    _all_arguments: msgspec.msgpack.Decoder[tuple[Any, ...]] = field(repr=False, compare=False)
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """Arguments in order, defaults filled in. Raises TypeError as Python does."""
@@ -83,13 +85,20 @@ class Method:
         count = max((i + 1 for i, n in enumerate(names) if n in values), default=0)
         return [values.get(names[i], self.defaults[i]) for i in range(count)]
 
-    def decode_arguments(self, body: bytes) -> list[Any]:
+    def decode_arguments(self, body: bytes) -> tuple[Any, ...]:
         """Arguments from untrusted bytes.
 
         Raises:
             FormatError: not an array, too few or too many, or a wrong type; the
                 message names the position, never the value.
         """
+        try:
+            return self._all_arguments.decode(body)
+        except (msgspec.MsgspecError, RecursionError, UnicodeError):
+            # Fewer, because some have defaults, or wrong: one at a time, to say which.
+            return self._decode_each(body)
+
+    def _decode_each(self, body: bytes) -> tuple[Any, ...]:
         try:
             raw = msgspec.msgpack.decode(body, type=list[msgspec.Raw])
         except (msgspec.MsgspecError, RecursionError):
@@ -103,7 +112,7 @@ class Method:
                 values.append(msgspec.msgpack.decode(part, type=kind))
             except (msgspec.MsgspecError, RecursionError, UnicodeError):
                 raise FormatError(f"{self.name}(): argument '{name}' is not {text}") from None
-        return values
+        return tuple(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +177,8 @@ def _method(cls: type, name: str, function: Callable[..., Any], retry: bool) -> 
     if "return" not in hints:
         raise TypeError(f"{where}: needs a return annotation (-> None if it returns nothing)")
     returns = hints["return"]
-    return Method(name, tuple(parameters), describe(returns), retry, tuple(kinds), tuple(defaults), returns)
+    everything = msgspec.msgpack.Decoder(types.GenericAlias(tuple, tuple(kinds)))
+    return Method(name, tuple(parameters), describe(returns), retry, tuple(kinds), tuple(defaults), returns, everything)
 
 
 def encode_call(name: str, arguments: list[Any]) -> bytes:

@@ -45,8 +45,12 @@ class EncryptedMail:
     ciphertext: bytes
 
 
-def parse_mail(data: bytes) -> EncryptedMail:
-    """Read the public parts of a mail. Raises FormatError."""
+def address_of(data: bytes) -> tuple[int, bytes, int]:
+    """Check a mail's form; its direction, session id and counter.
+
+    Raises:
+        FormatError: it is no mail.
+    """
     if len(data) < HEADER.size:
         raise FormatError(f"not a mail: {len(data)} bytes, a mail has at least {HEADER.size}")
     if len(data) > MAX_MAIL:
@@ -60,10 +64,18 @@ def parse_mail(data: bytes) -> EncryptedMail:
         well_formed = direction == TO_CLIENT and flags == 0
     if not well_formed or envelope_size > MAX_ENVELOPE or counter == NONE:
         raise FormatError("mail with an unknown direction, flag or size")
-    opening_end = HEADER.size + (OPENING_SIZE if flags & FLAG_OPENING else 0)
-    start = opening_end + envelope_size
+    start = HEADER.size + (OPENING_SIZE if flags else 0) + envelope_size
     if len(data) != start + size or size < SMALLEST_CIPHERTEXT:
         raise FormatError("mail sizes do not add up: truncated or extended")
+    return direction, session_id, counter
+
+
+def parse_mail(data: bytes) -> EncryptedMail:
+    """Read the public parts of a mail. Raises FormatError."""
+    direction, session_id, counter = address_of(data)
+    flags, salt = data[5], data[32:64]
+    opening_end = HEADER.size + (OPENING_SIZE if flags else 0)
+    start = opening_end + int.from_bytes(data[6:8], "big")
     return EncryptedMail(
         direction,
         session_id,

@@ -76,7 +76,17 @@ def _serve(
 
     async def main() -> None:
         await host.start()
-        config = uvicorn.Config(host, host=address, port=port, log_level="critical", lifespan="off", access_log=False)
+        config = uvicorn.Config(
+            host,
+            host=address,
+            port=port,
+            log_level="critical",
+            lifespan="off",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+        )
         server = uvicorn.Server(config)
         serving = asyncio.create_task(_guard(server))
         try:

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 from conclave import _codec
 from conclave._framing import Frame, Kind
-from conclave._mailheader import MAX_MAIL, TO_ENCLAVE, parse_mail
+from conclave._mailheader import MAX_MAIL, TO_ENCLAVE, address_of
 from conclave.errors import BundleError, FormatError, PlatformError, TransportError
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
@@ -319,13 +319,13 @@ class Host:
 
     async def _mail(self, data: bytes, send: Send) -> None:
         try:
-            mail = parse_mail(data)
+            direction, session_id, counter = address_of(data)
         except FormatError as error:
             raise Refusal(400, "format", str(error)) from None
-        if mail.direction != TO_ENCLAVE:
+        if direction != TO_ENCLAVE:
             raise Refusal(400, "format", "this is a mail for a client")
-        if not self._order.in_turn(mail.session_id, mail.counter):
-            await self._order.turn(mail.session_id, mail.counter)
+        if not self._order.in_turn(session_id, counter):
+            await self._order.turn(session_id, counter)
         ask = self._ask(Kind.MAIL, data)
         frames = await ask.more()
         if not frames:

@@ -14,7 +14,7 @@ import secrets
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from conclave._mailheader import parse_mail
+from conclave._mailheader import address_of
 from conclave.errors import FormatError
 
 MAX_BOXES = 100_000
@@ -46,16 +46,16 @@ class Outbox:
     def put(self, data: bytes, now: float) -> None:
         """Keep a mail of the enclave; what is none, or finds no room, is dropped."""
         try:
-            mail = parse_mail(data)
+            _, session_id, counter = address_of(data)
         except FormatError:
             return
-        box = self._box(mail.session_id)
+        box = self._box(session_id)
         for counter, (old, at) in list(box.mails.items()):
             if now - at > KEEP_SECONDS:
                 del box.mails[counter]
                 box.size -= len(old)
         if len(box.mails) < MAX_MAILS and box.size + len(data) <= MAX_BYTES:
-            box.mails[mail.counter] = (data, now)
+            box.mails[counter] = (data, now)
             box.size += len(data)
             box.arrived.set()
 

@@ -8,27 +8,29 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
     echo "error: $python is missing or older than 3.11; set PYTHON=... to a newer one" >&2
     exit 1
 fi
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+quietly() {
+    "$@" >"$log" 2>&1 || {
+        cat "$log" >&2
+        echo "error: the installation failed; the reason is above" >&2
+        exit 1
+    }
+}
+
 if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     echo "installing the system package python3-venv (needed to make a virtual environment)"
     run=
     if [ "$(id -u)" != 0 ]; then
-        command -v sudo >/dev/null || { echo "error: run as root or install sudo and python3-venv" >&2; exit 1; }
+        command -v sudo >/dev/null || { echo "error: run as root, or install sudo or python3-venv" >&2; exit 1; }
         run=sudo
     fi
-    $run apt-get update -q >/dev/null
-    $run env DEBIAN_FRONTEND=noninteractive apt-get install -q -y python3-venv >/dev/null
+    quietly $run apt-get update -q
+    quietly $run env DEBIAN_FRONTEND=noninteractive apt-get install -q -y python3-venv
 fi
 echo "installing the locked packages into $venv (takes a minute the first time)"
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-install() {
-    "$venv/bin/python" -m pip --quiet --disable-pip-version-check install "$@" >"$log" 2>&1 || {
-        cat "$log" >&2
-        echo "error: the packages could not be installed; the reason is above" >&2
-        exit 1
-    }
-}
-install --require-hashes -r "$lock"
-install --no-deps --no-build-isolation -e .
+[ -x "$venv/bin/python" ] || quietly "$python" -m venv "$venv"
+pip="$venv/bin/python -m pip --quiet --disable-pip-version-check install"
+quietly $pip --require-hashes -r "$lock"
+quietly $pip --no-deps --no-build-isolation -e .
 "$venv/bin/python" -c 'import conclave'

@@ -5,8 +5,9 @@ Names are loaded on first use: the enclave imports only `bundle.manifest`.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from conclave._lazy import lazily
 
 if TYPE_CHECKING:
     from conclave.bundle.archive import Bundle, read_bundle, unpack
@@ -28,22 +29,18 @@ __all__ = [
     "unpack",
 ]
 
-_PLACES = {
-    "Bundle": "archive",
-    "Manifest": "manifest",
-    "build": "builder",
-    "generate_key": "keys",
-    "load_signing_key": "keys",
-    "lock": "lockfile",
-    "parse_manifest": "manifest",
-    "read_bundle": "archive",
-    "signing_request": "builder",
-    "unpack": "archive",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
-    return value
+__getattr__ = lazily(
+    __name__,
+    {
+        "Bundle": "archive",
+        "Manifest": "manifest",
+        "build": "builder",
+        "generate_key": "keys",
+        "load_signing_key": "keys",
+        "lock": "lockfile",
+        "parse_manifest": "manifest",
+        "read_bundle": "archive",
+        "signing_request": "builder",
+        "unpack": "archive",
+    },
+)

@@ -5,8 +5,9 @@ Whoever owns the machine owns it; it protects nothing from them.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from conclave._lazy import lazily
 
 if TYPE_CHECKING:
     from conclave.platform.launch import Launched, start_platform
@@ -15,17 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Launched", "Machine", "bootstrap_command", "runtime_tree", "start_platform"]
 
-_PLACES = {
-    "Launched": "launch",
-    "Machine": "machine",
-    "bootstrap_command": "tree",
-    "runtime_tree": "tree",
-    "start_platform": "launch",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
-    return value
+__getattr__ = lazily(
+    __name__,
+    {
+        "Launched": "launch",
+        "Machine": "machine",
+        "bootstrap_command": "tree",
+        "runtime_tree": "tree",
+        "start_platform": "launch",
+    },
+)

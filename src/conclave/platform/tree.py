@@ -36,6 +36,7 @@ ENCLAVE_MODULES: Final = (
     "_codec",
     "_crypto/__init__",
     "_framing",
+    "_lazy",
     "_mailheader",
     "attestation/__init__",
     "attestation/claims",

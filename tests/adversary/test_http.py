@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import socket
@@ -14,6 +15,7 @@ import pytest
 
 from conclave.bundle import Bundle
 from conclave.client import Client
+from conclave.errors import Error, FormatError, TransportError
 from conclave.testing import HostServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.spec("T-14")]
@@ -182,9 +184,75 @@ def test_early_mails_wait_for_their_turn(
 
 
 def _quietly(client: Client, n: int) -> None:
-    import contextlib
-
-    from conclave.errors import Error
-
     with contextlib.suppress(Error):
         client.call("echo", bytes([n]))
+
+
+class _Raw:
+    """A host that answers with bytes of the test's choosing."""
+
+    def __init__(self, *parts: bytes, pause_seconds: float = 0.0) -> None:
+        self._parts = parts
+        self._pause = pause_seconds
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._main, daemon=True)
+        self._thread.start()
+
+    def _main(self) -> None:
+        while not self._stop.is_set():
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                connection.recv(100_000)
+                for part in self._parts:
+                    connection.sendall(part)
+                    self._stop.wait(self._pause)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: "
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (b"",),
+        (b"\0" * 1000,),
+        (b"HTTP/1.1 999 ?\r\n\r\n",),
+        (HEAD + b"10\r\n\r\nshort",),
+        (HEAD + b"99999999999999\r\n\r\n" + bytes(1000),),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnope",),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",),
+        (b"HTTP/1.1 200 OK\r\n" + b"A: " + b"x" * 200_000 + b"\r\n\r\n",),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *(b"100000\r\n" + bytes(1 << 20) + b"\r\n",) * 20),
+    ],
+    ids=["nothing", "zeros", "status", "short", "endless", "gzip", "redirect", "chunks", "header", "large"],
+)
+def test_a_host_that_answers_anything(parts: tuple[bytes, ...]) -> None:
+    """One error of the tree, soon, in little memory; nothing is followed."""
+    host = _Raw(*parts)
+    try:
+        client = Client(host.url, constraint="C:" + "0" * 64, timeout_seconds=2, attempts=1)
+        with client, pytest.raises((TransportError, FormatError)):
+            client.verify()
+    finally:
+        host.close()
+
+
+def test_a_host_that_drips_for_ever() -> None:
+    host = _Raw(HEAD + b"1000000\r\n\r\n", *(b"x",) * 100_000, pause_seconds=0.05)
+    try:
+        client = Client(host.url, constraint="C:" + "0" * 64, timeout_seconds=1, attempts=1)
+        with client, pytest.raises(TransportError, match="no answer within 1 seconds"):
+            client.verify()
+    finally:
+        host.close()

@@ -24,7 +24,8 @@ from conclave.rpc.interface import interface_of
 E = TypeVar("E")
 T = TypeVar("T")
 _LIMIT = 17 * 1024 * 1024
-_HEADERS = {"content-type": "application/vnd.conclave.mail"}
+# Nothing is decompressed on the way: what expands is chosen by the host.
+_HEADERS = {"content-type": "application/vnd.conclave.mail", "accept-encoding": "identity"}
 
 
 def _constraint(value: str | Constraint | Path) -> Constraint:
@@ -38,7 +39,26 @@ def _no_answer(error: Exception, timeout_seconds: float) -> Answer:
         return Answer(0, text="nothing answers at that address; is the host running?")
     if isinstance(error, httpx2.TimeoutException):
         return Answer(0, text=f"no answer within {timeout_seconds:g} seconds")
+    if isinstance(error, httpx2.DecodingError):
+        return Answer(0, text="the host's answer is too large or badly encoded")
     return Answer(0, text=f"the connection to the host broke ({type(error).__name__})")
+
+
+class _Body:
+    """What arrives of an answer, bounded in size and time: a host may drip for ever."""
+
+    def __init__(self, step: Exchange, timeout_seconds: float) -> None:
+        self.data = bytearray()
+        self._limit = _LIMIT * (8 if step.mails else 1)
+        self._until = time.monotonic() + timeout_seconds
+
+    def add(self, part: bytes) -> None:
+        """Take a part. Raises httpx2.HTTPError beyond the bounds."""
+        self.data += part
+        if len(self.data) > self._limit:
+            raise httpx2.DecodingError("the answer is too large")
+        if time.monotonic() > self._until:
+            raise httpx2.ReadTimeout("the answer takes too long")
 
 
 class _Base:
@@ -132,17 +152,15 @@ class Client(_Base):
     def _exchange(self, step: Exchange) -> Answer:
         try:
             with self._http.stream(step.method, step.path, content=step.body) as response:
-                body = bytearray()
+                body = _Body(step, self._timeout)
                 try:
-                    for part in response.iter_bytes():
-                        body += part
-                        if len(body) > _LIMIT * (8 if step.mails else 1):
-                            return Answer(0, text="the host's answer is too large")
+                    for part in response.iter_raw():
+                        body.add(part)
                 except httpx2.HTTPError:
                     # Mails that came whole count: they authenticate themselves.
                     if not step.mails:
                         raise
-                return Answer(response.status_code, bytes(body))
+                return Answer(response.status_code, bytes(body.data))
         except httpx2.HTTPError as error:
             return _no_answer(error, self._timeout)
 
@@ -230,16 +248,14 @@ class AsyncClient(_Base):
     async def _exchange(self, step: Exchange) -> Answer:
         try:
             async with self._http.stream(step.method, step.path, content=step.body) as response:
-                body = bytearray()
+                body = _Body(step, self._timeout)
                 try:
-                    async for part in response.aiter_bytes():
-                        body += part
-                        if len(body) > _LIMIT * (8 if step.mails else 1):
-                            return Answer(0, text="the host's answer is too large")
+                    async for part in response.aiter_raw():
+                        body.add(part)
                 except httpx2.HTTPError:
                     if not step.mails:
                         raise
-                return Answer(response.status_code, bytes(body))
+                return Answer(response.status_code, bytes(body.data))
         except httpx2.HTTPError as error:
             return _no_answer(error, self._timeout)
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
 import conclave
+
+Port = Annotated[int, Parameter(validator=Number(gte=0, lte=65535))]
 
 app = App(
     name="conclave",
@@ -35,7 +38,7 @@ def demo() -> int:
 def run(
     path: Path,
     *,
-    port: int = 8765,
+    port: Port = 8765,
     host: str = "127.0.0.1",
     platform: Path | None = None,
     sandbox: str = "auto",
@@ -124,7 +127,7 @@ def serve(
     bundle: Path,
     *,
     tee: str = "simulated",
-    port: int = 8765,
+    port: Port = 8765,
     host: str = "127.0.0.1",
     platform: Path | None = None,
     sandbox: str = "auto",

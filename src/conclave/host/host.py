@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Protocol
 
 from conclave import _codec
@@ -33,6 +34,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 INFO_TYPE: Final = b"application/vnd.conclave.instance-info"
 MAILS_TYPE: Final = b"application/vnd.conclave.mails"
 START_SECONDS: Final = 120.0
+SWEEP_SECONDS: Final = 2.0
 RENEW_SECONDS: Final = 86_400.0
 _STATUS: Final = {
     b"format": (400, "not a mail the enclave can read"),
@@ -100,6 +102,7 @@ class Host:
         self._evidence: _Evidence | None = None
         self._ready: asyncio.Future[None] | None = None
         self._supervisor: asyncio.Task[None] | None = None
+        self._sweeper: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._lost = asyncio.Event()
         self.info: bytes | None = None
@@ -115,13 +118,15 @@ class Host:
         """
         await self._boot()
         self._supervisor = asyncio.create_task(self._supervise())
+        self._sweeper = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
         """Stop the enclave."""
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._supervisor
+        for task in (self._supervisor, self._sweeper):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
         await self._end()
 
     async def _end(self) -> None:
@@ -156,6 +161,19 @@ class Host:
             delay = 0.05 if time.monotonic() - began > 5 else min(delay * 2, 5.0)
             if self._lost.is_set():
                 await asyncio.sleep(delay)
+
+    async def _sweep(self) -> None:
+        """Give up requests that wait for long once their clients have gone."""
+        while True:
+            link = self._link
+            mark = 0 if link is None else link.next_request
+            await asyncio.sleep(SWEEP_SECONDS)
+            for ask in [] if link is None or link is not self._link else link.waiting_since(mark):
+                leaves, ask.leaves = ask.leaves, None
+                if leaves is not None and link is not None:
+                    task = asyncio.create_task(_drop_when(leaves(), link, ask))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
 
     async def _renew(self) -> None:
         if self._link is None:
@@ -289,7 +307,7 @@ class Host:
             return
         try:
             if scope["path"] == "/mail" and scope["method"] == "POST":
-                await self._mail(await _body(scope, receive, MAX_MAIL), send)
+                await self._mail(await _body(scope, receive, MAX_MAIL), receive, send)
             else:
                 await self._other(scope, receive, send)
         except Refusal as refusal:
@@ -317,7 +335,7 @@ class Host:
         except TransportError as error:
             raise Refusal(429, "overloaded", str(error)) from None
 
-    async def _mail(self, data: bytes, send: Send) -> None:
+    async def _mail(self, data: bytes, receive: Receive, send: Send) -> None:
         try:
             direction, session_id, counter = address_of(data)
         except FormatError as error:
@@ -327,6 +345,7 @@ class Host:
         if not self._order.in_turn(session_id, counter):
             await self._order.turn(session_id, counter)
         ask = self._ask(Kind.MAIL, data)
+        ask.leaves = partial(_left, receive)
         frames = await ask.more()
         if not frames:
             raise Refusal(502, "enclave", "the enclave ended while it handled this mail")
@@ -388,6 +407,16 @@ class Host:
             await _respond(send, 204, b"text/plain", b"")
         else:
             raise Refusal(405, "method", "an outbox takes POST, GET and DELETE")
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _drop_when(left: Awaitable[None], link: Link, ask: Ask) -> None:
+    await left
+    link.drop(ask)
 
 
 def _number(text: str) -> float:

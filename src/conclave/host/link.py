@@ -9,7 +9,7 @@ Spec: spec/host-channel.md sections 1 and 2.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
 from conclave._framing import Frame, FrameReader, Kind, pack
@@ -24,9 +24,12 @@ _FINAL: Final = frozenset({Kind.DONE, Kind.ERROR, Kind.SIGNED, Kind.INSTANCE})
 class Ask:
     """One request to the enclave and the frames that answered it so far."""
 
-    __slots__ = ("_taken", "_waiter", "done", "frames")
+    __slots__ = ("_taken", "_waiter", "done", "frames", "leaves", "request")
 
-    def __init__(self, taken: Callable[[int], None]) -> None:
+    def __init__(self, request: int, taken: Callable[[int], None]) -> None:
+        self.request = request
+        # Waits until the client that asked has gone; None once somebody waits for that.
+        self.leaves: Callable[[], Awaitable[None]] | None = None
         self._taken = taken
         self.frames: list[Frame] = []
         self.done = False
@@ -115,11 +118,25 @@ class Link(asyncio.Protocol):
             raise TransportError("the enclave is not running")
         if len(self._asks) >= MAX_ASKS:
             raise TransportError("too many requests are waiting for the enclave")
-        ask = Ask(self._taken)
         request, self._next = self._next, self._next + 1
+        ask = Ask(request, self._taken)
         self._asks[request] = ask
         self._send(pack(kind, request, payload))
         return ask
+
+    def waiting_since(self, request: int) -> list[Ask]:
+        """Requests that were made before that one and have no answer yet."""
+        return [ask for ask in self._asks.values() if ask.request < request]
+
+    @property
+    def next_request(self) -> int:
+        """The id that the next request will have."""
+        return self._next
+
+    def drop(self, ask: Ask) -> None:
+        """Give up a request; what still comes for it is dropped."""
+        if self._asks.pop(ask.request, None) is not None:
+            ask.add(None)
 
     def stop(self) -> None:
         """Ask the enclave to end."""

@@ -16,7 +16,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -38,6 +38,18 @@ _MODE: Final = 0o100644 << 16
 MAX_ENTRIES: Final = 65_000
 SIGNATURE_SIZE: Final = 96
 _PART: Final = 1024 * 1024
+# What zipfile raises for bytes that are no archive; OSError is seeking to nowhere.
+_UNREADABLE: Final = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    RuntimeError,
+    KeyError,
+    OSError,
+    struct.error,
+)
 
 
 def _local(name: bytes, crc: int, size: int) -> bytes:
@@ -122,15 +134,7 @@ def read_bundle(path: Path) -> Bundle:
         try:
             with zipfile.ZipFile(file) as archive:
                 return _check(path, file, archive)
-        except (
-            zipfile.BadZipFile,
-            NotImplementedError,
-            ValueError,
-            EOFError,
-            OverflowError,
-            RuntimeError,
-            struct.error,
-        ):
+        except _UNREADABLE:
             raise BundleError("not a bundle, or truncated; bundles are made by `conclave build`") from None
 
 
@@ -216,19 +220,8 @@ def unpack(bundle: Bundle, directory: Path) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=".unpack-", dir=directory.parent))
     try:
-        with zipfile.ZipFile(bundle.path) as archive:
-            listed = {f.path: f for f in bundle.manifest.files}
-            for wheel in bundle.manifest.wheels:
-                for name, data in wheels.members(archive.read(f"wheels/{wheel.path}"), wheel.path):
-                    entry = listed.pop(f"site/{name}", None)
-                    if entry is None or entry.size != len(data) or hashlib.sha256(data).digest() != entry.sha256:
-                        raise BundleError(f"{wheel.path}: {name[:200]!r} differs from what the manifest says")
-                    _put(place / entry.path, data)
-            for path, entry in listed.items():
-                data = archive.read(_stored_name(path))
-                if hashlib.sha256(data).digest() != entry.sha256:
-                    raise BundleError(f"{path[:200]!r} differs from what the manifest says")
-                _put(place / path, data)
+        for path, data in _contents(bundle):
+            _put(place / path, data)
         _put(place / "manifest", bundle.manifest_bytes)
         if bundle.signature:
             _put(place / "signature", bundle.signature)
@@ -243,6 +236,30 @@ def unpack(bundle: Bundle, directory: Path) -> None:
                 raise
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _contents(bundle: Bundle) -> Iterator[tuple[str, bytes]]:
+    """Every file that the manifest lists, its digest checked again."""
+    listed = {f.path: f for f in bundle.manifest.files}
+    with zipfile.ZipFile(bundle.path) as archive:
+        for wheel in bundle.manifest.wheels:
+            for name, data in wheels.members(_part(archive, f"wheels/{wheel.path}"), wheel.path):
+                yield f"site/{name}", _same(data, listed.pop(f"site/{name}", None), name)
+        for path, entry in listed.items():
+            yield path, _same(_part(archive, _stored_name(path)), entry, path)
+
+
+def _part(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except _UNREADABLE:
+        raise BundleError(f"{name[:200]!r} differs from what the manifest says") from None
+
+
+def _same(data: bytes, entry: FileEntry | None, name: str) -> bytes:
+    if entry is None or entry.size != len(data) or hashlib.sha256(data).digest() != entry.sha256:
+        raise BundleError(f"{name[:200]!r} differs from what the manifest says")
+    return data
 
 
 def _put(path: Path, data: bytes) -> None:

@@ -90,8 +90,11 @@ def _sorted_unique(entries: list[FileEntry], what: str) -> None:
     paths = [e.path for e in entries]
     if paths != sorted(set(paths)) or len({p.lower() for p in paths}) != len(paths):
         raise BundleError(f"manifest: {what} are not sorted, or two differ only by case")
+    folders = {p[:at].lower() for p in paths for at, letter in enumerate(p) if letter == "/"}
     for entry in entries:
         check_path(entry.path)
+        if entry.path.lower() in folders:
+            raise BundleError(f"manifest: {entry.path[:128]!r} is a file and a folder")
         if len(entry.sha256) != 32 or not 0 <= entry.size <= MAX_TOTAL:
             raise BundleError(f"manifest: {what} with a wrong size or digest")
 

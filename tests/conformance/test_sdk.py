@@ -185,11 +185,13 @@ def test_typed_stub(client: Client) -> None:
         kitchen.add()  # type: ignore[call-arg]
 
 
+@pytest.mark.spec("RPC-6")
 def test_stub_of_another_interface_is_refused(client: Client) -> None:
     with pytest.raises(AppraisalError, match="interface: the stub's class"):
         client.stub(Drifted)
 
 
+@pytest.mark.spec("RPC-2", "RPC-3")
 def test_errors_of_the_author(client: Client, server: HostServer) -> None:
     with pytest.raises(CallError, match="not on a Sunday") as declared:
         client.call("refuse")

@@ -256,7 +256,7 @@ def in_flight(port: int, streams: list[Stream], tls: ssl.SSLContext | None = Non
 
 def one_by_one(port: int, stream: Stream, tls: ssl.SSLContext | None = None) -> list[float]:
     """Run one stream over one connection; the seconds each request took, preparing it and taking its body included."""
-    times = []
+    times: list[float] = []
     with connect(port, tls) as sock:
         recv, sendall, clock = sock.recv, sock.sendall, time.perf_counter
         while True:

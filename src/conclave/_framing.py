@@ -8,8 +8,9 @@ Spec: spec/host-channel.md section 1 (CHAN-1 to CHAN-4).
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
+
+import msgspec
 
 from conclave.errors import FormatError
 
@@ -45,8 +46,7 @@ class PlatformKind(IntEnum):
     REFUSED = 192
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     """One frame: its kind, the request it belongs to (0 if none), its payload."""
 
     kind: int
@@ -80,23 +80,33 @@ class FrameReader:
                 The channel must then be closed.
         """
         buffer = self._buffer
-        buffer += data
+        if buffer:
+            buffer += data
+            with memoryview(buffer) as view:
+                frames, at = self._split(view)
+            del buffer[:at]
+        else:
+            # Mostly whole frames arrive: only what is left over is kept.
+            with memoryview(data) as view:
+                frames, at = self._split(view)
+                buffer += view[at:]
+        return frames
+
+    def _split(self, view: memoryview) -> tuple[list[Frame], int]:
         frames: list[Frame] = []
-        at = 0
-        while len(buffer) - at >= HEADER.size:
-            size, kind, reserved, request = HEADER.unpack_from(buffer, at)
+        at, length = 0, len(view)
+        while length - at >= HEADER.size:
+            size, kind, reserved, request = HEADER.unpack_from(view, at)
             if kind not in self._kinds or reserved != _ZERO:
                 raise FormatError("frame of an unknown kind or with reserved bytes set")
             if size > self._max:
                 raise FormatError(f"frame payload of {size} bytes exceeds {self._max}")
             end = at + HEADER.size + size
-            if end > len(buffer):
+            if end > length:
                 break
-            frames.append(Frame(kind, request, bytes(buffer[at + HEADER.size : end])))
+            frames.append(Frame(kind, request, bytes(view[at + HEADER.size : end])))
             at = end
-        if at:
-            del buffer[:at]
-        return frames
+        return frames, at
 
     @property
     def partial(self) -> bool:

@@ -8,8 +8,9 @@ Spec: spec/mail.md section 3.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from conclave.errors import FormatError
 
@@ -27,8 +28,7 @@ TO_CLIENT: Final = 2
 FLAG_OPENING: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
-class EncryptedMail:
+class EncryptedMail(msgspec.Struct, frozen=True):
     """A mail as the host sees it. Nothing in it is authentic yet.
 
     Attributes:

@@ -360,7 +360,7 @@ def test_synchronous_handlers_in_threads(
 ) -> None:
     source = """
         import threading
-        from conclave.enclave import Enclave, rpc
+        from conclave.enclave import Enclave, Mail, rpc
 
         class Pair(Enclave):
             threads = 2
@@ -372,6 +372,13 @@ def test_synchronous_handlers_in_threads(
             def meet(self) -> bytes:
                 self.meeting.wait(20)
                 return self.sender
+
+            def on_mail(self, mail: Mail) -> bytes:
+                for n in range(50):
+                    mail.reply(b"part %d" % n)
+                self.meeting.wait(20)
+                self.post(mail.sender, b"posted", topic=mail.topic)
+                return b"last"
     """
     bundle = author("pair", source)
 
@@ -379,6 +386,11 @@ def test_synchronous_handlers_in_threads(
         async with AsyncClient(url, constraint=only(bundle)) as a, AsyncClient(url, constraint=only(bundle)) as b:
             met = await asyncio.gather(a.call("meet", returns=bytes), b.call("meet", returns=bytes))
             assert met == [a.identity.public, b.identity.public]
+            # Replies and posts from two threads at a time, each in its order.
+            for replies in await asyncio.gather(a.mail(b""), b.mail(b"")):
+                assert [r.body for r in replies] == [b"part %d" % n for n in range(50)] + [b"last"]
+            for client in (a, b):
+                assert [m.body for m in await client.poll(wait_seconds=20)] == [b"posted"]
 
     with serve(bundle) as server:
         asyncio.run(main(server.url))

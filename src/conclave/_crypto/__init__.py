@@ -58,8 +58,8 @@ def random_bytes(size: int) -> bytes:
 
 def sha256(*parts: bytes | memoryview) -> bytes:
     """SHA-256 of the parts joined."""
-    digest = hashlib.sha256()
-    for part in parts:
+    digest = hashlib.sha256(*parts[:1])
+    for part in parts[1:]:
         digest.update(part)
     return digest.digest()
 

@@ -16,6 +16,7 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,8 @@ HOST_FD: Final = 3
 PLATFORM_FD: Final = 4
 _READ_SIZE: Final = 1024 * 1024
 _MAX_UNSENT: Final = 64 * 1024 * 1024
+# So many frames go out at once: the host goes on with them while we go on with the rest.
+_BATCH: Final = 32
 
 
 class StartError(Error):
@@ -154,22 +157,37 @@ def _load(manifest: Manifest) -> type[Enclave]:
 
 
 class _Output:
-    """Frames on their way to the host: one write per turn of the loop."""
+    """Frames on their way to the host: one write for many of them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, channel: socket.socket) -> None:
         self._loop = loop
         self._channel = channel
         self._buffer = bytearray()
+        self._frames = 0
         self._scheduled = False
         self._blocked = False
+        self._waiting: Callable[[], None] | None = None
         self.closed = asyncio.Event()
 
     def send(self, kind: int, request: int, payload: bytes) -> None:
         """Queue one frame."""
         self._buffer += pack(kind, request, payload)
-        if not self._scheduled:
+        self._frames += 1
+        if self._frames >= _BATCH and not self._blocked:
+            self.flush()
+        elif not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self.flush)
+            self._loop.call_soon(self.release)
+
+    def hold(self) -> None:
+        """Until `release`, only whole batches are written."""
+        self._scheduled = True
+
+    def release(self) -> None:
+        """Write what waits, unless the channel is full: then it goes when there is room."""
+        self._scheduled = False
+        if self._buffer and not self._blocked:
+            self.flush()
 
     @property
     def full(self) -> bool:
@@ -178,7 +196,7 @@ class _Output:
 
     def flush(self) -> None:
         """Write what the channel takes now."""
-        self._scheduled = False
+        self._frames = 0
         try:
             while self._buffer:
                 sent = self._channel.send(self._buffer)
@@ -194,6 +212,13 @@ class _Output:
         if self._blocked:
             self._blocked = False
             self._loop.remove_writer(self._channel)
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting()
+
+    def when_empty(self, work: Callable[[], None]) -> None:
+        """Do that once everything that waits was written."""
+        self._waiting = work
 
 
 async def _serve(channel: socket.socket, start: _Start) -> None:
@@ -222,30 +247,37 @@ async def _serve(channel: socket.socket, start: _Start) -> None:
     gc.collect()
     gc.freeze()
     reader = FrameReader(Kind)
+    # One buffer for the whole boot: fresh pages for each read cost more than the read.
+    buffer = memoryview(bytearray(_READ_SIZE))
 
     def readable() -> None:
         if output.full:
+            # The host does not read: nothing more is taken from it before it does.
+            loop.remove_reader(channel)
+            output.when_empty(lambda: loop.add_reader(channel, readable))
             return
         try:
-            data = channel.recv(_READ_SIZE)
+            size = channel.recv_into(buffer)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             output.closed.set()
             return
         try:
-            frames = reader.feed(data)
+            frames = reader.feed(buffer[:size])
         except FormatError:
             # The host speaks another protocol; nothing it says can be trusted to
             # be framed. Closing the channel ends this boot (CHAN-1).
             output.closed.set()
             return
+        output.hold()
         for frame in frames:
             if not service.handle(frame):
                 output.closed.set()
-                return
+                break
+        output.release()
 
     loop.add_reader(channel, readable)
     await output.closed.wait()

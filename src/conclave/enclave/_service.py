@@ -14,6 +14,7 @@ import asyncio
 import contextvars
 import inspect
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -95,7 +96,9 @@ class Service:
         self._methods = {n: _Target(getattr(enclave, n), m) for n, m in interface.methods.items()}
         self._on_mail = _Target(enclave.on_mail)
         self._enclave = enclave
-        self.roster = Roster(roster, quorum, self._digest)
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self.roster = Roster(roster, quorum, self._digest, self._at_home)
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = ThreadPoolExecutor(enclave.threads) if enclave.threads > 1 else None
         enclave._context = self
@@ -126,11 +129,18 @@ class Service:
 
     def post(self, to: bytes, topic: str, body: bytes, envelope: bytes) -> None:
         """See `Enclave.post`."""
-        self._send(Kind.REPLY, 0, self._mailbox.post(to, topic, body, envelope=envelope))
+        self._at_home(lambda: self._send(Kind.REPLY, 0, self._mailbox.post(to, topic, body, envelope=envelope)))
 
     def sign(self, data: bytes) -> bytes:
         """See `Enclave.sign`."""
         return self._signing.sign("app", self._digest, data)
+
+    def _at_home(self, work: Callable[[], None]) -> None:
+        """Run where sessions and channels live: the author's threads may call from elsewhere."""
+        if threading.get_ident() == self._thread:
+            work()
+        else:
+            asyncio.run_coroutine_threadsafe(_run(work), self._loop).result()
 
     # Frames --------------------------------------------------------------------------
 
@@ -203,7 +213,9 @@ class Service:
         if request.kind == RequestKind.MAIL:
 
             def reply(body: bytes, envelope: bytes) -> None:
-                self._reply(channel, request, ReplyKind.MAIL, body, envelope=envelope, last=False)
+                self._at_home(
+                    lambda: self._reply(channel, request, ReplyKind.MAIL, body, envelope=envelope, last=False)
+                )
 
             mail = Mail(channel.identity, channel.topic, request.sequence, request.envelope, request.body, reply)
             return self._on_mail.handler, (mail,), self._on_mail.asynchronous
@@ -268,6 +280,10 @@ class Service:
     def _report(self) -> None:
         if self._debug:
             traceback.print_exc(file=sys.stderr)
+
+
+async def _run(work: Callable[[], None]) -> None:
+    work()
 
 
 async def _wait(future: asyncio.Future[Any]) -> Any:

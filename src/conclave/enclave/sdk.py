@@ -62,12 +62,20 @@ class Roster:
     never complete one.
     """
 
-    def __init__(self, members: tuple[bytes, ...], quorum: int, claims_digest: bytes) -> None:
+    def __init__(
+        self,
+        members: tuple[bytes, ...],
+        quorum: int,
+        claims_digest: bytes,
+        at_home: Callable[[Callable[[], None]], None] = lambda work: work(),
+    ) -> None:
         self.members = frozenset(members)
         self.quorum = quorum
         # A renewed encryption key gives the same boot a further digest.
         self._digests = {claims_digest}
         self._acknowledged: set[bytes] = set()
+        # Runs where those wait who must be woken, whichever thread acknowledges.
+        self._at_home = at_home
         self._complete = asyncio.Event()
 
     def renewed(self, claims_digest: bytes) -> None:
@@ -88,6 +96,9 @@ class Roster:
         self.check(sender)
         if claims_digest not in self._digests:
             raise WrongInstance("the acknowledged instance is not this one")
+        self._at_home(lambda: self._record(sender))
+
+    def _record(self, sender: bytes) -> None:
         self._acknowledged.add(sender)
         if self.members and len(self._acknowledged) >= self.quorum:
             self._complete.set()

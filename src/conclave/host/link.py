@@ -18,6 +18,8 @@ from conclave.errors import FormatError, TransportError
 MAX_ASKS: Final = 8192
 # Answers that nobody took yet; above it the enclave has to wait.
 MAX_HELD: Final = 64 * 1024 * 1024
+# So many requests go out at once: the enclave begins with them while we take more.
+_BATCH: Final = 8
 _FINAL: Final = frozenset({Kind.DONE, Kind.ERROR, Kind.SIGNED, Kind.INSTANCE})
 
 
@@ -65,6 +67,7 @@ class Link(asyncio.Protocol):
         self._asks: dict[int, Ask] = {}
         self._next = 1
         self._out: list[bytes] = []
+        self._scheduled = False
         self._held = 0
         self._paused = False
         self._transport: asyncio.Transport | None = None
@@ -149,12 +152,19 @@ class Link(asyncio.Protocol):
             self._transport.close()
 
     def _send(self, data: bytes) -> None:
-        # One write per turn of the loop: under load a crossing costs a fraction.
-        if not self._out:
-            asyncio.get_running_loop().call_soon(self._flush)
+        # One write for many requests: under load a crossing costs a fraction.
         self._out.append(data)
+        if len(self._out) >= _BATCH:
+            self._flush()
+        elif not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._release)
+
+    def _release(self) -> None:
+        self._scheduled = False
+        self._flush()
 
     def _flush(self) -> None:
         out, self._out = self._out, []
-        if self._transport is not None:
+        if out and self._transport is not None:
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))

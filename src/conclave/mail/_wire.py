@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
+
+import msgspec
 
 from conclave._mailheader import NONE
 from conclave.errors import FormatError
@@ -55,8 +56,7 @@ def check_topic(topic: str) -> bytes:
     return raw
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """What a client says: authentic once decrypted."""
 
     kind: int
@@ -67,8 +67,7 @@ class Request:
     envelope: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """What an enclave says: authentic once decrypted.
 
     Attributes:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 
+import msgspec
+
 from conclave import _crypto, _mailheader
 from conclave._crypto import DecryptionKey
 from conclave._mailheader import NONE, EncryptedMail
@@ -39,7 +41,7 @@ class Bounds:
 def body_digest(request: Request) -> bytes:
     """What makes two requests the same (spec section 7)."""
     head = bytes((request.kind, request.flags)) + len(request.envelope).to_bytes(2, "big")
-    return _crypto.sha256(b"mail/1 body", head, request.envelope, request.body)
+    return _crypto.sha256(b"mail/1 body" + head + request.envelope, request.body)
 
 
 @dataclass(slots=True)
@@ -143,8 +145,7 @@ class Outcome(Enum):
     ANSWERED = "only send `mails`"
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     """Result of one mail from the host."""
 
     outcome: Outcome

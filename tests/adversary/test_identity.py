@@ -179,13 +179,13 @@ def test_simulated_is_never_passed_off_as_hardware(info: bytes, honest: Bundle) 
 def test_a_debug_program_is_insecure_whatever_the_machine(
     author: Callable[..., Bundle], serve: Callable[..., HostServer], machine: Path
 ) -> None:
-    from conclave.platform import Machine
+    from conclave.platform import Machine, runtime_tree
     from conclave.testing.verifier import secure_simulated
 
     debug, release = author("honest", HONEST, mode="debug"), author("honest", HONEST)
     assert debug.code != release.code
     root = Machine.open(machine).root_der
-    with serve(debug) as one, serve(release) as two, secure_simulated(root):
+    with serve(debug) as one, serve(release) as two, secure_simulated(root, measurement=runtime_tree().measurement):
         with Client(two.url, constraint=f"C:{release.code.hex()}") as client:
             assert client.verify().security == "SECURE"
         with (
@@ -193,6 +193,20 @@ def test_a_debug_program_is_insecure_whatever_the_machine(
             pytest.raises(AppraisalError, match="debug"),
         ):
             client.verify()
+
+
+@pytest.mark.spec("T-23", "CON-11")
+def test_a_runtime_of_the_operators_own_on_genuine_hardware(info: bytes, honest: Bundle, machine: Path) -> None:
+    """It may put any CONFIGID and any release into its quote; its measurement it cannot choose."""
+    from conclave.platform import Machine, runtime_tree
+    from conclave.testing.verifier import secure_simulated
+
+    code = f"C:{honest.code.hex()}"
+    root = Machine.open(machine).root_der
+    with secure_simulated(root, measurement=runtime_tree().measurement):
+        assert verify_instance(info, Constraint.parse(code), now=datetime.now(UTC)).security == "SECURE"
+    with secure_simulated(root, measurement=bytes(32)):
+        refused(info, code, AppraisalError, "knows no such measurement of that release")
 
 
 @pytest.mark.spec("T-09")

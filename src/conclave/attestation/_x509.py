@@ -14,7 +14,8 @@ from cryptography.x509.oid import NameOID
 
 from conclave.errors import FormatError
 
-_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\s+([A-Za-z0-9+/=\s]+?)-----END CERTIFICATE-----[\s\0]*")
+# Possessive: a hostile chain of white space must not make matching quadratic.
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]++)-----END CERTIFICATE-----[\s\0]*+")
 
 
 def split_pem(data: bytes) -> tuple[bytes, ...]:
@@ -46,6 +47,18 @@ def is_self_signed_root(der: bytes, common_name: str) -> bool:
     return len(names) == 1 and names[0].value == common_name
 
 
+def is_issued_by(der: bytes, issuer: bytes) -> bool:
+    """Whether `issuer` itself signed this certificate, with no other in between."""
+    try:
+        x509.load_der_x509_certificate(der).verify_directly_issued_by(x509.load_der_x509_certificate(issuer))
+    except Exception:
+        return False
+    return True
+
+
 def crl_issue_date(der: bytes) -> datetime:
     """thisUpdate of a CRL. Raises ValueError."""
-    return x509.load_der_x509_crl(der).last_update_utc
+    try:
+        return x509.load_der_x509_crl(der).last_update_utc
+    except x509.InvalidVersion:
+        raise ValueError from None

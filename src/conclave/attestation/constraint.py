@@ -3,7 +3,7 @@
 Runs at the relying party. The text is trusted (the data owner chose it); what it
 is held against was verified before.
 
-Spec: spec/constraint.md (CON-1 to CON-10).
+Spec: spec/constraint.md (CON-1 to CON-12).
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ _KEYS: Final = ("C", "S", "PROD", "REVOKE", "SEC", "EXPIRE", "TEE", "RUNTIME", "
 _HASH = re.compile(r"[0-9A-Fa-f]{64}\Z")
 _PERIOD = re.compile(r"P(?=\d)(?:(\d{1,4})Y)?(?:(\d{1,4})M)?(?:(\d{1,4})W)?(?:(\d{1,5})D)?\Z")
 _RELEASE = re.compile(r"[A-Za-z0-9._-]{1,63}\Z")
+# Measurements of our releases on hardware, by release: without one, a release is only a
+# word that anybody's runtime can say. None is published yet.
+_release_measurements: dict[str, frozenset[str]] = {}
 _ADVISORY = re.compile(r"[A-Z0-9-]{1,32}\Z")
 
 
@@ -99,7 +102,7 @@ class Constraint:
             raise FormatError("a constraint names at least one program with C: or one author with S: and PROD:")
         if bool(signers) != ("PROD" in values):
             raise FormatError("S: and PROD: need each other: an author's key signs many products")
-        return cls(
+        constraint = cls(
             codes=codes,
             signers=signers,
             product_id=_number("PROD", values["PROD"][0]) if "PROD" in values else None,
@@ -111,6 +114,9 @@ class Constraint:
             runtimes=_runtimes(values),
             advisories=_advisories(values),
         )
+        if len(str(constraint)) > MAX_LENGTH:
+            raise FormatError(f"a constraint with every clause written out has at most {MAX_LENGTH} characters")
+        return constraint
 
     def __str__(self) -> str:
         """The expanded line: every clause explicit, parses to an equal constraint."""
@@ -210,8 +216,8 @@ class Constraint:
             return None
         years, months, days = self.expire
         return (
-            f"EXPIRE: the oldest endorsement is of {claims.oldest_issue_date:%Y-%m-%d}, older than "
-            f"P{years}Y{months}M{days}D; ask the operator to fetch new endorsements"
+            f"EXPIRE: expected endorsements younger than P{years}Y{months}M{days}D, but the oldest endorsement is of "
+            f"{claims.oldest_issue_date.date()}; ask the operator to fetch new endorsements"
         )
 
     def _tee(self, claims: Claims) -> str | None:
@@ -220,17 +226,27 @@ class Constraint:
         return f"TEE: expected {', '.join(sorted(self.tees))}, got {claims.tee}; add it to TEE: if you accept it"
 
     def _runtime(self, claims: Claims) -> str | None:
-        if claims.instance.runtime in self.runtimes or claims.measurement.hex() in self.runtimes:
+        # The release is the runtime's own word: it must not pass for a measurement, and on
+        # hardware it counts only together with the measurement of that very release.
+        release, measurement = claims.instance.runtime, claims.measurement.hex()
+        genuine = claims.tee == SIMULATED or measurement in _release_measurements.get(release, ())
+        named = {r for r in self.runtimes if not _HASH.match(r)}
+        if (release in named and genuine) or measurement in self.runtimes:
             return None
-        return (
-            f"RUNTIME: expected {', '.join(sorted(self.runtimes))}, got {claims.instance.runtime} with measurement "
-            f"{claims.measurement.hex()}; upgrade the client library or name the release"
-        )
+        hint = "upgrade the client library or name the release"
+        if release in named:
+            hint = (
+                "this library knows no such measurement of that release; if you have checked it, name the measurement"
+            )
+        expected = ", ".join(sorted(self.runtimes))
+        return f"RUNTIME: expected {expected}, got {release} with measurement {measurement}; {hint}"
 
 
 def _tokens(text: str) -> dict[str, list[str]]:
     if len(text) > MAX_LENGTH:
         raise FormatError(f"a constraint has at most {MAX_LENGTH} characters")
+    if not text.isascii():
+        raise FormatError("a constraint has ASCII characters only")
     values: dict[str, list[str]] = {}
     for token in text.split(" "):
         if not token:
@@ -271,7 +287,10 @@ def _period(value: str) -> tuple[int, int, int]:
     if match is None or not any(match.groups()):
         raise FormatError("EXPIRE: takes a period such as P30D, P6M or P1Y2M3W4D")
     years, months, weeks, days = (int(g or 0) for g in match.groups())
-    return years + months // 12, months % 12, weeks * 7 + days
+    years, months, days = years + months // 12, months % 12, weeks * 7 + days
+    if years > 9999 or days > 99999:
+        raise FormatError("EXPIRE: takes at most 9999 years and 99999 days")
+    return years, months, days
 
 
 def _tees(values: dict[str, list[str]], security: Security) -> tuple[frozenset[str], str | None]:

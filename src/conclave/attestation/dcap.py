@@ -45,6 +45,16 @@ _TEXTS: Final = (
     "qe_identity",
 )
 _BYTES: Final = ("root_ca_crl", "pck_crl", "tcb_info_signature", "qe_identity_signature")
+_STATUSES: Final = frozenset(
+    {
+        "UpToDate",
+        "SWHardeningNeeded",
+        "ConfigurationNeeded",
+        "ConfigurationAndSWHardeningNeeded",
+        "OutOfDate",
+        "OutOfDateConfigurationNeeded",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +118,7 @@ def parse_endorsements(data: bytes) -> tuple[Any, datetime]:
             raise ValueError
         parts: dict[str, Any] = {k: value[k] for k in _TEXTS}
         parts |= {k: bytes.fromhex(value[k]) for k in _BYTES}
-        dates = [_issue_date(value["tcb_info"]), _issue_date(value["qe_identity"])]
+        dates = [_issue_date(value["tcb_info"], "SGX", 3), _issue_date(value["qe_identity"], "QE", 2)]
         dates += [_x509.crl_issue_date(parts["root_ca_crl"]), _x509.crl_issue_date(parts["pck_crl"])]
         collateral = dcap_qvl.QuoteCollateralV3(
             pck_crl_issuer_chain=parts["pck_crl_issuer_chain"],
@@ -121,13 +131,16 @@ def parse_endorsements(data: bytes) -> tuple[Any, datetime]:
             qe_identity=parts["qe_identity"],
             qe_identity_signature=parts["qe_identity_signature"],
         )
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise FormatError("endorsements are not well-formed") from None
     return collateral, min(dates)
 
 
-def _issue_date(text: str) -> datetime:
-    value = json.loads(text)["issueDate"]
+def _issue_date(text: str, kind: str, version: int) -> datetime:
+    signed = json.loads(text)
+    if signed["id"] != kind or signed["version"] != version:
+        raise ValueError
+    value = signed["issueDate"]
     if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", value):
         raise ValueError
     return datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
@@ -143,24 +156,39 @@ def verify_sgx_quote(quote: SgxQuote, endorsements: bytes, *, root_der: bytes, n
         FormatError, VerificationError and its subclasses.
     """
     collateral, oldest = parse_endorsements(endorsements)
+    # dcap-qvl accepts any path to the root. A processor's own PCK certificate has one
+    # too, and could then sign that its platform is up to date.
+    for chain in (collateral.tcb_info_issuer_chain, collateral.qe_identity_issuer_chain):
+        if not _x509.is_issued_by(_x509.split_pem(chain.encode())[0], root_der):
+            raise ChainError("TCB info or QE identity is not signed by a signer that the trust anchor itself named")
     try:
-        report = dcap_qvl.verify_with_root_ca(quote.raw, collateral, root_der, int(now.timestamp()))
-    except (ValueError, OverflowError) as error:
+        report = dcap_qvl.verify_with_root_ca(quote.raw, collateral, root_der, max(0, int(now.timestamp())))
+    except ValueError as error:
         raise _ours(str(error)) from None
+    pck = dcap_qvl.parse_quote(quote.raw).pck_extension()
+    if pck is None or pck.pce_id.hex() != json.loads(collateral.tcb_info)["pceId"].lower():
+        raise VerificationError("the TCB info is of another kind of platform")
+    if report.status not in _STATUSES:
+        raise VerificationError("the vendor gives this platform a TCB status that this release does not know")
     return SgxClaims(quote, report.status, tuple(sorted(set(report.advisory_ids))), oldest)
 
 
-def _ours(text: str) -> VerificationError:
+def _ours(text: str) -> FormatError | VerificationError:
     """dcap-qvl's text as one of our errors; its own words stay out of messages."""
     low = text.lower()
+    # First: these texts quote what did not parse, and every status that is known.
+    if "failed to decode" in low:
+        return FormatError("quote or endorsements are not well-formed")
     if "revoked" in low:
         return RevokedError("the vendor revoked this platform")
-    if "expired" in low or "notvalidyet" in low or "not valid" in low or "future" in low:
+    if "expired" in low or "notvalidyet" in low or "future" in low:
         return ExpiredError("endorsements or certificates are not valid at this time; the host must fetch new ones")
     if "signature" in low:
         return SignatureError("a signature in quote or endorsements does not verify")
-    if "chain" in low or "certificate" in low or "issuer" in low or "cert" in low or "ca " in low:
+    if "certificate" in low:
         return ChainError("the certificate chain does not lead to the trust anchor")
+    if "failed to parse" in low:
+        return FormatError("quote or endorsements are not well-formed")
     if "debug" in low:
         return VerificationError("the enclave runs with the debug bit; such evidence is not verified yet")
     return VerificationError("the quote does not verify")

@@ -41,12 +41,15 @@ def verify_instance(info: bytes, constraint: Constraint, *, now: datetime) -> At
         now: aware UTC time at which everything must be valid.
 
     Raises:
+        ValueError: `now` has no time zone.
         FormatError: does not parse.
         VerificationError: not authentic, expired, revoked, or for another bundle.
         AppraisalError: authentic, but the constraint refuses it.
 
     Spec: spec/claims.md section 4; the steps are CLM-7, 8, 3, 4, 5, 9.
     """
+    if now.utcoffset() is None:
+        raise ValueError("now must be an aware datetime")
     # 1. Shape.
     parsed = parse_instance_info(info)
     # 2. Trust anchors follow from the constraint alone (CLM-7).

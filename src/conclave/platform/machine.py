@@ -45,7 +45,9 @@ def report_body(
     config_id: bytes = bytes(64),
 ) -> bytes:
     """An SGX report body, 384 bytes (Intel SDM volume 3D, table 38-21)."""
-    body = b"".join(
+    if [len(p) for p in (measurement, signer, attributes, report_data, config_id)] != [32, 32, 16, 64, 64]:
+        raise ValueError("a part of the report body has another size than it must have")
+    return b"".join(
         (
             bytes((pki.CPU_SVN,)) * 16,
             bytes(4 + 12 + 16),
@@ -60,9 +62,6 @@ def report_body(
             report_data,
         )
     )
-    if len(body) != 384:
-        raise ValueError("a part of the report body has another size than it must have")
-    return body
 
 
 class Machine:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -152,7 +153,10 @@ def private_der(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 def load_private(data: bytes) -> ec.EllipticCurvePrivateKey:
     """The inverse of `private_der`. Raises ValueError."""
-    key = serialization.load_der_private_key(data, password=None)
+    try:
+        key = serialization.load_der_private_key(data, password=None)
+    except UnsupportedAlgorithm:
+        raise ValueError("not a key of a known kind") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ValueError("not an elliptic-curve key")
     return key

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from conclave.attestation.dcap import parse_sgx_quote, verify_sgx_quote
+from conclave.errors import Error, PlatformError, UnsupportedPolicy
+from conclave.platform import machine as module
+from conclave.platform import pki
+from conclave.platform.machine import Machine, report_body
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+IDENTITY: dict[str, Any] = {
+    "code": b"c" * 32,
+    "signer": b"s" * 32,
+    "product_id": 7,
+    "revocation_level": 3,
+    "context": b"context",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("processor")
+    Machine.open(directory, now=NOW)
+    return directory
+
+
+def quote(machine: Machine, **changes: bytes) -> bytes:
+    return machine.quote(**({"report_data": b"r" * 64, "config_id": b"i" * 64, "mrenclave": b"m" * 32} | changes))
+
+
+def test_a_directory_is_a_machine(place: Path, tmp_path: Path) -> None:
+    first, again, other = (Machine.open(p, now=NOW) for p in (place, place, tmp_path / "new" / "one"))
+    assert first.anchor == again.anchor == hashlib.sha256(first.root_der).hexdigest()
+    assert first.endorsements() == again.endorsements()
+    assert first.anchor != other.anchor
+    assert first.sealing_key("code", **IDENTITY) == again.sealing_key("code", **IDENTITY)
+    assert first.sealing_key("code", **IDENTITY) != other.sealing_key("code", **IDENTITY)
+
+
+def test_only_the_owner_reads_a_machine(place: Path) -> None:
+    for path in (place / "machine").iterdir():
+        assert path.stat().st_mode & 0o077 == 0, path.name
+    assert not [p for p in place.iterdir() if p.name != "machine"]
+
+
+def test_no_machine_is_made_unasked(tmp_path: Path) -> None:
+    with pytest.raises(PlatformError, match="there is no simulated machine"):
+        Machine.open(tmp_path, create=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_used(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    with pytest.raises(PlatformError, match="cannot make a simulated machine"):
+        Machine.open(file / "below")
+
+
+def test_a_machine_that_somebody_else_made_meanwhile(tmp_path: Path) -> None:
+    theirs = Machine.open(tmp_path, now=NOW)
+    module._create(tmp_path, NOW)
+    assert Machine.open(tmp_path, now=NOW).anchor == theirs.anchor
+    assert [p.name for p in tmp_path.iterdir()] == ["machine"]
+
+
+FILES = [
+    "settings.json",
+    "attestation.key",
+    *(f"{n}.{e}" for n in ("root", "ca", "pck", "tcb") for e in ("key", "crt")),
+]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_machine(tmp_path: Path, name: str) -> None:
+    Machine.open(tmp_path, now=NOW)
+    path = tmp_path / "machine" / name
+    good = path.read_bytes()
+    ed = ed25519.Ed25519PrivateKey.generate().private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    for bad in (b"", b"junk", good[: len(good) // 2], good + b"\0", b"{}", b"[]", ed, None):
+        path.unlink(missing_ok=True)
+        if bad is not None:
+            path.write_bytes(bad)
+        with pytest.raises(PlatformError, match="is damaged; delete that directory"):
+            Machine.open(tmp_path, now=NOW)
+    path.write_bytes(good)
+    Machine.open(tmp_path, now=NOW)
+
+
+def test_a_key_of_an_unknown_kind(tmp_path: Path) -> None:
+    # It once escaped as an exception of a dependency.
+    Machine.open(tmp_path, now=NOW)
+    path = tmp_path / "machine" / "root.key"
+    good = path.read_bytes()
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes((good[at] ^ 2,)) + good[at + 1 :])
+        try:
+            Machine.open(tmp_path, now=NOW)
+        except Error as error:
+            if not isinstance(error, PlatformError):
+                raise
+
+
+@pytest.mark.parametrize(
+    "change", [{"secret": 1}, {"secret": "zz"}, {"fmspc": None}, {"issued": "then"}, {"issued": 1}]
+)
+def test_settings_that_say_nonsense(tmp_path: Path, change: dict[str, Any]) -> None:
+    Machine.open(tmp_path, now=NOW)
+    path = tmp_path / "machine" / "settings.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(PlatformError, match="damaged"):
+        Machine.open(tmp_path, now=NOW)
+
+
+def test_endorsements_are_issued_again_after_a_day(tmp_path: Path) -> None:
+    day = timedelta(days=1)
+    first = Machine.open(tmp_path, now=NOW)
+    published = first.endorsements()
+    assert not first.reissue(NOW + day - timedelta(seconds=1))
+    assert Machine.open(tmp_path, now=NOW + day - timedelta(seconds=1)).endorsements() == published
+    assert first.reissue(NOW + day)
+    later = first.endorsements()
+    assert later != published
+    assert not Machine.open(tmp_path, now=NOW + day).reissue(NOW + day)
+    # A clock that went back would leave endorsements of the future.
+    assert first.reissue(NOW)
+    assert first.endorsements() not in (published, later)
+    (tmp_path / "machine" / "endorsements").unlink()
+    assert first.reissue(NOW)
+    assert first.endorsements()
+
+
+def test_files_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    module._write(path, b"before")
+    monkeypatch.setattr(os, "fdopen", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        module._write(path, b"after")
+    assert path.read_bytes() == b"before"
+
+
+def verified(machine: Machine, now: datetime = NOW) -> tuple[str, tuple[str, ...]]:
+    claims = verify_sgx_quote(
+        parse_sgx_quote(quote(machine)), machine.endorsements(), root_der=machine.root_der, now=now
+    )
+    return claims.tcb_status, claims.advisories
+
+
+def test_a_rehearsed_level_stays_and_raises_the_evaluation_number(tmp_path: Path) -> None:
+    machine = Machine.open(tmp_path, now=NOW)
+    assert verified(machine) == ("UpToDate", ())
+    machine.set_tcb("OutOfDate", advisories=("INTEL-SA-00001",), now=NOW)
+    again = Machine.open(tmp_path, now=NOW + timedelta(days=3))
+    assert verified(machine, NOW + timedelta(days=3)) == verified(again, NOW + timedelta(days=3))
+    assert verified(again, NOW + timedelta(days=3)) == ("OutOfDate", ("INTEL-SA-00001",))
+    info = json.loads(json.loads(again.endorsements())["tcb_info"])
+    assert info["tcbEvaluationDataNumber"] == 2
+    with pytest.raises(ValueError, match="a TCB status is one of"):
+        machine.set_tcb("Fine")
+
+
+# Quotes.
+
+
+@pytest.mark.spec("CLM-1")
+def test_a_quote_holds_what_platform_and_enclave_said(place: Path) -> None:
+    machine = Machine.open(place, now=NOW)
+    raw = machine.quote(report_data=b"r" * 64, config_id=b"i" * 64, mrenclave=b"m" * 32, product=258, svn=772)
+    parsed = parse_sgx_quote(raw)
+    assert (parsed.report_data, parsed.config_id, parsed.mrenclave) == (b"r" * 64, b"i" * 64, b"m" * 32)
+    assert struct.unpack_from("<HH", raw, 48 + 256) == (258, 772)
+    assert raw[48 + 176 : 48 + 192] == bytes(16)
+    assert verified(machine)[0] == "UpToDate"
+
+
+@pytest.mark.parametrize("part", ["report_data", "config_id", "mrenclave"])
+def test_a_part_of_another_size_is_a_bug_of_the_caller(place: Path, part: str) -> None:
+    machine = Machine.open(place, now=NOW)
+    for value in (b"", bytes(31), bytes(65)):
+        with pytest.raises(ValueError, match="another size"):
+            quote(machine, **{part: value})
+
+
+def test_two_wrong_sizes_do_not_make_a_right_one() -> None:
+    with pytest.raises(ValueError, match="another size"):
+        report_body(
+            measurement=bytes(33), signer=bytes(31), attributes=bytes(16), product=0, svn=0, report_data=bytes(64)
+        )
+
+
+# Sealing keys.
+
+
+@pytest.mark.spec("PLAT-2")
+@pytest.mark.parametrize(
+    ("policy", "bound"),
+    [
+        ("code", {"code"}),
+        ("signer", {"signer", "revocation_level"}),
+        ("product", {"signer", "product_id", "revocation_level"}),
+    ],
+)
+def test_a_sealing_key_belongs_to_what_its_policy_binds(place: Path, policy: str, bound: set[str]) -> None:
+    machine = Machine.open(place, now=NOW)
+    key = machine.sealing_key(policy, **IDENTITY)
+    assert len(key) == 32
+    others = {
+        "code": b"d" * 32,
+        "signer": b"t" * 32,
+        "product_id": 8,
+        "revocation_level": 4,
+        "context": b"another",
+    }
+    for name, value in others.items():
+        changed = machine.sealing_key(policy, **(IDENTITY | {name: value}))
+        assert (changed != key) == (name in bound | {"context"}), name
+
+
+@pytest.mark.spec("PLAT-2")
+def test_policies_share_no_key(place: Path) -> None:
+    machine = Machine.open(place, now=NOW)
+    level, product = (3).to_bytes(2, "big"), (7).to_bytes(2, "big")
+    keys = [machine.sealing_key(p, **IDENTITY) for p in ("code", "signer", "product")]
+    # Contexts that continue where another policy's identity ends.
+    keys += [machine.sealing_key("signer", **(IDENTITY | {"context": c})) for c in (product + level, b"\0", b"")]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.spec("PLAT-2")
+def test_policies_that_nobody_can_have(place: Path) -> None:
+    machine = Machine.open(place, now=NOW)
+    unsigned = IDENTITY | {"signer": bytes(32)}
+    for policy in ("signer", "product"):
+        with pytest.raises(UnsupportedPolicy, match="no author to bind to"):
+            machine.sealing_key(policy, **unsigned)
+    assert machine.sealing_key("code", **unsigned) == machine.sealing_key("code", **IDENTITY)
+    for policy in ("", "CODE", "code\0", "machine"):
+        with pytest.raises(UnsupportedPolicy, match="the policies are"):
+            machine.sealing_key(policy, **IDENTITY)
+
+
+# Encodings of the PKI that are written by hand.
+
+
+def test_der_lengths() -> None:
+    assert pki._der(4, b"x" * 127)[:2] == b"\x04\x7f"
+    assert pki._der(4, b"x" * 128)[:3] == b"\x04\x81\x80"
+    assert pki._der(4, b"x" * 256)[:4] == b"\x04\x82\x01\x00"
+
+
+def test_keys_read_and_written() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    assert pki.private_der(pki.load_private(pki.private_der(key))) == pki.private_der(key)
+    ed = ed25519.Ed25519PrivateKey.generate().private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    with pytest.raises(ValueError, match="not an elliptic-curve key"):
+        pki.load_private(ed)

@@ -24,8 +24,8 @@ def test_no_addresses_of_registries_and_no_paths_of_a_machine() -> None:
         "pythonhosted" + ".org",
         "npmjs" + ".org",
         "registry" + ".yarn",
-        "/ro" + "ot/",
-        "/ho" + "me/",
+        "/ro" + "ot/.",
+        "/wo" + "rk/",
     )
     for path in tracked():
         text = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""

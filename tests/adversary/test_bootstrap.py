@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -104,6 +106,37 @@ def test_other_unmeasured_input_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.spec("T-11", "BOOT-1")
+@pytest.mark.parametrize("entry", [b"no variable", b"LC_ALL=C.UTF-8", b"LC_ALL=C", b""])
+def test_what_python_does_not_show_of_the_environment(entry: bytes) -> None:
+    command = bootstrap_command(str(runtime_tree().root))
+    raw = (
+        "import ctypes, sys; array = lambda a: (ctypes.c_char_p * (len(a) + 1))(*a, None);"
+        "words = [w.encode() for w in sys.argv[2:]];"
+        "ctypes.CDLL(None).execve(words[0], array(words), array([b'LC_ALL=C.UTF-8', bytes.fromhex(sys.argv[1])]))"
+    )
+    status, said = start([*command[:4], "-I", "-S", "-c", raw, entry.hex(), *command])
+    assert (status, "the environment holds more than its variables" in said) == (78, True), said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to look into a process that is not dumpable")
+@pytest.mark.spec("T-11", "BOOT-1")
+def test_a_descriptor_beyond_those_that_are_looked_at(place: Path, bundle: Bundle) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        high = fcntl.fcntl(0, fcntl.F_DUPFD, 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        with fake_platform(place, bundle.bundle_id, high) as (_, process):
+            # The platform was asked, so the sandbox is closed.
+            assert {int(name) for name in os.listdir(f"/proc/{process.pid}/fd")} >= {0, 1, 2, 3, 4}
+            assert not os.path.lexists(f"/proc/{process.pid}/fd/{high}")
+    finally:
+        os.close(high)
+
+
+@pytest.mark.spec("T-11", "BOOT-1")
 def test_through_the_launcher(machine: Path, bundle: Bundle) -> None:
     host = Host(
         lambda: start_platform(machine, bundle.path, environment=("LD_PRELOAD=/x.so", "SECRET=hunter2")), restart=False
@@ -114,7 +147,7 @@ def test_through_the_launcher(machine: Path, bundle: Bundle) -> None:
 
 
 @contextmanager
-def fake_platform(place: Path, bundle_id: bytes) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
+def fake_platform(place: Path, bundle_id: bytes, *more: int) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
     """The measured bootstrap, told by a platform of our own which bundle it is."""
     host, host_end = socket.socketpair()
     platform, platform_end = socket.socketpair()
@@ -129,7 +162,7 @@ def fake_platform(place: Path, bundle_id: bytes) -> Iterator[tuple[socket.socket
         [*command[:4], "-I", "-S", "-c", start_with, "100", "101", *command],
         env=MEASURED,
         cwd=place / "bundle",
-        pass_fds=(100, 101),
+        pass_fds=(100, 101, *more),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -21,7 +21,7 @@ from conclave._framing import HEADER, MAX_PAYLOAD, Frame, FrameReader, Kind, pac
 from conclave.attestation import AttestationResult, Constraint, verify_instance
 from conclave.bundle import Bundle
 from conclave.client import Client
-from conclave.errors import FormatError, SignatureError
+from conclave.errors import CallError, FormatError, SignatureError
 from conclave.mail import ClientSession, Conversation, RequestKind
 from conclave.platform import start_platform
 from conclave.rpc.interface import encode_call
@@ -42,9 +42,9 @@ class Target(Enclave):
 
     @rpc
     def key(self, policy: str, context: bytes) -> bytes:
-        # What a hostile author does: it finds the runtime's driver and asks for itself.
+        # What a hostile author does: it asks for itself, past the driver's own checks.
         tee = self._context._evidence.__self__
-        return tee.sealing_key(policy, context)
+        return tee._ask(3, policy.encode() + b"\\0" + context, 131)
 
     @rpc
     def quote(self, report_data: bytes) -> bytes:
@@ -224,6 +224,17 @@ def test_floods_leave_memory_bounded(wire: Wire) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.spec("T-14", "CHAN-2")
+def test_ten_thousand_challenges_before_the_first_answer_is_read(wire: Wire) -> None:
+    frames = b"".join(pack(Kind.CHALLENGE, n + 1, n.to_bytes(32, "big")) for n in range(10_000))
+    wire.channel.sendall(frames)
+    answers = [wire.read() for _ in range(10_000)]
+    assert [a.request for a in answers] == list(range(1, 10_001))
+    assert len({a.payload[:32] for a in answers}) == 10_000
+    wire.alive()
+
+
+@pytest.mark.slow
 @pytest.mark.spec("T-02", "T-14", "CHAN-4")
 def test_the_same_opening_many_times_and_repeated_request_ids(wire: Wire) -> None:
     conversation = wire.session()
@@ -288,6 +299,13 @@ def test_a_program_gets_its_own_keys_and_its_own_name_only(
             keys[name] = {p: client.call("key", p, b"context", returns=bytes) for p in ("code", "signer", "product")}
             assert client.call("key", "code", b"context", returns=bytes) == keys[name]["code"]
             assert client.call("key", "code", b"other", returns=bytes) != keys[name]["code"]
+            assert len(client.call("key", "code", bytes(256), returns=bytes)) == 32
+            with pytest.raises(CallError):
+                client.call("key", "code", bytes(257), returns=bytes)
+            # Nothing but the three policies gives a key, least of all another's name.
+            for policy in ("", "CODE", "code ", "machine", programs["victim"].code.hex()):
+                with pytest.raises(CallError):
+                    client.call("key", policy, b"context", returns=bytes)
             # It may ask for any report data, but its own name stands beside it.
             victim = programs["victim"]
             quote = parse_sgx_quote(client.call("quote", bytes(64), returns=bytes))

@@ -18,7 +18,7 @@ import httpx2
 import pytest
 
 from conclave import _codec
-from conclave._framing import HEADER, FrameReader, Kind, pack
+from conclave._framing import HEADER, FrameReader, Kind, PlatformKind, pack
 from conclave.bundle import Bundle
 from conclave.client import Client
 from conclave.errors import Error, PlatformError, TransportError
@@ -45,6 +45,17 @@ class Hostile(Enclave):
     def write_platform(self, data: bytes) -> str:
         os.write(4, data)
         return "written"
+
+    @rpc(retry=False)
+    def ask_without_reading(self, frame: bytes) -> int:
+        asked = 0
+        try:
+            while asked < 100_000:
+                os.write(4, frame * 100)
+                asked += 100
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        return asked
 
     @rpc(retry=False)
     def leave(self) -> None:
@@ -97,6 +108,18 @@ def test_author_code_that_writes_into_the_platform_channel(
         server.run(server.host._renew())
         assert server.host.info == before
         assert client.call("ping") == "pong"
+
+
+def test_author_code_that_asks_its_platform_and_does_not_read(
+    serve: Callable[..., HostServer], bundle: Bundle, only: Callable[[Bundle], str]
+) -> None:
+    with serve(bundle) as server, Client(server.url, constraint=only(bundle)) as client:
+        # The platform neither waits for it nor keeps answers for it: it hangs up.
+        asked = client.call("ask_without_reading", pack(PlatformKind.EVIDENCE, 1, bytes(64)), retry=False)
+        assert 0 < asked < 100_000
+        assert client.call("ping") == "pong"
+        assert server.host._process is not None
+        assert server.host._process.poll() is None
 
 
 def test_an_exit_in_the_middle_of_a_call(

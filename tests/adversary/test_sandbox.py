@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +35,13 @@ import asyncio, ctypes, errno, mmap, os, resource, signal, socket, struct, sys, 
 from conclave.enclave import Enclave, rpc
 
 libc = ctypes.CDLL(None, use_errno=True)
+AT_IMPORT = []
+for fd in range(8192):
+    try:
+        os.fstat(fd)
+        AT_IMPORT.append(fd)
+    except OSError:
+        pass
 
 
 def name(number):
@@ -55,9 +65,20 @@ def raw(number, *arguments):
     return f"ok: {result}" if result >= 0 else name(ctypes.get_errno())
 
 
-class Prisoner(Enclave):
-    memory = []
+def taken(size, flags):
+    """Whether that much memory can be mapped to be written; nothing of it is."""
+    libc.syscall.restype = ctypes.c_long
+    try:
+        at = libc.syscall(9, None, ctypes.c_size_t(size), 3, flags, -1, ctypes.c_long(0))
+        if at < 0:
+            return name(ctypes.get_errno())
+        libc.syscall(11, ctypes.c_void_p(at), ctypes.c_size_t(size))
+        return "ok"
+    finally:
+        libc.syscall.restype = ctypes.c_int
 
+
+class Prisoner(Enclave):
     @rpc
     def sockets(self) -> dict[str, str]:
         kinds = {
@@ -75,6 +96,32 @@ class Prisoner(Enclave):
         found["pass a descriptor"] = outcome(lambda: socket.send_fds(host, [b"x"], [0]))
         found["receive a descriptor"] = outcome(lambda: socket.recv_fds(host, 1, 1))
         return found
+
+    @rpc
+    def datagrams(self, names: list[str]) -> dict[str, str]:
+        found = {}
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_STREAM):
+            pair = socket.socketpair(socket.AF_UNIX, kind)
+            for to in names:
+                address = struct.pack("H", 1) + to.encode() + bytes(not to.startswith("\0"))
+                found[f"{kind} to {to}"] = raw(44, pair[0].fileno(), b"secret", 6, 0, address, len(address))
+                found[f"{kind} to {to}, message"] = outcome(lambda: pair[0].sendmsg([b"secret"], (), 0, to))
+        return found
+
+    @rpc
+    def socket_options(self) -> dict[str, str]:
+        pair = socket.socketpair()
+        program = ctypes.create_string_buffer(struct.pack("<HBBI", 6, 0, 0, 0xFFFF))
+        attach = struct.pack("<HxxxxxxQ", 1, ctypes.addressof(program))
+        size, value = ctypes.c_int(12), ctypes.create_string_buffer(12)
+        return {
+            "attach a filter": raw(54, pair[0].fileno(), 1, 26, attach, len(attach)),
+            "attach bpf": raw(54, pair[0].fileno(), 1, 50, struct.pack("<i", 3), 4),
+            "pass credentials": raw(54, pair[0].fileno(), 1, 16, struct.pack("<i", 1), 4),
+            "force a buffer": raw(54, pair[0].fileno(), 1, 32, struct.pack("<i", 1 << 30), 4),
+            "who is the host": raw(55, 3, 1, 17, value, ctypes.byref(size)),
+            "a handle of the host": raw(55, 3, 1, 77, value, ctypes.byref(size)),
+        }
 
     @rpc
     def files(self, paths: list[str]) -> dict[str, str]:
@@ -103,6 +150,7 @@ class Prisoner(Enclave):
         found = {
             "fork": outcome(os.fork), "vfork": raw(58), "clone": raw(56, 17, 0, 0, 0, 0),
             "clone a namespace": raw(56, 0x10000000 | 17, 0, 0, 0, 0), "clone3": raw(435, bytes(88), 88),
+            "a thread in a namespace": raw(56, 0x10000000 | 0x10900, 0, 0, 0, 0),
             "exec": outcome(lambda: os.execv(sys.executable, ["x"])),
             "execveat": raw(322, -100, b"/runtime/bin/python3", None, None, 0),
             "spawn": outcome(lambda: os.posix_spawn(sys.executable, ["x"], {})),
@@ -143,7 +191,7 @@ class Prisoner(Enclave):
     def executable_memory(self) -> dict[str, str]:
         W, X, R, PRIVATE, ANON = mmap.PROT_WRITE, mmap.PROT_EXEC, mmap.PROT_READ, mmap.MAP_PRIVATE, mmap.MAP_ANON
         page = raw(9, None, 4096, R | W, PRIVATE | ANON, -1, 0)
-        keep = mmap.mmap(-1, 4096)
+        keep = mmap.mmap(-1, 4096, flags=PRIVATE | ANON)
         address = ctypes.addressof(ctypes.c_char.from_buffer(keep))
         libc.syscall.restype = ctypes.c_long
         path = tempfile.gettempdir() + "/code"
@@ -163,19 +211,10 @@ class Prisoner(Enclave):
 
     @rpc
     def identity(self) -> dict[str, str]:
-        header, data = struct.pack("<Ii", 0x20080522, 0), bytearray(24)
-        buffer = (ctypes.c_char * 24).from_buffer(data)
-        libc.syscall(125, header, buffer)
-        fds = []
-        for number in range(4096):
-            try:
-                os.fstat(number)
-                fds.append(number)
-            except OSError:
-                pass
         return {
-            "uid": str(os.getuid()), "pid": str(os.getpid()), "capabilities": data.hex(), "host": os.uname().nodename,
-            "environment": repr(sorted(os.environ.items())), "arguments": repr(sys.argv), "fds": repr(fds[:5]),
+            "uid": str(os.getuid()), "pid": str(os.getpid()), "host": os.uname().nodename,
+            "environment": repr(sorted(os.environ.items())), "arguments": repr(sys.argv), "fds": repr(AT_IMPORT),
+            "mounts": outcome(lambda: [os.statvfs(p).f_flag & 15 for p in ("/runtime", "/bundle", "/tmp")]),
             "cwd": os.getcwd(), "groups": outcome(os.getgroups), "temporary": tempfile.gettempdir(),
         }
 
@@ -191,9 +230,16 @@ class Prisoner(Enclave):
 
         found = {
             "raise data": raise_it(resource.RLIMIT_DATA), "raise files": raise_it(resource.RLIMIT_NOFILE),
+            "keep": raw(302, 0, resource.RLIMIT_NOFILE, struct.pack("<QQ", 256, 256), None),
+            "of another": raw(302, os.getppid() or 2, resource.RLIMIT_NOFILE, None, ctypes.create_string_buffer(16)),
             "setrlimit": raw(160, resource.RLIMIT_NOFILE, struct.pack("<QQ", 1, 1)),
             "read": str(resource.getrlimit(resource.RLIMIT_DATA)[0] >> 20),
+            "stack": str(resource.getrlimit(resource.RLIMIT_STACK)),
             "memory": outcome(lambda: len(bytearray(4 << 30))),
+            "private memory": taken(4 << 30, 0x22), "shared memory": taken(4 << 30, 0x21),
+            "shared memory, little": taken(4096, 0x21), "shared memory, validated": taken(4096, 0x23),
+            "growing memory": taken(4 << 30, 0x122), "growing memory, little": taken(4096, 0x122),
+            "little memory": taken(1 << 20, 0x22),
             "many descriptors": outcome(lambda: [os.dup(0) for _ in range(10000)]),
         }
         for number in range(6, 256):
@@ -309,6 +355,29 @@ def test_sockets(inside: Client) -> None:
     all_denied(found)
 
 
+@pytest.mark.spec("T-19", "BOX-2")
+def test_nothing_goes_to_a_socket_that_has_a_name(inside: Client, tmp_path: Path) -> None:
+    """A datagram pair is no way out to the sockets of the machine's services."""
+    abstract = f"\0conclave-test-{os.getpid()}"
+    names = [str(tmp_path / "service"), abstract]
+    with contextlib.ExitStack() as stack:
+        services = [stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) for _ in names]
+        for service, to in zip(services, names, strict=True):
+            service.bind(to)
+            service.setblocking(False)
+        found = inside.call("datagrams", names)
+        for service in services:
+            with pytest.raises(BlockingIOError):
+                service.recv(100)
+    assert len(found) == 12
+    assert set(found.values()) == {"EPERM"}
+
+
+@pytest.mark.spec("T-19", "BOX-2")
+def test_socket_options(inside: Client) -> None:
+    assert set(inside.call("socket_options").values()) == {"EPERM"}
+
+
 @pytest.mark.spec("T-19", "BOX-1")
 def test_files(inside: Client, mode: str, machine: Path) -> None:
     places = ["/etc/passwd", "/etc/", "/proc/self/status", "/proc/", "/proc/1/environ", "/sys/", "/dev/mem", "/root/"]
@@ -337,7 +406,7 @@ def test_writes(inside: Client) -> None:
 @pytest.mark.spec("T-19", "BOX-3")
 def test_processes(inside: Client) -> None:
     found = inside.call("processes")
-    assert len(found) == 27
+    assert len(found) == 28
     all_denied(found)
 
 
@@ -367,14 +436,42 @@ def test_identity(inside: Client, mode: str) -> None:
     assert found["fds"] == "[0, 1, 2, 3, 4]"
     if mode == "namespaces":
         assert (found["uid"], found["pid"], found["host"]) == ("65534", "1", "enclave")
-        assert found["capabilities"] == bytes(24).hex()
         assert found["cwd"] == "/bundle"
+        # Read-only, no set-user-ID, no devices; only the last is written, and nothing in it executed.
+        assert found["mounts"] == "ok: [7, 7, 14]"
         assert found["arguments"] == "['/runtime/bootstrap.py']"
+
+
+def descendants(pid: int) -> list[int]:
+    """A process' children and theirs, in the order of their birth."""
+    found = []
+    for status in sorted(Path("/proc").glob("[0-9]*/status"), key=lambda p: int(p.parent.name)):
+        with contextlib.suppress(OSError):
+            if facts(status)["PPid"] == str(pid):
+                found.append(int(status.parent.name))
+    return [d for child in found for d in (child, *descendants(child))]
+
+
+def facts(status: Path) -> dict[str, str]:
+    return {k: v.strip() for k, _, v in (line.partition(":") for line in status.read_text().splitlines())}
+
+
+@pytest.mark.spec("T-19", "BOX-3")
+def test_privileges_seen_from_outside(server: HostServer, inside: Client) -> None:
+    """Root or not: the kernel itself says that nothing is left and nothing can be regained."""
+    inside.verify()
+    assert server.host._process is not None
+    found = facts(Path(f"/proc/{descendants(server.host._process.pid)[-1]}/status"))
+    assert {found[c] for c in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
+    assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
 
 
 @pytest.mark.spec("T-19", "BOX-5")
 def test_limits(inside: Client) -> None:
     found = inside.call("limits")
+    assert found.pop("stack") == str((8 << 20, 8 << 20))
+    assert found.pop("private memory") == "ENOMEM"
+    assert found.pop("little memory") == "ok"
     assert found.pop("read") == "2048"
     assert found.pop("memory") == "MemoryError"
     assert found.pop("many descriptors") == "EMFILE"
@@ -411,25 +508,41 @@ def test_the_enclave_ends_with_its_platform(
         client.verify()
         process = server.host._process
         assert process is not None
-        process.kill()
-        process.wait()
+        enclave = os.pidfd_open(descendants(process.pid)[-1])
+        try:
+            process.kill()
+            process.wait()
+            ended, _, _ = select.select([enclave], [], [], 30)
+            assert ended == [enclave]
+        finally:
+            os.close(enclave)
         with pytest.raises(TransportError):
             client.call("identity")
 
 
 @contextmanager
-def started_by_hand(tree: Path, bundle: Path, mode: str, user: int) -> Iterator[socket.socket]:
+def started_by_hand(
+    tree: Path, bundle: Path, mode: str, user: int, numbers: str
+) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
     """The outer half, run by the tree's own interpreter as some user; gives the platform's end."""
     program = tree.parent / "outer.py"
     shutil.copyfile(outer.__file__, program)
     start = textwrap.dedent(
         """
-        import os, runpy, sys
+        import os, resource, runpy, sys
         made = runpy.run_path(sys.argv[1], run_name="outer")
         mode, root, bundle, platform = sys.argv[2:6]
-        place = made["Place"](root, tuple(sys.argv[6:]), bundle, 1024, 16)
+        place = made["Place"](root, tuple(sys.argv[7:]), bundle, 1024, 16)
         nothing, _ = os.pipe()
-        child = made["launch"](place, mode, (nothing, 2, 2, int(platform), int(platform)))
+        # What a busy host has open, and where: none of it may get in.
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        for number in (7, 9, min(hard, 6000) - 1):
+            os.dup2(0, number, inheritable=True)
+        for number in (6, 8, 200, 203):
+            os.dup2(int(platform), number, inheritable=True)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+        child = made["launch"](place, mode, (nothing, 2, 2, *map(int, sys.argv[6].split(","))))
         os.waitpid(child, 0)
         """
     )
@@ -437,7 +550,7 @@ def started_by_hand(tree: Path, bundle: Path, mode: str, user: int) -> Iterator[
     command = bootstrap_command(str(tree))[:4]
     process = subprocess.Popen(
         [*command, "-I", "-S", "-c", start, str(program), mode, str(tree), str(bundle)]
-        + [str(theirs.fileno()), *bootstrap_command(outer.ROOT)],
+        + [str(theirs.fileno()), numbers, *bootstrap_command(outer.ROOT)],
         env={"LC_ALL": "C.UTF-8"},
         pass_fds=(theirs.fileno(),),
         user=user,
@@ -447,7 +560,7 @@ def started_by_hand(tree: Path, bundle: Path, mode: str, user: int) -> Iterator[
     theirs.close()
     ours.settimeout(30)
     try:
-        yield ours
+        yield ours, process
     finally:
         ours.close()
         process.wait(30)
@@ -455,25 +568,29 @@ def started_by_hand(tree: Path, bundle: Path, mode: str, user: int) -> Iterator[
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("user", [0, 65534])
-@pytest.mark.spec("T-19", "BOOT-3")
-def test_as_root_and_as_nobody(bundle: Bundle, mode: str, user: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize(("user", "numbers"), [(0, "6,8"), (65534, "203,200")])
+@pytest.mark.spec("T-19", "BOOT-1", "BOOT-3")
+def test_as_root_and_as_nobody(bundle: Bundle, mode: str, user: int, numbers: str) -> None:
     """The bootstrap comes up, closes the sandbox and asks the platform who it is."""
     why = refused_by_kernel(mode)
     if why:
         pytest.skip(why)
-    place = Path(tmp_path_factory.getbasetemp().parent.parent, f"conclave-nobody-{os.getpid()}")
-    place.mkdir(mode=0o755)
+    # Not below pytest's own directories: those only their owner may pass through.
+    place = Path(tempfile.mkdtemp(prefix="conclave-nobody-"))
+    place.chmod(0o755)
     try:
         tree = place / "root"
         shutil.copytree(runtime_tree().root, tree, symlinks=True)
         unpack(bundle, place / "bundle")
         (place / "tmp").mkdir(mode=0o777)
         os.chmod(place / "tmp", 0o777)
-        with started_by_hand(tree, place / "bundle", mode, user) as channel:
+        with started_by_hand(tree, place / "bundle", mode, user, numbers) as (channel, process):
             reader = FrameReader(PlatformKind)
             (frame,) = reader.feed(channel.recv(4096))
             assert frame.kind == PlatformKind.IDENTITY
+            enclave = Path(f"/proc/{descendants(process.pid)[-1]}")
+            assert {int(name) for name in os.listdir(enclave / "fd")} == {0, 1, 2, 3, 4}
+            assert facts(enclave / "status")["CapEff"] == "0" * 16
             channel.sendall(pack(PlatformKind.REFUSED, frame.request, b"enough"))
     finally:
         shutil.rmtree(place)

@@ -19,6 +19,10 @@ from typing import Final
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_CAPSET: Final = 126
+_CAPABILITY_VERSION: Final = 0x20080522
+_CLOSE_RANGE: Final = 436
+_AFTER_OURS: Final = 5
 _SECCOMP: Final = 317
 _SECCOMP_SET_MODE_FILTER: Final = 1
 _SECCOMP_FILTER_FLAG_TSYNC: Final = 1
@@ -49,6 +53,11 @@ def close(*, root: str, bundle: str, temporary: str) -> None:
         OSError: the kernel refuses; nothing may run then.
     """
     _make_closures()
+    # Whatever got past the bootstrap's look at the descriptors ends here.
+    _libc.syscall(_CLOSE_RANGE, _AFTER_OURS, 0xFFFFFFFF, 0)
+    # Without a user namespace, root would keep its privileges behind the list of calls.
+    header, none = struct.pack("<Ii", _CAPABILITY_VERSION, 0), bytes(24)
+    _check(_libc.syscall(_CAPSET, header, none), "no capabilities")
     _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "not dumpable")
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no new privileges")
     # With a root of its own, namespaces carry the guarantee and Landlock doubles it.
@@ -110,30 +119,36 @@ _LOAD: Final = 0x20
 _EQUAL: Final = 0x15
 _AT_LEAST: Final = 0x35
 _ANY_BIT: Final = 0x45
+_MASK: Final = 0x54
 _RETURN: Final = 0x06
 
 _ALLOWED: Final = {
     "read": 0, "write": 1, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8, "munmap": 11,
     "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "pread64": 17, "pwrite64": 18, "readv": 19,
     "writev": 20, "access": 21, "pipe": 22, "select": 23, "sched_yield": 24, "mremap": 25, "madvise": 28, "dup": 32,
-    "nanosleep": 35, "getpid": 39, "sendto": 44, "recvfrom": 45, "shutdown": 48, "getsockname": 51, "getpeername": 52,
-    "setsockopt": 54, "getsockopt": 55, "exit": 60, "uname": 63, "fsync": 74, "fdatasync": 75, "ftruncate": 77,
-    "getcwd": 79, "rename": 82, "mkdir": 83, "rmdir": 84, "unlink": 87, "readlink": 89, "umask": 95, "gettimeofday": 96,
-    "getrlimit": 97, "getrusage": 98, "sysinfo": 99, "times": 100, "getuid": 102, "getgid": 104, "geteuid": 107,
-    "getegid": 108, "getppid": 110, "sigaltstack": 131, "statfs": 137, "fstatfs": 138, "gettid": 186, "futex": 202,
-    "sched_getaffinity": 204, "getdents64": 217, "fadvise64": 221, "clock_gettime": 228, "clock_getres": 229,
-    "clock_nanosleep": 230, "exit_group": 231, "epoll_wait": 232, "epoll_ctl": 233, "openat": 257, "mkdirat": 258,
-    "newfstatat": 262, "unlinkat": 263, "renameat": 264, "readlinkat": 267, "faccessat": 269, "pselect6": 270,
-    "ppoll": 271, "set_robust_list": 273, "epoll_pwait": 281, "fallocate": 285, "eventfd2": 290, "epoll_create1": 291,
-    "dup3": 292, "pipe2": 293, "getrandom": 318, "membarrier": 324, "statx": 332, "rseq": 334, "faccessat2": 439,
+    "nanosleep": 35, "getpid": 39, "recvfrom": 45, "shutdown": 48, "getsockname": 51, "getpeername": 52, "exit": 60,
+    "uname": 63, "fsync": 74, "fdatasync": 75, "ftruncate": 77, "getcwd": 79, "rename": 82, "mkdir": 83, "rmdir": 84,
+    "unlink": 87, "readlink": 89, "umask": 95, "gettimeofday": 96, "getrlimit": 97, "getrusage": 98, "sysinfo": 99,
+    "times": 100, "getuid": 102, "getgid": 104, "geteuid": 107, "getegid": 108, "getppid": 110, "sigaltstack": 131,
+    "statfs": 137, "fstatfs": 138, "gettid": 186, "futex": 202, "sched_getaffinity": 204, "getdents64": 217,
+    "fadvise64": 221, "clock_gettime": 228, "clock_getres": 229, "clock_nanosleep": 230, "exit_group": 231,
+    "epoll_wait": 232, "epoll_ctl": 233, "openat": 257, "mkdirat": 258, "newfstatat": 262, "unlinkat": 263,
+    "renameat": 264, "readlinkat": 267, "faccessat": 269, "pselect6": 270, "ppoll": 271, "set_robust_list": 273,
+    "epoll_pwait": 281, "fallocate": 285, "eventfd2": 290, "epoll_create1": 291, "dup3": 292, "pipe2": 293,
+    "getrandom": 318, "membarrier": 324, "statx": 332, "rseq": 334, "faccessat2": 439,
 }  # fmt: skip
 _MMAP, _MPROTECT, _IOCTL, _SOCKETPAIR, _CLONE, _FCNTL, _PRCTL, _TGKILL = 9, 10, 16, 53, 56, 72, 157, 234
-_PRLIMIT64, _CLONE3 = 302, 435
-_PROT_WRITE, _PROT_EXEC, _MAP_ANONYMOUS = 2, 4, 0x20
+_PRLIMIT64, _CLONE3, _SENDTO, _SETSOCKOPT, _GETSOCKOPT = 302, 435, 44, 54, 55
+_PROT_WRITE, _PROT_EXEC = 2, 4
+_MAP_SHARED, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 1, 0x20, 0x100
 _CLONE_THREAD: Final = 0x10000
+_CLONE_NEW: Final = 0x7E020000
 _AF_UNIX: Final = 1
 _PR_SET_NAME: Final = 15
 _IOCTLS: Final = (0x5401, 0x5421, 0x5450, 0x5451)  # TCGETS FIONBIO FIONCLEX FIOCLEX
+# Type, error, buffer sizes, timeouts, protocol and domain: no filter programs, nothing that
+# names the peer's process or gives a descriptor of it.
+_SOCKET_OPTIONS: Final = (2, 3, 4, 7, 8, 9, 13, 20, 21, 30, 38, 39)
 # Duplicate, flags and record locks: nothing that sends signals or leases.
 _FCNTLS: Final = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030)
 
@@ -170,6 +185,16 @@ def _any_bit(index: int, bits: int, *, then: bytes, otherwise: bytes) -> bytes:
     return _argument(index) + _op(_ANY_BIT, bits, 0, len(then) // 8) + then + otherwise
 
 
+def _all_bits(index: int, bits: int, *, then: bytes, otherwise: bytes) -> bytes:
+    return _argument(index) + _op(_MASK, bits) + _op(_EQUAL, bits, 0, len(then) // 8) + then + otherwise
+
+
+def _is_null(index: int) -> bytes:
+    """Allow if a pointer is null, both halves of it."""
+    low, high = _op(_EQUAL, 0, 0, 2), _op(_EQUAL, 0, 1, 0)
+    return _argument(index) + low + _argument(index, high=True) + high + _NO + _GO
+
+
 def filter_program(pid: int) -> bytes:
     """The seccomp program: struct sock_filter, 8 bytes each.
 
@@ -179,6 +204,10 @@ def filter_program(pid: int) -> bytes:
     number = _op(_LOAD, 0)
     mapped_from_memory = _any_bit(3, _MAP_ANONYMOUS, then=_NO, otherwise=_GO)
     executable = _any_bit(2, _PROT_WRITE, then=_NO, otherwise=mapped_from_memory)
+    written = _any_bit(2, _PROT_EXEC, then=executable, otherwise=_GO)
+    # Memory that the limit of private memory does not count: shared, or growing down.
+    shared = _all_bits(3, _MAP_SHARED | _MAP_ANONYMOUS, then=_NO, otherwise=written)
+    thread = _any_bit(0, _CLONE_THREAD, then=_GO, otherwise=_NO)
     head = _op(_LOAD, 4) + _op(_EQUAL, _ARCH_X86_64, 1, 0) + _op(_RETURN, _KILL)
     head += number + _op(_AT_LEAST, _X32_BIT, 0, 1) + _op(_RETURN, _KILL)
     # The busiest calls first; every other allowed one jumps to the end.
@@ -186,21 +215,21 @@ def filter_program(pid: int) -> bytes:
         (
             # Code comes from files of the tree or bundle, never from memory.
             _on(_MPROTECT, _any_bit(2, _PROT_EXEC, then=_NO, otherwise=_GO)),
-            _on(_MMAP, _any_bit(2, _PROT_EXEC, then=executable, otherwise=_GO)),
-            _on(_CLONE, _any_bit(0, _CLONE_THREAD, then=_GO, otherwise=_NO)),
+            _on(_MMAP, _any_bit(3, _MAP_GROWSDOWN, then=_NO, otherwise=shared)),
+            # A datagram pair would send to any socket that has a name.
+            _on(_SENDTO, _is_null(4)),
+            _on(_CLONE, _any_bit(0, _CLONE_NEW, then=_NO, otherwise=thread)),
             # glibc falls back to clone, whose flags a filter can see.
             _on(_CLONE3, _refuse(errno.ENOSYS)),
             _on(_IOCTL, _one_of(1, _IOCTLS)),
             _on(_FCNTL, _one_of(1, _FCNTLS)),
             _on(_SOCKETPAIR, _one_of(0, (_AF_UNIX,))),
+            _on(_SETSOCKOPT, _one_of(2, _SOCKET_OPTIONS)),
+            _on(_GETSOCKOPT, _one_of(2, _SOCKET_OPTIONS)),
             _on(_PRCTL, _one_of(0, (_PR_SET_NAME,))),
             _on(_TGKILL, _one_of(0, (pid,))),
-            # Reading one's own limits: pid 0, no new value (both halves of the pointer).
-            _on(
-                _PRLIMIT64,
-                _argument(0) + _op(_EQUAL, 0, 0, 4) + _argument(2) + _op(_EQUAL, 0, 0, 2)
-                + _argument(2, high=True) + _op(_EQUAL, 0, 1, 0) + _NO + _GO,
-            ),
+            # Reading one's own limits: pid 0, no new value.
+            _on(_PRLIMIT64, _argument(0) + _op(_EQUAL, 0, 1, 0) + _NO + _is_null(2)),
         )
     )  # fmt: skip
     numbers = sorted(_ALLOWED.values())

@@ -7,6 +7,7 @@ what an operator gets who runs it by hand: the same refusals.
 Spec: spec/host-channel.md section 4 (BOOT-1 to BOOT-3).
 """
 
+import ctypes
 import os
 import sys
 
@@ -14,6 +15,15 @@ REFUSED = 78
 ENVIRONMENT = {"LC_ALL": "C.UTF-8"}
 DESCRIPTORS = (0, 1, 2, 3, 4)
 _MAX_DESCRIPTOR = 4096
+
+
+def raw_environment() -> list[bytes]:
+    """The strings the process was started with: also what is no variable, or stands there twice."""
+    strings = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), "environ")
+    found: list[bytes] = []
+    while (string := strings[len(found)]) is not None:
+        found.append(string)
+    return found
 
 
 def refusal() -> str | None:
@@ -27,6 +37,8 @@ def refusal() -> str | None:
         return "environment variables that are not measured are set: " + ", ".join(extra)[:200]
     if dict(os.environ) != ENVIRONMENT:
         return "environment: LC_ALL=C.UTF-8 must be set"
+    if raw_environment() != [b"LC_ALL=C.UTF-8"]:
+        return "the environment holds more than its variables"
     found = []
     for number in range(_MAX_DESCRIPTOR):
         try:

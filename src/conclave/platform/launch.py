@@ -32,7 +32,7 @@ from conclave.errors import BundleError, Error, FormatError, PlatformError
 _MAX_REQUEST: Final = 4096
 _MAX_OUTPUT: Final = 16 * 1024 * 1024
 _READ_SIZE: Final = 65536
-_ANSWER_SECONDS: Final = 10.0
+_MAX_CONTEXT: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,8 @@ class _Platform:
         os.close(output)
         os.close(channel)
         enclave_end.close()
-        self._channel.settimeout(_ANSWER_SECONDS)
+        # The driver asks and waits. Who asks and does not read shall not make the platform wait.
+        self._channel.setblocking(False)
         self._reader = FrameReader(PlatformKind, max_payload=_MAX_REQUEST)
         self._running = False
         self._printed = bytearray()
@@ -273,13 +274,15 @@ class _Platform:
                 return pack(PlatformKind.EVIDENCE_IS, request, quote)
             if kind is PlatformKind.SEALING_KEY:
                 policy, _, context = payload.partition(b"\0")
+                if len(context) > _MAX_CONTEXT:
+                    raise PlatformError(f"the context of a sealing key has at most {_MAX_CONTEXT} bytes")
                 key = self._machine.sealing_key(
                     policy.decode("ascii", "replace"),
                     code=bundle.code,
                     signer=bundle.signer,
                     product_id=bundle.manifest.product_id,
                     revocation_level=bundle.manifest.revocation_level,
-                    context=context[:256],
+                    context=context,
                 )
                 return pack(PlatformKind.SEALING_KEY_IS, request, key)
         except Error as error:

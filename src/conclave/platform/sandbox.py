@@ -12,6 +12,7 @@ pivot_root(2), mount_namespaces(7).
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import resource
 import signal
@@ -26,6 +27,8 @@ TEMPORARY: Final = "tmp"
 ENVIRONMENT: Final = {"LC_ALL": "C.UTF-8"}
 NOBODY: Final = 65534
 _MAX_OPEN_FILES: Final = 256
+_MOST_DESCRIPTORS: Final = 1 << 20
+_STACK: Final = 8 << 20
 _NEW_NAMESPACES: Final = 0x10000000 | 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000 | 0x02000000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT = 1, 2, 4, 8, 32
 _MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
@@ -150,12 +153,13 @@ def _execute(libc: ctypes.CDLL, place: Place, root: str, report: int) -> None:
 
 def _arrange(descriptors: tuple[int, ...], report: int) -> int:
     """Give the descriptors their numbers and close everything else."""
-    high = [os.dup2(fd, 200 + n, inheritable=False) for n, fd in enumerate((*descriptors, report))]
+    # Copies above 5 first, each to a number that is free: any of them may stand in the way of another.
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 6) for fd in (*descriptors, report)]
     for n, fd in enumerate(high[:-1]):
         os.dup2(fd, n, inheritable=True)
     kept = os.dup2(high[-1], 5, inheritable=False)
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    os.closerange(6, limit if 0 < limit < 1 << 20 else 1 << 20)
+    # Whatever the limit is now, it may have been higher when something was opened.
+    os.closerange(6, _MOST_DESCRIPTORS)
     return kept
 
 
@@ -166,6 +170,10 @@ def _limits(place: Place, *, file_size: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+    # Private memory does not count the first thread's stack.
+    most = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    stack = _STACK if most == resource.RLIM_INFINITY else min(_STACK, most)
+    resource.setrlimit(resource.RLIMIT_STACK, (stack, stack))
 
 
 def _die_with_parent(libc: ctypes.CDLL) -> None:

@@ -273,6 +273,11 @@ def test_silence_costs_one_waiting_request_only() -> None:
 def test_a_host_that_is_stopped_stops_everything(
     serve: Callable[..., HostServer], bundle: Bundle, only: Callable[[Bundle], str], machine: Path, mode: str
 ) -> None:
+    (machine / "enclave-left").mkdir()
+    with serve(bundle, sandbox="landlock"):
+        # What a platform that was killed left behind is removed by the next one.
+        assert not (machine / "enclave-left").exists()
+    before = set(machine.glob("enclave-*"))
     with serve(bundle, sandbox=mode) as server, Client(server.url, constraint=only(bundle)) as client:
         client.call("ping")
         process = server.host._process
@@ -280,4 +285,4 @@ def test_a_host_that_is_stopped_stops_everything(
     assert process.poll() is not None
     with Client(server.url, constraint=only(bundle), attempts=1) as client, pytest.raises(Error):
         client.call("ping")
-    assert not list(machine.glob("enclave-*"))
+    assert set(machine.glob("enclave-*")) <= before

@@ -10,6 +10,7 @@ Spec: spec/host-channel.md sections 3 and 4.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import selectors
@@ -189,8 +190,12 @@ class _Platform:
         """Where the bundle lies beside a `tmp`: the bootstrap finds that by its side."""
         if mode == "namespaces":
             return str(bundle)
+        for left in directory.glob("enclave-*"):
+            _remove_if_left(left)
         self._temporary = tempfile.TemporaryDirectory(prefix="enclave-", dir=directory)
         stage = Path(self._temporary.name)
+        # Held until this process ends, however it ends.
+        fcntl.flock(os.open(stage, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_EX)
         (stage / "tmp").mkdir(mode=0o700, exist_ok=True)
         # A real directory, not a link: the working directory's parent is the stage.
         shutil.copytree(bundle, stage / "bundle", copy_function=os.link, dirs_exist_ok=True)
@@ -288,6 +293,21 @@ class _Platform:
         except Error as error:
             return pack(PlatformKind.REFUSED, request, str(error).encode())
         return pack(PlatformKind.REFUSED, request, b"not a request of the platform channel")
+
+
+def _remove_if_left(stage: Path) -> None:
+    """Remove the place of an enclave whose platform was killed."""
+    try:
+        place = os.open(stage, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(stage, ignore_errors=True)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(place)
 
 
 def _check_tags(python: str, platform: str) -> None:

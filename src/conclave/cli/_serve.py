@@ -6,11 +6,14 @@ import asyncio
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conclave.cli._build import constraint_for, progress
 from conclave.cli._places import platform_directory
 from conclave.errors import PlatformError, TransportError
+
+if TYPE_CHECKING:
+    from conclave.platform import Launched
 
 
 def build_and_serve(
@@ -65,14 +68,21 @@ def _serve(
     sandbox: str,
     announce: Callable[[str], None],
 ) -> int:
+    from conclave.platform import start_platform
+
+    directory = platform_directory(platform)
+    # The platform measures and launches while this process loads its server.
+    first = [start_platform(directory, bundle, sandbox=sandbox)]
+
+    def launch() -> Launched:
+        return first.pop() if first else start_platform(directory, bundle, sandbox=sandbox)
+
     import uvicorn
     import uvloop
 
     from conclave.host import Host, log_to_stderr
-    from conclave.platform import start_platform
 
-    directory = platform_directory(platform)
-    host = Host(lambda: start_platform(directory, bundle, sandbox=sandbox), on_event=log_to_stderr)
+    host = Host(launch, on_event=log_to_stderr)
 
     async def main() -> None:
         await host.start()

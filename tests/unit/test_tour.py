@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from conclave.demo import tour
+from conclave.demo.refusal import Told, refusal
 from conclave.errors import AppraisalError, TransportError
 
 
@@ -14,7 +15,7 @@ def test_an_attack_that_goes_through_is_told(tmp_path: Path, capsys: pytest.Capt
     made = tour.Tour(tmp_path)
     made.expect("harmless", "client", lambda: "no such luck")
     assert made.failures == 0
-    made.expect("attack", "client", lambda: tour._refusal(AppraisalError, lambda: None, ""))
+    made.expect("attack", "client", lambda: refusal(AppraisalError, lambda: None, ""))
     assert made.failures == 1
     assert "✗ attack: NOT refused as told: Told: it went through" in capsys.readouterr().out
 
@@ -24,10 +25,10 @@ def test_another_refusal_than_the_told_one_counts_as_none() -> None:
         raise TransportError("the cable is out")
 
     with pytest.raises(TransportError):
-        tour._refusal(AppraisalError, other, "")
-    with pytest.raises(tour.Told, match="refused otherwise"):
-        tour._refusal(TransportError, other, "nothing authentic")
-    assert tour._refusal(TransportError, other, "cable") == "the cable is out"
+        refusal(AppraisalError, other, "")
+    with pytest.raises(Told, match="refused otherwise"):
+        refusal(TransportError, other, "nothing authentic")
+    assert refusal(TransportError, other, "cable") == "the cable is out"
 
 
 @pytest.mark.parametrize("went", ["attack went through", "the main job failed", "all well"])
@@ -36,7 +37,7 @@ def test_the_exit_status_tells(monkeypatch: pytest.MonkeyPatch, went: str) -> No
         if went == "attack went through":
             made.failures += 1
         elif went == "the main job failed":
-            raise tour.Told("no model")
+            raise Told("no model")
 
     monkeypatch.setattr(tour, "_steps", steps)
     assert tour.tour() == (went != "all well")

@@ -1,0 +1,164 @@
+"""Everything an operator can do to what runs: program, identity, roster, start.
+
+Runs as the operator, who is also the author of other programs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from conclave import _codec
+from conclave.attestation import parse_instance_info
+from conclave.bundle import Bundle, build
+from conclave.client import Client, Identity
+from conclave.demo.refusal import Told, refusal
+from conclave.errors import AppraisalError, Error, PlatformError, TransportError, VerificationError
+from conclave.host import Host
+from conclave.platform import bootstrap_command, runtime_tree, start_platform
+from conclave.testing import HostServer
+
+if TYPE_CHECKING:
+    from conclave.demo.tour import Tour
+
+EVIL = '''
+"""A hostile author's program that claims to be another one."""
+from conclave.enclave import Enclave, rpc
+
+
+class Evil(Enclave):
+    def on_start(self) -> None:
+        import gc
+
+        # The author's code shares the process with the runtime, so it can change
+        # what the runtime says about itself ...
+        context = self._context
+        victim = bytes.fromhex("%(victim)s")
+        honest = context._make_claims
+
+        def lie(encryption_key, signing_key):
+            import msgspec
+            return msgspec.structs.replace(
+                honest(encryption_key, signing_key), code=victim, bundle_id=bytes.fromhex("%(bundle_id)s"))
+
+        context._make_claims = lie
+        context._renew(type("F", (), {"request": 0})())
+
+    @rpc
+    def contribute(self, features: list[list[float]], labels: list[int]) -> int:
+        return 0
+'''
+
+OTHER = '''
+"""Another program: the operator's own."""
+from conclave.enclave import Enclave, rpc
+
+
+class Other(Enclave):
+    @rpc
+    def contribute(self, features: list[list[float]], labels: list[int]) -> int:
+        return len(labels)
+'''
+
+
+def attack_identity(tour: Tour, server: HostServer, bundle: Bundle, constraint: str) -> None:
+    """Another program, and a program that lies about its identity."""
+
+    def swap() -> str:
+        source = tour.place / "other.py"
+        source.write_text(OTHER)
+        stranger = build(source, tour.place / "other.enclave", mode="release")
+        with (
+            HostServer(tour.host(stranger.path)) as other,
+            Client(other.url, constraint=constraint) as c,
+        ):
+            return refusal(AppraisalError, c.verify, "")
+
+    def forge() -> str:
+        source = tour.place / "evil.py"
+        source.write_text(EVIL % {"victim": bundle.code.hex(), "bundle_id": bundle.bundle_id.hex()})
+        evil = build(source, tour.place / "evil.enclave", mode="release")
+        with HostServer(tour.host(evil.path)) as other, Client(other.url, constraint=constraint) as c:
+            return refusal(VerificationError, c.verify, "")
+
+    def forge_claims() -> str:
+        def change(info: bytes) -> bytes:
+            parsed = parse_instance_info(info)
+            claims = parsed.claims.replace(b"release", b"debugge")[: len(parsed.claims)]
+            return _codec.encode({**_fields(parsed), "claims": claims.replace(b"\x00" * 4, b"\x00\x00\x00\x01", 1)})
+
+        server.operator.on_info = change
+        try:
+            with Client(server.url, constraint=constraint) as c:
+                return refusal(Error, c.verify, "")
+        finally:
+            server.operator.behave()
+
+    tour.expect("swap in a different program", "client", swap)
+    tour.expect("forge another bundle's identity from inside", "client", forge)
+    tour.expect("alter the claims on their way", "client", forge_claims)
+
+
+def attack_roster(tour: Tour, bundle: Bundle, constraint: str, identities: list[Identity]) -> None:
+    """One hospital, and an operator who invents the other."""
+
+    def contribute(client: Client, hospital: int) -> None:
+        with open(tour.place / f"hospital{hospital}.csv", newline="") as file:
+            rows = [[float(value) for value in row] for row in csv.reader(file)]
+        client.call("contribute", [r[:-1] for r in rows], [int(r[-1]) for r in rows])
+
+    with (
+        HostServer(tour.host(bundle.path)) as first,
+        HostServer(tour.host(bundle.path)) as second,
+        Client(first.url, constraint=constraint) as invented,
+        Client(first.url, constraint=constraint, identity=identities[0], timeout_seconds=4, attempts=1) as alone,
+        Client(second.url, constraint=constraint, identity=identities[1]) as other,
+    ):
+
+        def invent() -> str:
+            return refusal(Error, lambda: contribute(invented, 1), "NotInRoster")
+
+        def separate() -> str:
+            contribute(alone, 0)
+            contribute(other, 1)
+            digest = alone.instance.claims_digest
+            return refusal(TransportError, lambda: alone.call("result", digest), "no reply")
+
+        def mix() -> str:
+            digest = alone.instance.claims_digest
+            return refusal(Error, lambda: other.call("result", digest), "WrongInstance")
+
+        tour.expect("invent the other hospital", "enclave", invent)
+        tour.expect("give each hospital an enclave of its own", "enclave, which keeps the model to itself", separate)
+        tour.expect("pass one instance off as the other", "enclave", mix)
+
+
+def attack_start(tour: Tour, bundle: Bundle) -> None:
+    """Unmeasured input at start."""
+
+    def launcher() -> str:
+        launch = lambda: start_platform(tour.machine, bundle.path, environment=("LD_PRELOAD=/tmp/x.so",))  # noqa: E731
+        with contextlib.ExitStack() as stack:
+            return refusal(PlatformError, lambda: stack.enter_context(HostServer(Host(launch, restart=False))), "")
+
+    def bootstrap() -> str:
+        process = subprocess.run(
+            bootstrap_command(str(runtime_tree().root)),
+            env={"LC_ALL": "C.UTF-8", "EXTRA": "1"},
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        if process.returncode != 78:
+            raise Told(f"it ran: status {process.returncode}: {process.stderr}")
+        return process.stderr.strip().splitlines()[-1]
+
+    tour.expect("start with an extra environment variable", "platform", launcher)
+    tour.expect("the same, running the bootstrap directly", "measured bootstrap", bootstrap)
+
+
+def _fields(info: Any) -> dict[str, Any]:
+    return {name: getattr(info, name) for name in info.__struct_fields__}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import marshal
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from importlib.util import MAGIC_NUMBER, source_hash
 from typing import Final
 
@@ -52,6 +51,8 @@ def compile_all(sources: Iterable[tuple[str, bytes]], prefix: str) -> list[tuple
     parts = [chosen[i : i + _PART] for i in range(0, len(chosen), _PART)]
     if len(parts) < 2:
         return [made for part in parts for made in _compile_part(part)]
+    from concurrent.futures import ProcessPoolExecutor
+
     with ProcessPoolExecutor() as pool:
         return [made for part in pool.map(_compile_part, parts) for made in part]
 

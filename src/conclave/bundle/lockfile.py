@@ -8,7 +8,6 @@ Spec: spec/bundle.md section 4 (BND-10).
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import re
 import shutil
@@ -34,7 +33,9 @@ def _fingerprint(source: Source) -> str:
 
 def provided() -> dict[str, str]:
     """Versions of the packages that the runtime brings."""
-    return {name: importlib.metadata.version(name) for name in PROVIDED}
+    from importlib.metadata import version
+
+    return {name: version(name) for name in PROVIDED}
 
 
 def lock(path: Path) -> Path:

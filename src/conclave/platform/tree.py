@@ -10,7 +10,6 @@ Spec: spec/host-channel.md section 4, spec/claims.md section 2.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -184,8 +183,13 @@ def _key() -> str:
     digest = hashlib.sha256(f"{__version__} {sys.version} {_interpreter()}".encode())
     for name in (*ENCLAVE_MODULES, "enclave/bootstrap"):
         digest.update((_OUR_ROOT / f"{name}.py").read_bytes())
-    for name in PROVIDED:
-        digest.update(f"{name} {importlib.metadata.version(name)}".encode())
+    # Directory names tell versions; asking each package's metadata takes a tenth of a start.
+    names = tuple(f"{name}-" for name in PROVIDED)
+    specs = (importlib.util.find_spec(name) for name in PROVIDED)
+    sites = {Path(spec.origin).parents[1] for spec in specs if spec is not None and spec.origin is not None}
+    installed = {entry for site in sites for entry in os.listdir(site)}
+    for entry in sorted(e for e in installed if e.startswith(names) and e.endswith(".dist-info")):
+        digest.update(entry.encode() + b"\n")
     return f"{sys.implementation.cache_tag}-{digest.hexdigest()[:16]}"
 
 
@@ -259,7 +263,9 @@ def _copy_tree(source: Path, target: Path) -> None:
 
 
 def _copy_distribution(name: str, site: Path) -> None:
-    for file in importlib.metadata.files(name) or ():
+    from importlib.metadata import files
+
+    for file in files(name) or ():
         if ".." in file.parts or file.suffix in (".pyc", ".pyi") or file.name in ("INSTALLER", "RECORD", "REQUESTED"):
             continue
         _copy(Path(str(file.locate())), site / str(file))

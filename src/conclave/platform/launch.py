@@ -10,7 +10,6 @@ Spec: spec/host-channel.md sections 3 and 4.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import selectors
@@ -117,6 +116,7 @@ class _Platform:
 
     def __init__(self, directory: Path, path: Path, sandbox: str, channel: int) -> None:
         from conclave.bundle.archive import read_bundle, unpack
+        from conclave.platform import shelf
         from conclave.platform.machine import Machine
         from conclave.platform.tree import runtime_tree
 
@@ -125,10 +125,14 @@ class _Platform:
         self._bundle = bundle = read_bundle(path)
         _check_tags(bundle.manifest.python, bundle.manifest.platform)
         self._tree = runtime_tree(on_progress=lambda text: _report("progress", text=text))
+        shelf.hold(self._tree.root.parent)
         # 2. Lay the bundle out.
         kept = directory / "bundles" / (bundle.code + bundle.signer).hex()
+        kept.mkdir(parents=True, exist_ok=True)
+        shelf.hold(kept)
         if not (kept / "bundle").exists():
             unpack(bundle, kept / "bundle")
+        shelf.prune(kept.parent)
         # 3. Launch.
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._output, output = os.pipe()
@@ -190,12 +194,13 @@ class _Platform:
         """Where the bundle lies beside a `tmp`: the bootstrap finds that by its side."""
         if mode == "namespaces":
             return str(bundle)
+        from conclave.platform import shelf
+
         for left in directory.glob("enclave-*"):
-            _remove_if_left(left)
+            shelf.remove_unless_held(left)
         self._temporary = tempfile.TemporaryDirectory(prefix="enclave-", dir=directory)
         stage = Path(self._temporary.name)
-        # Held until this process ends, however it ends.
-        fcntl.flock(os.open(stage, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_EX)
+        shelf.hold(stage)
         (stage / "tmp").mkdir(mode=0o700, exist_ok=True)
         # A real directory, not a link: the working directory's parent is the stage.
         shutil.copytree(bundle, stage / "bundle", copy_function=os.link, dirs_exist_ok=True)
@@ -293,21 +298,6 @@ class _Platform:
         except Error as error:
             return pack(PlatformKind.REFUSED, request, str(error).encode())
         return pack(PlatformKind.REFUSED, request, b"not a request of the platform channel")
-
-
-def _remove_if_left(stage: Path) -> None:
-    """Remove the place of an enclave whose platform was killed."""
-    try:
-        place = os.open(stage, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return
-    try:
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(stage, ignore_errors=True)
-    except BlockingIOError:
-        pass
-    finally:
-        os.close(place)
 
 
 def _check_tags(python: str, platform: str) -> None:

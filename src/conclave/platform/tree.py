@@ -28,6 +28,7 @@ from conclave import __version__
 from conclave.bundle import bytecode
 from conclave.bundle.lockfile import PROVIDED
 from conclave.errors import PlatformError
+from conclave.platform import shelf
 
 # Our own modules inside an enclave; each package is listed with what of it goes in.
 ENCLAVE_MODULES: Final = (
@@ -109,6 +110,7 @@ def runtime_tree(
         if not root.exists():
             on_progress("preparing the runtime (once)")
             _make(place)
+            shelf.prune(place.parent)
         return RuntimeTree(root, _measured(place, root))
     except OSError as error:
         raise PlatformError(f"the runtime tree in {place} cannot be made or read: {error.strerror}") from None

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -232,6 +233,41 @@ def test_ten_thousand_challenges_before_the_first_answer_is_read(wire: Wire) -> 
     assert [a.request for a in answers] == list(range(1, 10_001))
     assert len({a.payload[:32] for a in answers}) == 10_000
     wire.alive()
+
+
+def processor_seconds(process: int) -> float:
+    """User and system time of a process and all that descend from it."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + sum(
+        map(processor_seconds, map(int, children))
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.spec("T-14", "CHAN-2")
+def test_a_host_that_does_not_read_is_waited_for_without_work(machine: Path, bundle: Bundle) -> None:
+    with wired(machine, bundle) as wire:
+        conversation = wire.session()
+        item = conversation.add(RequestKind.CALL, encode_call("echo", [bytes(1 << 20)]))
+        mail = pack(Kind.MAIL, 5, conversation.encrypted(item))
+        # A repeated request is answered anew each time, so answers of 1 MiB pile up.
+        wire.channel.settimeout(2)
+        sent = 0
+        with pytest.raises(TimeoutError):
+            while sent < 200:
+                rest = memoryview(mail)
+                while rest:
+                    rest = rest[wire.channel.send(rest) :]
+                sent += 1
+        assert 0 < sent < 100
+        before = processor_seconds(wire.launched.process.pid)
+        time.sleep(1)
+        assert processor_seconds(wire.launched.process.pid) - before < 0.5
+        wire.channel.settimeout(60)
+        for _ in range(sent):
+            assert wire.read().kind == Kind.REPLY
+            assert wire.read().kind == Kind.DONE
 
 
 @pytest.mark.slow

@@ -29,6 +29,10 @@ $(STAMP): requirements/dev.lock pyproject.toml
 	@sh requirements/install.sh "$(PYTHON)" "$(VENV)" requirements/dev.lock
 	@touch $@
 
+$(VENV)/.fuzz: requirements/fuzz.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.lock
+	@touch $@
+
 $(VENV)/.bench: requirements/bench.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.lock
 	@touch $@
@@ -39,6 +43,8 @@ lock:
 		pyproject.toml --extra build --group dev -o requirements/dev.lock
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		pyproject.toml --group bench -c requirements/dev.lock -o requirements/bench.lock
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+		pyproject.toml --group fuzz -c requirements/dev.lock -o requirements/fuzz.lock
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

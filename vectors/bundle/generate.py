@@ -58,6 +58,7 @@ def manifest(**changes: Any) -> bytes:
         "mode": "release",
         "python": "cp311",
         "platform": "any",
+        "compiler": "cpython-3.11.7",
         "entry": "tiny:Tiny",
         "interface": b"\x90",
         "environment": [["LANGUAGE", "en"]],

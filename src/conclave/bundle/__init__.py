@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from conclave.bundle.keys import generate_key, load_signing_key
     from conclave.bundle.lockfile import lock
     from conclave.bundle.manifest import Manifest, parse_manifest
+    from conclave.bundle.rebuild import reproduce
 
 __all__ = [
     "Bundle",
@@ -25,6 +26,7 @@ __all__ = [
     "lock",
     "parse_manifest",
     "read_bundle",
+    "reproduce",
     "signing_request",
     "unpack",
 ]
@@ -40,6 +42,7 @@ __getattr__ = lazily(
         "lock": "lockfile",
         "parse_manifest": "manifest",
         "read_bundle": "archive",
+        "reproduce": "rebuild",
         "signing_request": "builder",
         "unpack": "archive",
     },

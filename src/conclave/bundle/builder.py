@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from conclave.errors import BundleError
 
 Progress = Callable[[str], None]
 PYTHON_TAG: Final = f"cp{sys.version_info.major}{sys.version_info.minor}"
+COMPILER: Final = f"{sys.implementation.name}-{platform.python_version()}"
 PLATFORM_TAG: Final = "x86_64-linux"
 # One BLAS thread unless declared: more only contend inside a sandbox.
 _ENVIRONMENT: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -55,6 +57,7 @@ def build(
     mode: str = "release",
     signing_key: SigningKey | None = None,
     signature: bytes | None = None,
+    compiler: str = COMPILER,
     on_progress: Progress = lambda text: None,
 ) -> Bundle:
     """Build a bundle.
@@ -65,12 +68,13 @@ def build(
         mode: `release`, or `debug`, whose output reaches the host.
         signing_key: signs the manifest.
         signature: made elsewhere over `signing_request`: public key (32) ‖ signature (64).
+        compiler: what the manifest names as the interpreter's release; `reproduce` alone says another than this one.
 
     Raises:
         BundleError: saying what is wrong with source, lock, wheels or signature.
     """
     source = read_source(path)
-    manifest, contents = _assemble(source, mode, on_progress)
+    manifest, contents = _assemble(source, mode, compiler, on_progress)
     encoded = manifest.encode()
     parse_manifest(encoded)
     if signing_key is not None:
@@ -96,7 +100,9 @@ def signing_request(bundle: Bundle) -> bytes:
     return _crypto.signed_message("bundle", _crypto.ZERO_DIGEST, bundle.manifest_bytes)
 
 
-def _assemble(source: Source, mode: str, on_progress: Progress) -> tuple[Manifest, dict[str, Callable[[], bytes]]]:
+def _assemble(
+    source: Source, mode: str, compiler: str, on_progress: Progress
+) -> tuple[Manifest, dict[str, Callable[[], bytes]]]:
     if mode not in ("release", "debug"):
         raise BundleError("mode is release or debug")
     files: dict[str, FileEntry] = {}
@@ -124,6 +130,7 @@ def _assemble(source: Source, mode: str, on_progress: Progress) -> tuple[Manifes
         mode=mode,
         python=PYTHON_TAG,
         platform=PLATFORM_TAG if native else "any",
+        compiler=compiler,
         entry=entry,
         interface=interface,
         environment=_environment(settings.get("environment", {})),

@@ -24,6 +24,7 @@ ROOTS: Final = ("app", "site")
 _PATH = re.compile(r"[A-Za-z0-9_+@~!()\[\]{}',=#$%^&; .-]+(/[A-Za-z0-9_+@~!()\[\]{}',=#$%^&; .-]+)*\Z")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?\Z")
 _ENTRY = re.compile(r"[A-Za-z_]\w{0,127}(\.[A-Za-z_]\w{0,127})*:[A-Za-z_]\w{0,127}\Z", re.ASCII)
+_COMPILER = re.compile(r"[a-z]{1,16}-[0-9a-z.+]{1,32}\Z")
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}\Z")
 _FORBIDDEN_VARIABLES: Final = ("LD_", "PYTHON", "LC_", "GLIBC_", "MALLOC_", "PATH", "HOME")
 
@@ -54,6 +55,7 @@ class Manifest(_codec.Record, frozen=True):
     mode: str
     python: str
     platform: str
+    compiler: str
     entry: str
     interface: bytes
     environment: list[tuple[str, str]]
@@ -113,6 +115,8 @@ def parse_manifest(data: bytes) -> Manifest:
         raise BundleError("manifest: product id is 0 to 65535, revocation level 0 to 65534")
     if manifest.mode not in MODES or not _ENTRY.match(manifest.entry):
         raise BundleError("manifest: unknown mode, or an entry that is not module:Class")
+    if not _COMPILER.match(manifest.compiler):
+        raise BundleError("manifest: the compiler is a name and a release, for example cpython-3.11.7")
     if len(manifest.files) > MAX_FILES or sum(f.size for f in manifest.files) > MAX_TOTAL:
         raise BundleError(f"manifest: more than {MAX_FILES} files or {MAX_TOTAL} bytes")
     _sorted_unique(manifest.files, "files")

@@ -12,6 +12,8 @@ from conclave.errors import BundleError
 if TYPE_CHECKING:
     from conclave.bundle import Bundle
 
+_SHOWN = 20
+
 
 def constraint_for(bundle: Bundle, *, simulated: bool) -> str:
     """A constraint that accepts exactly this program."""
@@ -69,6 +71,34 @@ def build_command(
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name.replace('_', ' '):<{width}}  {value}")
+
+
+def verify_build(path: Path, bundle: Path, *, as_json: bool) -> int:
+    """Say whether a bundle is what the source gives."""
+    from conclave.bundle import reproduce
+    from conclave.bundle.builder import COMPILER
+
+    given, differences = reproduce(path, bundle, on_progress=progress)
+    if as_json:
+        facts = {"code": given.code.hex(), "signer": given.signer.hex(), "differences": differences}
+        print(json.dumps({"reproduced": not differences, **facts}))
+        return bool(differences)
+    if not differences:
+        print(f"REPRODUCED: {path} gives exactly this program")
+        print(f"code    {given.code.hex()}")
+        print(f"signer  {given.signer.hex() if any(given.signer) else 'none'}")
+        return 0
+    print(f"DIFFERENT: {path} does not give this program")
+    for difference in differences[:_SHOWN]:
+        print(f"  {difference}")
+    if len(differences) > _SHOWN:
+        print(f"  and {len(differences) - _SHOWN} more (--json has all)")
+    if given.manifest.compiler != COMPILER and all("/__pycache__/" in d for d in differences):
+        print(
+            f"only byte code differs: it was compiled by {given.manifest.compiler}, this is {COMPILER}; "
+            "build with the same release to be sure"
+        )
+    return 1
 
 
 def progress(text: str) -> None:

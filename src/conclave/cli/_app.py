@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 import conclave
+from conclave.errors import BundleError
 
 Port = Annotated[int, Parameter(validator=Number(gte=0, lte=65535))]
 
@@ -84,11 +85,13 @@ def build(
     request: Path | None = None,
     signature: Path | None = None,
     debug: bool = False,
+    verify: Path | None = None,
     json: bool = False,
-) -> None:
+) -> int:
     """Build a bundle; prints code, signer, product, revocation level and a ready constraint.
 
     Example: conclave build hello.py --sign author.key
+    Somebody else's: conclave build hello.py --verify hello-0.enclave
 
     Args:
         path: a Python file with one Enclave class, or a project directory.
@@ -97,12 +100,18 @@ def build(
         request: write the bytes to sign to this file, for a key that is kept elsewhere.
         signature: a file with public key (32 bytes) and Ed25519 signature (64 bytes) over them.
         debug: output and tracebacks reach the host; INSECURE everywhere.
+        verify: build nothing to keep, and say whether this bundle is what PATH gives (exit status 1: it is not).
         json: print one JSON object.
     """
-    from conclave.cli._build import build_command
+    from conclave.cli._build import build_command, verify_build
 
+    if verify is not None:
+        if output or sign or request or signature or debug:
+            raise BundleError("--verify goes with PATH and --json alone: mode and signature are the bundle's own")
+        return verify_build(path, verify, as_json=json)
     mode = "debug" if debug else "release"
     build_command(path, output=output, sign=sign, request=request, signature=signature, mode=mode, as_json=json)
+    return 0
 
 
 @app.command

@@ -82,7 +82,7 @@ def verify_build(path: Path, bundle: Path, *, as_json: bool) -> int:
     if as_json:
         facts = {"code": given.code.hex(), "signer": given.signer.hex(), "differences": differences}
         print(json.dumps({"reproduced": not differences, **facts}))
-        return bool(differences)
+        return 1 if differences else 0
     if not differences:
         print(f"REPRODUCED: {path} gives exactly this program")
         print(f"code    {given.code.hex()}")

@@ -16,12 +16,18 @@ test: $(STAMP)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
-	@$(BIN)/ruff check src tests bench examples vectors
-	@$(BIN)/ruff format --check src tests bench examples vectors
+	@$(BIN)/ruff check src tests fuzz bench examples vectors
+	@$(BIN)/ruff format --check src tests fuzz bench examples vectors
 	@$(BIN)/mypy
 
 bench: $(STAMP) $(VENV)/.bench
 	@for f in bench/bench_*.py; do $(BIN)/python $$f || exit 1; done
+
+# Coverage-guided, SECONDS for each target; `make fuzz TARGETS=wheel SECONDS=600` for one.
+SECONDS ?= 60
+TARGETS ?= claims instance_info quote endorsements pem constraint mail frames call manifest archive wheel source lock
+fuzz: $(STAMP) $(VENV)/.fuzz
+	@for t in $(TARGETS); do $(BIN)/python -m fuzz $(SECONDS) $$t || exit 1; done
 
 install: $(STAMP)
 

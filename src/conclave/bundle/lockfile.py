@@ -94,7 +94,10 @@ def read_lock(source: Source) -> dict[str, tuple[str, frozenset[str]]]:
         if not source.dependencies:
             return {}
         raise BundleError(f"{source.lock.name} is missing: run `conclave lock` to pin the dependencies")
-    first, _, rest = source.lock.read_text(encoding="utf-8").partition("\n")
+    try:
+        first, _, rest = source.lock.read_text(encoding="utf-8").partition("\n")
+    except UnicodeDecodeError:
+        raise BundleError(f"{source.lock.name} is not UTF-8 text: run `conclave lock`") from None
     if first != _HEADER + _fingerprint(source):
         raise BundleError(f"{source.lock.name} belongs to other dependencies than declared now: run `conclave lock`")
     pins = _parse(rest, source.lock.name)

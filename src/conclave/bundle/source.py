@@ -68,10 +68,7 @@ def read_source(path: Path) -> Source:
 
 
 def _script(path: Path) -> Source:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise BundleError(f"{path} is not UTF-8 text") from None
+    text = _text(path)
     blocks = [m for m in _BLOCK.finditer(text) if m["type"] == "script"]
     if len(blocks) > 1:
         raise BundleError(f"{path} has more than one `# /// script` block")
@@ -98,7 +95,7 @@ def _project(path: Path) -> Source:
     declaration = path / "pyproject.toml"
     if not declaration.exists():
         raise BundleError(f"{path} has no pyproject.toml; a project needs one, or name a single Python file")
-    declared = _toml(declaration.read_text(encoding="utf-8"), declaration)
+    declared = _toml(_text(declaration), declaration)
     project = declared.get("project", {})
     if not isinstance(project.get("name"), str):
         raise BundleError(f"{declaration}: [project] needs a name")
@@ -125,6 +122,13 @@ def _project(path: Path) -> Source:
         lock=path / "conclave.lock",
         settings=settings,
     )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise BundleError(f"{path} is not UTF-8 text") from None
 
 
 def _hidden(path: Path) -> bool:

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -25,6 +28,20 @@ from conclave.bundle.manifest import MAX_FILES, MAX_TOTAL, check_path
 from conclave.errors import BundleError
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.+-]{1,200}\.whl\Z")
+# What zipfile and its decompressors raise for bytes that are no archive.
+_UNREADABLE: Final = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    OSError,
+    OverflowError,
+    KeyError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+)
 _LINK: Final = 0o120000
 
 
@@ -38,7 +55,7 @@ def members(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as wheel:
             yield from _members(wheel, name)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError, OSError) as error:
+    except _UNREADABLE as error:
         raise BundleError(f"{name}: not a readable wheel ({type(error).__name__})") from None
 
 

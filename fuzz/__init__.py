@@ -1,0 +1,1 @@
+"""Any bytes at a parser give a value or one error of the documented tree."""

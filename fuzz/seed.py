@@ -1,0 +1,67 @@
+"""Writes the first corpus from the vectors and from the smallest things of each kind."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zipfile
+
+import msgspec
+
+from fuzz.engine import CORPUS
+
+VECTORS = CORPUS.parents[1] / "vectors"
+FIELDS = {
+    "claims": {"encoding": ("claims",), "info": ("instance_info",)},
+    "mail": {"mail": ("mail",), "reply": ("mail",)},
+    "bundle": {"archive": ("archive",), "manifest": ("manifest",)},
+    "constraint": {"text": ("constraint",)},
+}
+
+
+def keep(target: str, name: str, data: bytes) -> None:
+    place = CORPUS / target
+    place.mkdir(parents=True, exist_ok=True)
+    (place / name).write_bytes(data)
+
+
+def main() -> None:
+    for area, fields in FIELDS.items():
+        for path in sorted((VECTORS / area).glob("*.json")):
+            vector = json.loads(path.read_text())
+            for field, targets in fields.items():
+                if isinstance(vector.get(field), str):
+                    data = vector[field].encode() if field == "text" else bytes.fromhex(vector[field])
+                    if len(data) < 20_000:
+                        for target in targets:
+                            keep(target, path.stem, data)
+    info = msgspec.msgpack.decode(bytes.fromhex(json.loads((VECTORS / "claims" / "info.json").read_text())["info"]))
+    keep("quote", "info", info["evidence"])
+    keep("endorsements", "info", info["endorsements"])
+    start = info["evidence"].find(b"-----BEGIN")
+    keep("pem", "chain", info["evidence"][start:].rstrip(b"\0"))
+    frames = [struct.pack(">IB3sQ", 3, kind, bytes(3), kind) + b"abc" for kind in range(1, 12)]
+    keep("frames", "each", b"".join(frames))
+    for kind, frame in enumerate(frames):
+        keep("frames", f"kind-{kind + 1}", frame)
+    keep("call", "echo", msgspec.msgpack.encode(["echo", [b"data", 1, "text"]]))
+    keep("call", "none", msgspec.msgpack.encode(["none", []]))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as wheel:
+        for name in ("thing/__init__.py", "thing-1.dist-info/METADATA", "thing-1.dist-info/RECORD"):
+            wheel.writestr(zipfile.ZipInfo(name), "content " * 20)
+    keep("wheel", "small", buffer.getvalue())
+    broken = bytearray(buffer.getvalue())
+    broken[30 + len("thing/__init__.py") : 34 + len("thing/__init__.py")] = b"\xff" * 4
+    keep("wheel", "found-broken-stream", bytes(broken))
+    header = '# /// script\n# dependencies = ["numpy"]\n# [tool.conclave]\n# product-id = 1\n# roster = ["00"]\n# ///\n'
+    keep("source", "declared", header.encode() + b"class Small: ...\n")
+    empty = "# conclave lock 1 e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\n"
+    keep("lock", "one", f"{empty}numpy==2.4.6 \\\n    --hash=sha256:{'ab' * 32}\n".encode())
+    keep("lock", "found-not-utf-8", empty.encode() + b"\x80")
+    keep("lock", "none", empty.encode())
+
+
+if __name__ == "__main__":
+    main()

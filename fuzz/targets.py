@@ -1,0 +1,121 @@
+"""One target for each parser of untrusted bytes. A target lets only documented errors pass."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from enum import IntEnum
+from pathlib import Path
+from typing import Final
+
+from conclave._codec import encode
+from conclave._framing import FrameReader, Kind, PlatformKind
+from conclave._mailheader import address_of, parse_mail
+from conclave.attestation import Constraint, verify_instance
+from conclave.attestation._x509 import split_pem
+from conclave.attestation.claims import parse_claims, parse_instance_info
+from conclave.attestation.dcap import parse_endorsements, parse_sgx_quote
+from conclave.bundle.archive import read_bundle
+from conclave.bundle.lockfile import read_lock
+from conclave.bundle.manifest import parse_manifest
+from conclave.bundle.source import read_source
+from conclave.bundle.wheels import members
+from conclave.errors import Error
+from conclave.rpc.interface import decode_call
+
+_NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
+_CONSTRAINT: Final = Constraint.parse("C:" + "10" * 32 + " SEC:INSECURE")
+_PLACE: Final = Path(tempfile.mkdtemp(prefix="conclave-fuzz-"))
+
+
+def claims(data: bytes) -> None:
+    assert encode(parse_claims(data)) == data
+
+
+def instance_info(data: bytes) -> None:
+    with contextlib.suppress(Error):
+        parse_instance_info(data)
+    verify_instance(data, _CONSTRAINT, now=_NOW)
+
+
+def quote(data: bytes) -> None:
+    parse_sgx_quote(data)
+
+
+def endorsements(data: bytes) -> None:
+    parse_endorsements(data)
+
+
+def pem(data: bytes) -> None:
+    assert len(split_pem(data)) <= 8
+
+
+def constraint(data: bytes) -> None:
+    parsed = Constraint.parse(data.decode("utf-8", "replace"))
+    assert Constraint.parse(str(parsed)) == parsed
+
+
+def mail(data: bytes) -> None:
+    address = address_of(data)
+    parsed = parse_mail(data)
+    assert (parsed.direction, parsed.session_id, parsed.counter) == address
+    assert parsed.associated + parsed.ciphertext == data
+
+
+def frames(data: bytes) -> None:
+    for kinds in (Kind, PlatformKind):
+        byte_by_byte = _frames(kinds, [data[at : at + 1] for at in range(len(data))])
+        assert byte_by_byte == _frames(kinds, [data])
+
+
+def _frames(kinds: type[IntEnum], parts: list[bytes]) -> object:
+    """The frames, or the error that ended the stream."""
+    reader = FrameReader(kinds, max_payload=4096)
+    try:
+        return [frame for part in parts for frame in reader.feed(part)]
+    except Error as error:
+        return str(error)
+
+
+def call(data: bytes) -> None:
+    decode_call(data)
+
+
+def manifest(data: bytes) -> None:
+    assert parse_manifest(data).encode() == data
+
+
+def archive(data: bytes) -> None:
+    path = _PLACE / "fuzzed.enclave"
+    path.write_bytes(data)
+    read_bundle(path)
+
+
+def wheel(data: bytes) -> None:
+    for name, _ in members(data, "fuzzed-1-py3-none-any.whl"):
+        assert ".." not in name.split("/")
+        assert not name.startswith("/")
+
+
+def source(data: bytes) -> None:
+    path = _PLACE / "fuzzed.py"
+    path.write_bytes(data)
+    read_source(path)
+
+
+def lock(data: bytes) -> None:
+    path = _PLACE / "locked.py"
+    path.write_bytes(b"")
+    path.with_suffix(".lock").write_bytes(data)
+    read_lock(read_source(path))
+
+
+TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
+    f.__name__: f
+    for f in (
+        claims, instance_info, quote, endorsements, pem, constraint, mail, frames, call, manifest, archive, wheel,
+        source, lock,
+    )
+}  # fmt: skip

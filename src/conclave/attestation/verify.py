@@ -114,3 +114,11 @@ def _select(allowed: frozenset[str], constraint: Constraint, quote: SgxQuote) ->
     if _x509.is_self_signed_root(root, SIMULATED_ROOT):
         raise ChainError("the evidence is of a simulated TEE, which protects nothing; for development say SEC:INSECURE")
     raise ChainError("the evidence does not lead to a trust anchor that the constraint allows")
+
+
+def anchor_name(quote: SgxQuote) -> str:
+    """Whose root certificate a quote carries, for display. Carrying one proves nothing."""
+    root = quote.chain[-1]
+    if _crypto.sha256(root).hex() in _vendor_roots["sgx"]:
+        return "Intel SGX"
+    return SIMULATED if _x509.is_self_signed_root(root, SIMULATED_ROOT) else "unknown"

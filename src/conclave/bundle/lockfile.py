@@ -100,7 +100,7 @@ def read_lock(source: Source) -> dict[str, tuple[str, frozenset[str]]]:
         raise BundleError(f"{source.lock.name} is not UTF-8 text: run `conclave lock`") from None
     if first != _HEADER + _fingerprint(source):
         raise BundleError(f"{source.lock.name} belongs to other dependencies than declared now: run `conclave lock`")
-    pins = _parse(rest, source.lock.name)
+    pins = parse_lock(rest, source.lock.name)
     for name, version in provided().items():
         if name in pins and pins.pop(name)[0] != version:
             raise BundleError(
@@ -110,7 +110,8 @@ def read_lock(source: Source) -> dict[str, tuple[str, frozenset[str]]]:
     return pins
 
 
-def _parse(text: str, where: str) -> dict[str, tuple[str, frozenset[str]]]:
+def parse_lock(text: str, where: str) -> dict[str, tuple[str, frozenset[str]]]:
+    """The pins of a lock, below its first line. Raises BundleError naming `where`."""
     pins: dict[str, tuple[str, frozenset[str]]] = {}
     for line in text.replace("\\\n", " ").splitlines():
         line = line.split(" #")[0].strip()

@@ -36,6 +36,20 @@ def demo() -> int:
 
 
 @app.command
+def new(name: Path) -> int:
+    """Write a project: enclave, client, test, README.
+
+    Example: conclave new my-survey
+
+    Args:
+        name: folder to make; its name becomes the project's.
+    """
+    from conclave.cli._new import new_command
+
+    return new_command(name)
+
+
+@app.command
 def run(
     path: Path,
     *,
@@ -129,6 +143,21 @@ def verify(source: str, *, constraint: str, json: bool = False) -> int:
     from conclave.cli._client import verify_command
 
     return verify_command(source, constraint, as_json=json)
+
+
+@app.command
+def inspect(source: str, *, json: bool = False) -> int:
+    """Explain an artefact in words; verifies nothing.
+
+    Example: conclave inspect hello-0.enclave
+
+    Args:
+        source: a file, the URL of a host, or a constraint line.
+        json: print one JSON object.
+    """
+    from conclave.cli._inspect import inspect_command
+
+    return inspect_command(source, as_json=json)
 
 
 @app.command

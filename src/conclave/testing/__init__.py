@@ -1,6 +1,6 @@
-"""For tests and demonstrations: a hostile host, a server in a thread. Public."""
+"""For tests and demonstrations: an enclave served, a hostile host. Public."""
 
 from conclave.testing.hostile import HostileHost
-from conclave.testing.server import HostServer
+from conclave.testing.server import HostServer, ServedEnclave, serve_enclave
 
-__all__ = ["HostServer", "HostileHost"]
+__all__ = ["HostServer", "HostileHost", "ServedEnclave", "serve_enclave"]

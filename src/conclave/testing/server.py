@@ -6,15 +6,21 @@ For tests and demonstrations: the server is real, clients reach it over HTTP.
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import uvicorn
 
+from conclave.bundle import build
 from conclave.host import Host
+from conclave.platform import start_platform
 from conclave.testing.hostile import HostileHost
 
 T = TypeVar("T")
@@ -72,3 +78,30 @@ class HostServer:
         self._server.should_exit = True
         self._server.force_exit = True
         self._thread.join(30)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedEnclave:
+    """An enclave that runs: where, and the constraint that accepts exactly it."""
+
+    url: str
+    constraint: str
+
+
+@contextmanager
+def serve_enclave(path: Path) -> Iterator[ServedEnclave]:
+    """Build an enclave in debug mode, run it under the simulated TEE and serve it.
+
+    The simulated machine is new, and gone with the block.
+
+    Args:
+        path: a Python file with one Enclave class, or a project directory.
+
+    Raises:
+        BundleError, PlatformError: it does not build, or does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="conclave-test-") as place:
+        bundle = build(path, Path(place) / "test.enclave", mode="debug")
+        host = Host(lambda: start_platform(Path(place) / "machine", bundle.path))
+        with HostServer(host) as server:
+            yield ServedEnclave(server.url, f"C:{bundle.code.hex()} SEC:INSECURE")

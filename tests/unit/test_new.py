@@ -20,7 +20,7 @@ def new(name: str) -> int:
     return stopped.value.code
 
 
-def tested(project: Path) -> subprocess.CompletedProcess[str]:
+def run_tests(project: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     return subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, env=environment)
@@ -39,7 +39,7 @@ def test_its_own_tests_pass_and_can_fail(tmp_path: Path, monkeypatch: pytest.Mon
         "test_my_survey.py",
     ]
     assert not [p for p in project.iterdir() if "@" in p.read_text().replace("@rpc", "").replace("@pytest", "")]
-    done = tested(project)
+    done = run_tests(project)
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
     clean = subprocess.run(
@@ -50,7 +50,7 @@ def test_its_own_tests_pass_and_can_fail(tmp_path: Path, monkeypatch: pytest.Mon
 
     enclave = project / "my_survey.py"
     enclave.write_text(enclave.read_text().replace("ENOUGH = 3", "ENOUGH = 2"))
-    assert "1 failed" in tested(project).stdout
+    assert "1 failed" in run_tests(project).stdout
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
@@ -23,6 +25,7 @@ from conclave import _codec, _crypto
 from conclave._crypto import SigningKey
 from conclave.bundle import (
     Bundle,
+    archive,
     build,
     generate_key,
     load_signing_key,
@@ -31,6 +34,7 @@ from conclave.bundle import (
     signing_request,
     unpack,
 )
+from conclave.bundle import manifest as manifests
 from conclave.bundle.archive import write_archive
 from conclave.bundle.lockfile import provided, read_lock
 from conclave.bundle.manifest import FileEntry, Limits, Manifest, check_files
@@ -262,6 +266,30 @@ def test_every_byte_of_an_archive_counts(place: Path) -> None:
         refused(bad)
 
 
+@pytest.mark.spec("BND-5")
+def test_each_bound_of_an_archive_refuses(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = built(place)
+    parts = parts_of(bundle.path)
+    (place / "empty").write_bytes(b"PK\5\6" + bytes(18))
+    refused(place / "empty", "does not begin with a manifest")
+    size = len(bundle.manifest_bytes)
+    for name, bound, said in (
+        ("MAX_ENTRIES", len(parts) - 1, "too large"),
+        ("MAX_TOTAL", sum(len(body) for _, body in parts) - 1, "too large"),
+        ("MAX_MANIFEST", size - 1, "does not begin with a manifest"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(archive, name, bound)
+            refused(bundle.path, said)
+            patch.setattr(archive, name, bound + 1)
+            assert read_bundle(bundle.path).code == bundle.code
+    for name, bound in (("MAX_ENTRIES", len(parts) - 1), ("MAX_TOTAL", size)):
+        with monkeypatch.context() as patch:
+            patch.setattr(archive, name, bound)
+            with pytest.raises(BundleError, match="do not go into a bundle"):
+                written(place / "more", parts)
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=400), st.integers(0, 10**6), st.integers(0, 10**6))
 def test_any_bytes_give_a_bundle_or_one_error(place: Path, junk: bytes, start: int, size: int) -> None:
@@ -362,6 +390,22 @@ def test_other_encodings_of_a_manifest() -> None:
             parse_manifest(data)
 
 
+@pytest.mark.spec("BND-1", "BND-2")
+def test_bounds_of_a_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = manifest(files=[entry("app/a", size=5), entry("app/b", size=5)]).encode()
+    for name, bound in (("MAX_FILES", 1), ("MAX_TOTAL", 9)):
+        with monkeypatch.context() as patch:
+            patch.setattr(manifests, name, bound)
+            with pytest.raises(BundleError, match="more than"):
+                parse_manifest(two)
+            patch.setattr(manifests, name, bound + 1)
+            assert len(parse_manifest(two).files) == 2
+    assert parse_manifest(manifest(release="a" * 64, environment=[("A", "b" * 1024)]).encode()).release == "a" * 64
+    for changes in ({"release": "\u00e4"}, {"release": "a" * 65}, {"environment": [("A", "b" * 1025)]}):
+        with pytest.raises(BundleError):
+            parse_manifest(manifest(**changes).encode())
+
+
 # Unpacking -----------------------------------------------------------------------------
 
 
@@ -395,8 +439,20 @@ def test_unpacking_is_whole_or_not_at_all(place: Path) -> None:
     assert list((place / "other").iterdir()) == []
 
 
+def test_a_disk_that_refuses_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = built(place)
+
+    def full(*_: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError, match="no room"):
+        unpack(bundle, place / "there" / "bundle")
+    assert list((place / "there").iterdir()) == []
+
+
 @pytest.mark.spec("BND-4")
-@pytest.mark.parametrize("change", ["more", "less", "size", "link", "directory"])
+@pytest.mark.parametrize("change", ["more", "less", "size", "link", "link of that size", "directory"])
 def test_a_directory_that_is_not_the_bundle(place: Path, change: str) -> None:
     bundle = built(place)
     unpack(bundle, place / "b")
@@ -409,6 +465,9 @@ def test_a_directory_that_is_not_the_bundle(place: Path, change: str) -> None:
         source.unlink()
         if change == "link":
             source.symlink_to("/etc/passwd")
+        elif change == "link of that size":
+            # A link's own size is that of the text it holds.
+            source.symlink_to("x" * len(SOURCE.encode()))
         elif change == "directory":
             source.mkdir()
     with pytest.raises(BundleError, match=r"not in the manifest|missing|another size"):
@@ -473,6 +532,19 @@ def test_locked_wheels_are_packed_as_they_are(place: Path) -> None:
     assert built(place, text).path.read_bytes() == bundle.path.read_bytes()
     native = offer(place, "thing-1-cp311-cp311-manylinux_2_17_x86_64.whl", data + b"")
     assert native == digest
+
+
+@pytest.mark.spec("BND-8")
+def test_a_wheel_that_holds_more_than_the_manifest_lists(place: Path) -> None:
+    digest = offer(
+        place, "thing-1-py3-none-any.whl", wheel({"thing.py": b"", "thing-1.dist-info/METADATA": b"Name: thing\n"})
+    )
+    bundle = built(place, locked(place, ["thing"], {"thing==1": digest}))
+    fewer = [f for f in bundle.manifest.files if f.path != "site/thing.py"]
+    assert len(fewer) == len(bundle.manifest.files) - 1
+    known = dataclasses.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, files=fewer))
+    with pytest.raises(BundleError, match="differs from what the manifest says"):
+        unpack(known, place / "b")
 
 
 @pytest.mark.spec("BND-13")

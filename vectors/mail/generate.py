@@ -25,8 +25,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 HERE = Path(__file__).parent
 SUITE = bytes.fromhex("647a00010002")
-MLKEM_SEED = bytes(range(64))
-X25519_PRIVATE = bytes(range(100, 132))
+# The X-Wing draft expands its 32-byte seed so; implementations of it take the seed.
+XWING_SEED = bytes(range(32))
+EXPANDED = hashlib.shake_256(XWING_SEED).digest(96)
+MLKEM_SEED, X25519_PRIVATE = EXPANDED[:64], EXPANDED[64:]
 IDENTITY_SEED = bytes(range(32))
 CLAIMS_DIGEST = bytes(range(64, 128))
 SECRET = bytes(range(200, 232))
@@ -108,6 +110,7 @@ def cases() -> list[dict[str, Any]]:
     second = mail(1, k_c2e, session, 1, bytes(32), b"", private(0, 0, BODY, 1, 1, 0, 0))
     reply = mail(2, k_e2c, session, 0, REPLY_SALT, b"", private(0, 1, ANSWER, 0, 1, 0, 1))
     inputs = {
+        "xwing_seed": XWING_SEED,
         "mlkem_seed": MLKEM_SEED,
         "x25519_private": X25519_PRIVATE,
         "identity_seed": IDENTITY_SEED,

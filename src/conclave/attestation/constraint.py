@@ -251,8 +251,8 @@ def _tokens(text: str) -> dict[str, list[str]]:
     for token in text.split(" "):
         if not token:
             continue
-        key, colon, value = token.partition(":")
-        if key not in _KEYS or not colon:
+        key, _, value = token.partition(":")
+        if key not in _KEYS:
             raise FormatError(f"unknown clause in the constraint; known: {', '.join(k + ':' for k in _KEYS)}")
         if not value:
             raise FormatError(f"{key}: has no value")
@@ -284,7 +284,7 @@ def _security(values: dict[str, list[str]]) -> Security:
 
 def _period(value: str) -> tuple[int, int, int]:
     match = _PERIOD.match(value)
-    if match is None or not any(match.groups()):
+    if match is None:
         raise FormatError("EXPIRE: takes a period such as P30D, P6M or P1Y2M3W4D")
     years, months, weeks, days = (int(g or 0) for g in match.groups())
     years, months, days = years + months // 12, months % 12, weeks * 7 + days

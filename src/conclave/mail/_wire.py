@@ -95,8 +95,9 @@ def _unpad(plaintext: bytes) -> tuple[tuple[int, ...], bytes]:
     fields = PRIVATE.unpack_from(plaintext)
     end = PRIVATE.size + fields[3]
     # An authentic peer that pads with anything but zeros has another idea of the
-    # format; refusing keeps two readers from disagreeing about the body.
-    if fields[2] != 0 or end > len(plaintext) or plaintext.count(0, end) != len(plaintext) - end:
+    # format; refusing keeps two readers from disagreeing about the body. A body that
+    # would end behind the plaintext leaves a negative number of zeros.
+    if fields[2] != 0 or plaintext.count(0, end) != len(plaintext) - end:
         raise FormatError("private header or padding is malformed")
     return fields, plaintext[PRIVATE.size : end]
 

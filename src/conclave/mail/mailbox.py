@@ -263,11 +263,12 @@ class Mailbox:
             OverloadedError: too many unacknowledged replies.
         """
         channel = self._channels.get((identity, topic))
-        if channel is None or channel.latest is None:
+        if channel is None:
             raise SessionError("that client has no session on that topic in this boot")
         reply = channel.reply(NONE, ReplyKind.MAIL, body, envelope, last=False)
-        if reply is None:
-            raise SessionError("that channel takes no mail")
+        # A channel is registered with its first session, and what answers nothing is never done.
+        assert reply is not None
+        assert channel.latest is not None
         return channel.latest.encrypt(reply)
 
     def _open(self, mail: EncryptedMail) -> tuple[EnclaveSession, Channel]:

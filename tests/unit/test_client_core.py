@@ -1,0 +1,246 @@
+"""What a client does with a host's answers, without IO: the test plays the host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from conclave import _codec
+from conclave._crypto import SUITE_ID, DecryptionKey, SigningKey, random_bytes
+from conclave.attestation import AttestationResult, Constraint
+from conclave.attestation.claims import InstanceClaims
+from conclave.client.core import Answer, ClientCore, Exchange, Pause
+from conclave.enclave import Enclave, rpc
+from conclave.errors import (
+    AppraisalError,
+    CallError,
+    FormatError,
+    OverloadedError,
+    SequenceError,
+    SignatureError,
+    TransportError,
+)
+from conclave.mail import Bounds, Mailbox, Outcome, ReplyKind
+from conclave.rpc.interface import CallFailure, interface_of
+
+DIGEST = bytes(64)
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+VECTOR = json.loads((Path(__file__).parents[2] / "vectors" / "claims" / "info.json").read_text())
+
+
+class Instance:
+    """One boot and its host, as far as a client can tell."""
+
+    def __init__(self, *, bounds: Bounds | None = None, admitted: bool = True) -> None:
+        self.key, self.signing = DecryptionKey.generate(), SigningKey.generate()
+        self.box = Mailbox(key=self.key, claims_digest=DIGEST, bounds=bounds, admit=lambda *_: admitted)
+        self.kind, self.body = ReplyKind.RESULT, msgspec.msgpack.encode(7)
+        self.exchanges: list[Exchange] = []
+
+    def result(self) -> AttestationResult:
+        zero = bytes(32)
+        claims = InstanceClaims(
+            version=1,
+            bundle_id=zero,
+            code=zero,
+            signer=zero,
+            product_id=0,
+            revocation_level=0,
+            runtime="conclave-0",
+            sandbox="namespaces",
+            mode="release",
+            suite=SUITE_ID,
+            encryption_key=self.key.public,
+            signing_key=self.signing.public,
+            boot_nonce=zero,
+            log_id=None,
+            kds_constraint=None,
+            interface=zero,
+        )
+        return AttestationResult(claims, DIGEST, "simulated", "INSECURE", "UpToDate", (), zero, "", NOW, NOW)
+
+    def answer(self, exchange: Exchange) -> Answer:
+        received = self.box.receive(exchange.body, 1)
+        mails = list(received.mails)
+        if received.outcome is Outcome.RUN:
+            assert received.channel is not None
+            assert received.request is not None
+            made = self.box.reply(received.channel, received.request.sequence, self.kind, self.body, last=True)
+            assert made is not None
+            mails.append(made[1])
+        return Answer(200, b"".join(len(m).to_bytes(4, "big") + m for m in mails))
+
+    def drive(self, steps: Generator[Any, Answer, Any], host: Callable[[Exchange], Answer] | None = None) -> Any:
+        """Run a client's steps against a host; returns what they return."""
+        answer = None
+        while True:
+            try:
+                step = next(steps) if answer is None else steps.send(answer)
+            except StopIteration as stop:
+                return stop.value
+            if isinstance(step, Pause):
+                answer = Answer(0)
+            else:
+                self.exchanges.append(step)
+                answer = (host or self.answer)(step)
+
+
+def core(instance: Instance, *, attempts: int = 3) -> ClientCore:
+    made = ClientCore(constraint=Constraint.parse(VECTOR["constraint"]), attempts=attempts, now=lambda: NOW)
+    made.instance = instance.result()
+    return made
+
+
+def call(client: ClientCore, *, retry: bool = True) -> Generator[Any, Answer, Any]:
+    return client.call("method", [1], returns=int, topic="t", retry=retry)
+
+
+def test_a_call_and_its_result() -> None:
+    instance = Instance()
+    assert instance.drive(call(core(instance))) == 7
+    assert [e.path for e in instance.exchanges] == ["/mail"]
+
+
+def test_an_answer_that_is_no_result() -> None:
+    instance = Instance()
+    instance.kind = ReplyKind.MAIL
+    with pytest.raises(FormatError, match="something else than a result"):
+        instance.drive(call(core(instance)))
+
+
+def test_a_declared_error() -> None:
+    instance = Instance()
+    instance.kind, instance.body = ReplyKind.CALL_ERROR, _codec.encode(CallFailure(type="Closed", message="on Sunday"))
+    with pytest.raises(CallError, match="on Sunday") as refused:
+        instance.drive(call(core(instance)))
+    assert refused.value.type_name == "Closed"
+
+
+def test_what_an_enclave_refuses() -> None:
+    outside = Instance(admitted=False)
+    with pytest.raises(CallError) as refused:
+        outside.drive(call(core(outside)))
+    assert refused.value.type_name == "NotAdmitted"
+    full = Instance(bounds=Bounds(unacknowledged_replies=0))
+    with pytest.raises(OverloadedError):
+        full.drive(call(core(full)))
+    ahead = Instance()
+    client = core(ahead)
+    client._topic("t").conversation._next = 5
+    with pytest.raises(SequenceError) as gap:
+        ahead.drive(call(client))
+    assert (gap.value.expected, gap.value.got) == (0, 5)
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 413])
+def test_what_a_host_refuses_is_not_sent_again(status: int) -> None:
+    instance = Instance()
+    with pytest.raises(TransportError, match="the host refuses the mail"):
+        instance.drive(call(core(instance)), lambda _: Answer(status))
+    assert len(instance.exchanges) == 1
+
+
+@pytest.mark.spec("MAIL-12")
+def test_a_call_that_is_not_retried_never_reaches_another_boot() -> None:
+    instance = Instance()
+    client = core(instance)
+
+    def meanwhile(exchange: Exchange) -> Answer:
+        # Another caller of this client finds a new boot while this call is under way.
+        client._open("t", client._topics["t"], new_boot=True)
+        return Answer(200)
+
+    with pytest.raises(TransportError, match="is not retried"):
+        instance.drive(call(client, retry=False), meanwhile)
+    assert len(instance.exchanges) == 1
+
+    instance, answers = Instance(), {"/mail": Answer(502), "/instance": Answer(200, bytes.fromhex(VECTOR["info"]))}
+    with pytest.raises(TransportError, match="is not retried"):
+        instance.drive(call(core(instance), retry=False), lambda exchange: answers[exchange.path])
+    assert [e.path for e in instance.exchanges] == ["/mail", "/instance"]
+
+
+def test_a_challenge() -> None:
+    instance = Instance()
+    client = core(instance)
+
+    def signed(
+        exchange: Exchange, *, key: SigningKey = instance.signing, status: int = 200, more: bytes = b""
+    ) -> Answer:
+        theirs = random_bytes(32)
+        return Answer(status, theirs + key.sign("challenge", DIGEST, exchange.body + theirs) + more)
+
+    instance.drive(client.challenge(), signed)
+    with pytest.raises(SignatureError):
+        instance.drive(client.challenge(), lambda e: signed(e, key=SigningKey.generate()))
+    for changes in ({"status": 503}, {"more": b"\0"}):
+        with pytest.raises(TransportError, match="no answer to the challenge"):
+            instance.drive(client.challenge(), lambda e, changes=changes: signed(e, **changes))  # type: ignore[misc]
+
+
+def posted(instance: Instance, client: ClientCore) -> bytes:
+    """A mail that the enclave sends unasked, as the host would hand it out."""
+    instance.drive(call(client))
+    mail = instance.box.post(client.identity.public, "t", b"news")
+    return len(mail).to_bytes(4, "big") + mail
+
+
+def test_polling() -> None:
+    instance = Instance()
+    client = core(instance)
+    news = posted(instance, client)
+    answers = {"POST": Answer(201, b'{"box": "' + b"a" * 32 + b'"}'), "GET": Answer(200, news), "DELETE": Answer(204)}
+
+    def host(exchange: Exchange) -> Answer:
+        return instance.answer(exchange) if exchange.path == "/mail" else answers[exchange.method]
+
+    mails = instance.drive(client.poll(topic="t", wait_seconds=0), host)
+    assert [m.body for m in mails] == [b"news"]
+    assert [e.method for e in instance.exchanges] == ["POST", "POST", "GET", "POST", "DELETE"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Answer(200, b'{"box": "' + b"a" * 32 + b'"}'),
+        Answer(201, b'{"box": "' + b"a" * 31 + b'"}'),
+        Answer(201, b'{"box": "' + b"a" * 31 + b'/"}'),
+    ],
+)
+def test_what_is_no_outbox(given: Answer) -> None:
+    instance = Instance()
+    with pytest.raises(TransportError, match="gives no outbox"):
+        instance.drive(core(instance).poll(topic="t", wait_seconds=0), lambda _: given)
+    assert len(instance.exchanges) == 1
+
+
+def test_a_refused_poll_takes_nothing() -> None:
+    instance = Instance()
+    client = core(instance)
+    news = posted(instance, client)
+    client._topics["t"].box = "a" * 32
+    with pytest.raises(TransportError, match="gives no mail"):
+        instance.drive(client.poll(topic="t", wait_seconds=0), lambda _: Answer(404, news))
+    assert client._topics["t"].conversation.posted == []
+
+
+def test_a_stub_of_another_interface() -> None:
+    class Other(Enclave):
+        @rpc
+        def method(self) -> int:
+            return 1
+
+    instance = Instance()
+    client, interface = core(instance), interface_of(Other)
+    with pytest.raises(AppraisalError, match="interface"):
+        client.check_interface(interface)
+    result = instance.result()
+    claims = msgspec.structs.replace(result.claims, interface=interface.digest())
+    client.instance = AttestationResult(claims, DIGEST, "simulated", "INSECURE", "", (), b"", "", NOW, NOW)
+    client.check_interface(interface)

@@ -196,8 +196,10 @@ class Host:
             raise PlatformError(f"the platform process did not start: {error.strerror}") from None
         self._process = launched.process
         loop = asyncio.get_running_loop()
-        _, self._link = await loop.create_connection(lambda: Link(self._unasked, self._gone), sock=launched.channel)
-        self._follow(launched.process)
+        # What a boot still says when the next one has begun is not of that one.
+        gone = partial(self._gone, self._ready)
+        _, self._link = await loop.create_connection(lambda: Link(self._unasked, gone), sock=launched.channel)
+        self._follow(launched.process, self._ready)
         try:
             async with asyncio.timeout(START_SECONDS):
                 await self._ready
@@ -209,11 +211,15 @@ class Host:
             await self._end()
             raise
 
-    def _follow(self, process: subprocess.Popen[bytes]) -> None:
-        """Read the platform's events in the background."""
+    def _follow(self, process: subprocess.Popen[bytes], boot: asyncio.Future[None]) -> None:
+        """Read the platform's events in the background, for as long as it is that boot."""
         loop = asyncio.get_running_loop()
         assert process.stdout is not None
         stream = process.stdout
+
+        def tell(event: dict[str, Any]) -> None:
+            if boot is self._ready:
+                self._event(event)
 
         def read() -> None:
             for line in stream:
@@ -221,9 +227,9 @@ class Host:
                     event = json.loads(line)
                     if isinstance(event, dict):
                         with suppress(RuntimeError):
-                            loop.call_soon_threadsafe(self._event, event)
+                            loop.call_soon_threadsafe(tell, event)
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._event, {"event": "ended"})
+                loop.call_soon_threadsafe(tell, {"event": "ended"})
 
         task = asyncio.create_task(asyncio.to_thread(read))
         self._tasks.add(task)
@@ -239,26 +245,29 @@ class Host:
             self._endorse(event)
         elif kind == "refused":
             error = BundleError if event.get("code") == "bundle" else PlatformError
-            self._fail(error(str(event.get("message"))))
+            self._fail(self._ready, error(str(event.get("message"))))
         elif kind in ("exited", "ended"):
-            self._fail(PlatformError("the enclave ended before it was ready"))
+            self._fail(self._ready, PlatformError("the enclave ended before it was ready"))
 
     def _endorse(self, event: dict[str, Any]) -> None:
         self._endorsements = bytes.fromhex(event["endorsements"])
         self._publish()
 
-    def _fail(self, error: Exception) -> None:
-        if self._ready is not None and not self._ready.done():
-            self._ready.set_exception(error)
+    @staticmethod
+    def _fail(boot: asyncio.Future[None] | None, error: Exception) -> None:
+        if boot is not None and not boot.done():
+            boot.set_exception(error)
 
-    def _gone(self) -> None:
+    def _gone(self, boot: asyncio.Future[None]) -> None:
+        if boot is not self._ready:
+            return
         self.info = None
         self._link = None
         self._lost.set()
         self._order.clear()
         loop = asyncio.get_running_loop()
         # The platform's own word, if it has one, arrives a moment later.
-        loop.call_later(1.0, self._fail, PlatformError("the enclave ended before it was ready"))
+        loop.call_later(1.0, self._fail, boot, PlatformError("the enclave ended before it was ready"))
 
     def _unasked(self, frame: Frame) -> None:
         if frame.kind == Kind.INSTANCE:
@@ -266,7 +275,9 @@ class Host:
         elif frame.kind == Kind.REPLY:
             self._outbox.put(frame.payload, time.monotonic())
         elif frame.kind == Kind.FAILED:
-            self._fail(PlatformError(f"the enclave refused to start: {frame.payload.decode('utf-8', 'replace')}"))
+            self._fail(
+                self._ready, PlatformError(f"the enclave refused to start: {frame.payload.decode('utf-8', 'replace')}")
+            )
 
     def _instance(self, frame: Frame) -> None:
         if frame.kind != Kind.INSTANCE:

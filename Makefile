@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench fuzz clean lock install
+.PHONY: demo test check bench fuzz mutation docs clean lock install
 
 demo: $(STAMP)
 	@$(BIN)/conclave demo
@@ -16,8 +16,8 @@ test: $(STAMP)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
-	@$(BIN)/ruff check src tests fuzz bench examples vectors
-	@$(BIN)/ruff format --check src tests fuzz bench examples vectors
+	@$(BIN)/ruff check src tests fuzz mutation bench examples vectors
+	@$(BIN)/ruff format --check src tests fuzz mutation bench examples vectors
 	@$(BIN)/mypy
 
 bench: $(STAMP) $(VENV)/.bench
@@ -28,6 +28,14 @@ SECONDS ?= 60
 TARGETS ?= claims instance_info quote endorsements pem constraint mail frames call manifest archive wheel source lock
 fuzz: $(STAMP) $(VENV)/.fuzz
 	@for t in $(TARGETS); do $(BIN)/python -m fuzz $(SECONDS) $$t || exit 1; done
+
+# Every check of the verifier, of mail and of bundles taken out in turn; none may go unnoticed. Some minutes.
+mutation: $(STAMP)
+	@$(BIN)/python -m mutation
+
+# The manual, into site/.
+docs: $(STAMP)
+	@$(BIN)/mkdocs build --strict --quiet
 
 install: $(STAMP)
 

@@ -1,0 +1,202 @@
+"""Every code block of the manual is run, or checked, as its reader would."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from conclave.errors import Error
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md") if "decisions" not in p.parts)
+URL = "http://127.0.0.1:8765"
+BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SERVES = re.compile(r"conclave (run|serve) ")
+
+
+class Reader:
+    """Follows one page in a folder of its own: writes its files, types its commands, compares what is shown."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.url = URL
+        self._server: subprocess.Popen[str] | None = None
+        self._work: dict[str, Callable[[str], object]] = {
+            "python": self._python,
+            "console": self._console,
+            "toml": tomllib.loads,
+            "json": json.loads,
+        }
+        self._environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "XDG_STATE_HOME": str(place / "state"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+    def follow(self, page: str) -> None:
+        for kind, body in BLOCK.findall((DOCS / page).read_text()):
+            work = {"python": self._python, "console": self._console, "toml": tomllib.loads, "json": json.loads}.get(
+                kind
+            )
+            assert work is not None, f"{page}: a block of the kind {kind!r}, which nobody runs"
+            work(body)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.send_signal(signal.SIGINT)
+            assert self._server.wait(30) == 130
+            self._server = None
+
+    def _python(self, body: str) -> None:
+        first, _, _ = body.partition("\n")
+        named = re.fullmatch(r"# (\w+\.py)", first)
+        if named is not None:
+            (self.place / named[1]).write_text(body.replace(URL, self.url))
+            compile(body, named[1], "exec")
+        else:
+            self._compare(self._run([sys.executable, "-c", body.replace(URL, self.url)]), "")
+
+    def _console(self, body: str) -> None:
+        assert body.startswith("$ "), "a console block begins with a command"
+        for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
+            command, _, expected = part.partition("\n")
+            if SERVES.match(command):
+                self._compare(self._serve(command), expected)
+            else:
+                self._compare(self._run(["bash", "-c", command.replace(URL, self.url)]), expected)
+
+    def _run(self, command: list[str]) -> str:
+        done = subprocess.run(
+            command,
+            cwd=self.place,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{command[-1]}\n{done.stdout}"
+        assert "Traceback" not in done.stdout, done.stdout
+        return done.stdout
+
+    def _serve(self, command: str) -> str:
+        self.close()
+        self._server = subprocess.Popen(
+            ["bash", "-c", f"exec {command} --port 0"],
+            cwd=self.place,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._server.stdout is not None
+        last = "written to" if command.startswith("conclave run") else "constraint"
+        said = ""
+        for line in self._server.stdout:
+            said += line
+            if line.startswith("serving"):
+                self.url = line.split()[1]
+            if line.startswith(last):
+                break
+        assert self.url != URL, f"{command}: it did not start\n{said}"
+        for file in self.place.glob("*.py"):
+            file.write_text(file.read_text().replace(URL, self.url))
+        return said
+
+    def _compare(self, said: str, expected: str) -> None:
+        """`…` stands for anything in a line, and a line of its own for any lines."""
+        if not expected.strip():
+            return
+        lines = expected.rstrip("\n").splitlines()
+        pattern = "".join(
+            r"(?:.*\n)*" if line == "…" else re.escape(line.rstrip()).replace("…", ".*") + "\n" for line in lines
+        )
+        found = "".join(line.rstrip() + "\n" for line in said.replace(self.url, URL).splitlines())
+        assert re.fullmatch(pattern, found), f"shown:\n{expected}\nsaid:\n{found}"
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    made = Reader(tmp_path)
+    try:
+        yield made
+    finally:
+        if made._server is not None:
+            made._server.kill()
+            made._server.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of(page: str, reader: Reader) -> None:
+    reader.follow(page)
+    reader.close()
+
+
+def test_a_block_that_shows_something_else_is_noticed(tmp_path: Path) -> None:
+    reader = Reader(tmp_path)
+    reader._console("$ echo one; echo two\none\n…\n")
+    with pytest.raises(AssertionError, match="said"):
+        reader._console("$ echo one; echo two\none\n")
+    with pytest.raises(AssertionError):
+        reader._console("$ false\n")
+
+
+def test_every_error_code_is_explained() -> None:
+    page = (DOCS / "guide" / "troubleshooting.md").read_text()
+    codes = {Error.code}
+    found = list(Error.__subclasses__())
+    while found:
+        kind = found.pop()
+        codes.add(kind.code)
+        found += kind.__subclasses__()
+    assert re.findall(r"^## `(\S+)`$", page, re.MULTILINE) == sorted(codes, key=lambda c: page.find(f"## `{c}`")), (
+        "an error without a section, or a section without an error"
+    )
+
+
+def test_threats_that_are_named_exist() -> None:
+    known = set(re.findall(r"^\| (T-\d+) \|", (ROOT / "spec" / "threat-model.md").read_text(), re.MULTILINE))
+    for page in PAGES:
+        assert set(re.findall(r"T-\d+", (DOCS / page).read_text())) <= known
+
+
+class Addresses(HTMLParser):
+    """What a browser fetches by itself for a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag in ("script", "img", "iframe") or (
+            tag == "link" and given.get("rel") in ("stylesheet", "icon", "preload")
+        ):
+            self.found.append(given.get("src") or given.get("href") or "")
+
+
+@pytest.mark.slow
+def test_the_manual_builds_strictly_and_needs_no_network(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) >= len(PAGES)
+    for page in pages:
+        parser = Addresses()
+        parser.feed(page.read_text())
+        assert parser.found
+        assert not [a for a in parser.found if "//" in a], page

@@ -164,6 +164,7 @@ def connect(port: int, tls: ssl.SSLContext | None = None) -> socket.socket:
     """A blocking connection that gives up on a silent server."""
     sock = socket.create_connection(("127.0.0.1", port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024 * 1024)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _PATIENCE_SECONDS, 0))
     if tls is not None:
         sock = tls.wrap_socket(sock, server_hostname="localhost")
@@ -217,7 +218,7 @@ def in_flight(port: int, streams: list[Stream], tls: ssl.SSLContext | None = Non
         poll.register(sock.fileno(), select.EPOLLIN)
     began = time.perf_counter()
     for sock, stream, _ in connections.values():
-        sock.send(next(stream.requests))
+        _send(sock, next(stream.requests))
     left = len(connections)
     while left:
         ready = poll.poll(_PATIENCE_SECONDS)
@@ -244,14 +245,24 @@ def in_flight(port: int, streams: list[Stream], tls: ssl.SSLContext | None = Non
                 request = next(stream.requests, None)
                 if request is None:
                     left -= 1
-                elif sock.send(request) != len(request):
-                    raise RuntimeError("a request larger than the socket buffer")
+                else:
+                    _send(sock, request)
                 break
     seconds = time.perf_counter() - began
     for sock, _, _ in connections.values():
         sock.close()
     poll.close()
     return seconds
+
+
+def _send(sock: socket.socket, data: bytes) -> None:
+    """All of it: TLS takes one record at a time, a full buffer none."""
+    sent = 0
+    while sent < len(data):
+        try:
+            sent += sock.send(data[sent:] if sent else data)
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            select.select([], [sock], [], _PATIENCE_SECONDS)
 
 
 def one_by_one(port: int, stream: Stream, tls: ssl.SSLContext | None = None) -> list[float]:

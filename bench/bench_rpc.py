@@ -1,4 +1,4 @@
-"""RPC by Mail, 1 KiB echoed, against what one would otherwise serve it with.
+"""RPC by Mail, 1 and 64 KiB echoed, against what one would otherwise serve it with.
 
 Ours: `conclave serve` (uvicorn on uvloop, one worker) and the sandboxed enclave
 process behind it, under the simulated TEE. Theirs: one uvicorn worker with a bare
@@ -9,9 +9,9 @@ Two figures of ours. `mail`: mails are sealed before and opened after the clock,
 which measures the server. `mail_with_client`: the client's sealing and opening runs
 inside the clock, in the load generator. The clients of TLS always encrypt inside it.
 
-Measured: responses a second with 64 requests in flight, the median time of one
-request with one in flight, and the server's processor time a request (with 64), all
-its processes included. Rounds take all in turn; ratios are of one round, then the median.
+Measured: responses a second and the server's processor time a request, all its
+processes included, with 64 and with 16 requests in flight; the median time of one
+request alone. Rounds take all in turn; ratios are of one round, then the median.
 """
 
 from __future__ import annotations
@@ -37,11 +37,18 @@ from conclave.mail import ClientSession, Conversation, Reply, ReplyKind, Request
 from conclave.rpc.interface import decode_result, encode_call
 
 ROUNDS = 5
-CONNECTIONS = 64
-SIZE = 1024
-EACH = {"mail": 240, "mail_with_client": 240, "uvicorn": 320, "uvicorn_tls": 320, "fastapi_json_tls": 80}
-ALONE = {"mail": 1000, "mail_with_client": 1000, "uvicorn": 1000, "uvicorn_tls": 1000, "fastapi_json_tls": 500}
-WARM_UP = 8
+# Requests of one round, all connections together; of 64 KiB an eighth of that.
+TOTAL = {
+    "mail": 15_360,
+    "mail_with_client": 15_360,
+    "uvicorn": 20_480,
+    "uvicorn_tls": 20_480,
+    "fastapi_json_tls": 5_120,
+}
+ALONE = 1000
+WARM_UP = 512
+SIZES = (1024, 65536)
+IN_FLIGHT = (64, 16)
 ENCLAVE = """
 from conclave.enclave import Enclave, rpc
 
@@ -56,7 +63,8 @@ class Echo(Enclave):
 class Channel:
     """One client: an identity of its own, a session with the verified instance, and its mails."""
 
-    def __init__(self, instance: AttestationResult, port: int) -> None:
+    def __init__(self, instance: AttestationResult, port: int, size: int) -> None:
+        self._size = size
         self.session = ClientSession(
             claims_digest=instance.claims_digest,
             encryption_key=instance.claims.encryption_key,
@@ -83,7 +91,7 @@ class Channel:
         first = self.conversation.acknowledged
         requests = []
         for sequence in range(first, first + count):
-            data = random_bytes(SIZE)
+            data = random_bytes(self._size)
             self._sent.append(data)
             request = Request(RequestKind.CALL, 0, sequence, sequence, encode_call("echo", [data]))
             requests.append(_post(self.session.encrypt(request)))
@@ -103,7 +111,7 @@ class Channel:
 
     def _live(self, count: int) -> Iterator[bytes]:
         for _ in range(count):
-            self._data = random_bytes(SIZE)
+            self._data = random_bytes(self._size)
             self._item = self.conversation.add(RequestKind.CALL, encode_call("echo", [self._data]))
             yield _post(self.conversation.encrypted(self._item))
 
@@ -127,27 +135,31 @@ def _check(reply: Reply, data: bytes) -> None:
 class Mail:
     """Our side."""
 
-    def __init__(self, server: Server, instance: AttestationResult, *, live: bool) -> None:
+    def __init__(self, server: Server, instance: AttestationResult, size: int, *, live: bool) -> None:
         self.server = server
         self._instance = instance
+        self._size = size
         self._live = live
 
-    def throughput(self, each: int) -> float:
+    def throughput(self, each: int, connections: int) -> float:
         """Responses a second with all connections busy."""
-        channels = [Channel(self._instance, self.server.port) for _ in range(CONNECTIONS)]
+        channels = [self._channel() for _ in range(connections)]
         seconds = in_flight(self.server.port, [self._stream(c, each) for c in channels])
         if not self._live:
             for channel in channels:
                 channel.check()
-        return each * CONNECTIONS / seconds
+        return each * connections / seconds
 
     def latency(self, count: int) -> float:
         """Median seconds of one request alone."""
-        channel = Channel(self._instance, self.server.port)
+        channel = self._channel()
         times = one_by_one(self.server.port, self._stream(channel, count))
         if not self._live:
             channel.check()
         return median(times)
+
+    def _channel(self) -> Channel:
+        return Channel(self._instance, self.server.port, self._size)
 
     def _stream(self, channel: Channel, count: int) -> Stream:
         return channel.live(count) if self._live else channel.sealed(count)
@@ -162,13 +174,13 @@ class Plain:
         self._answer = answer
         self._tls = tls
 
-    def throughput(self, each: int) -> float:
+    def throughput(self, each: int, connections: int) -> float:
         """Responses a second with all connections busy."""
         bodies: list[bytes] = []
-        streams = [Stream(repeat(self._request, each), bodies.append) for _ in range(CONNECTIONS)]
+        streams = [Stream(repeat(self._request, each), bodies.append) for _ in range(connections)]
         seconds = in_flight(self.server.port, streams, self._tls)
-        self._check(bodies, each * CONNECTIONS)
-        return each * CONNECTIONS / seconds
+        self._check(bodies, each * connections)
+        return each * connections / seconds
 
     def latency(self, count: int) -> float:
         """Median seconds of one request alone."""
@@ -182,26 +194,34 @@ class Plain:
             raise RuntimeError("another answer than the echo")
 
 
-def measure(sides: dict[str, Mail | Plain]) -> dict[str, dict[str, list[float]]]:
-    """All sides in turn, round by round."""
-    found: dict[str, dict[str, list[float]]] = {
-        name: {"per_second_64": [], "p50_us_1": [], "server_cpu_us": []} for name in sides
-    }
+Figures = dict[str, dict[str, list[float]]]
+
+
+def busy(sides: dict[str, Mail | Plain], size: int, connections: int) -> Figures:
+    """All sides in turn, round by round, with so many requests in flight."""
+    found: Figures = {name: {"per_second": [], "server_cpu_us": []} for name in sides}
     for side in sides.values():
-        side.throughput(WARM_UP)
+        side.throughput(WARM_UP // connections, connections)
     for _ in range(ROUNDS):
         for name, side in sides.items():
+            each = TOTAL[name] // connections // (1 if size == SIZES[0] else 8)
             before = side.server.cpu_seconds()
-            rate = side.throughput(EACH[name])
+            found[name]["per_second"].append(side.throughput(each, connections))
             used = side.server.cpu_seconds() - before
-            found[name]["per_second_64"].append(rate)
-            found[name]["server_cpu_us"].append(used / (EACH[name] * CONNECTIONS) * 1e6)
-        for name, side in sides.items():
-            found[name]["p50_us_1"].append(side.latency(ALONE[name]) * 1e6)
+            found[name]["server_cpu_us"].append(used / (each * connections) * 1e6)
     return found
 
 
-def report(found: dict[str, dict[str, list[float]]]) -> None:
+def alone(sides: dict[str, Mail | Plain]) -> Figures:
+    """All sides in turn, one request at a time."""
+    found: Figures = {name: {"p50_us": []} for name in sides}
+    for _ in range(ROUNDS):
+        for name, side in sides.items():
+            found[name]["p50_us"].append(side.latency(ALONE) * 1e6)
+    return found
+
+
+def report(name: str, found: Figures) -> None:
     """Medians and ratios, as one line."""
     figures: dict[str, Any] = {n: {what: middle(v) for what, v in f.items()} for n, f in found.items()}
     ratios = {
@@ -217,7 +237,7 @@ def report(found: dict[str, dict[str, list[float]]]) -> None:
     }
     ours = {n: f for n, f in figures.items() if n.startswith("mail")}
     theirs = {n: f for n, f in figures.items() if not n.startswith("mail")}
-    emit("rpc_1kib", ours=ours, theirs=theirs, ratios=ratios, rounds=ROUNDS)
+    emit(name, ours=ours, theirs=theirs, ratios=ratios, rounds=ROUNDS)
 
 
 def main() -> None:
@@ -228,8 +248,6 @@ def main() -> None:
         bundle = build(place / "echo.py", place / "echo.enclave", mode="debug")
         cert, key = certificate(place)
         tls = trust(cert)
-        text = "x" * SIZE
-        item = json.dumps({"data": text}, separators=(",", ":")).encode()
         servers = HERE / "_servers.py"
         with (
             Server("-m", "conclave.cli", "serve", bundle.path, "--port", "0", "--platform", place / "machine") as mail,
@@ -239,18 +257,20 @@ def main() -> None:
             Client(mail.url, constraint=f"C:{bundle.code.hex()} SEC:INSECURE") as client,
         ):
             instance = client.verify()
-            request = post("/", "application/octet-stream", text.encode())
-            report(
-                measure(
-                    {
-                        "mail": Mail(mail, instance, live=False),
-                        "mail_with_client": Mail(mail, instance, live=True),
-                        "uvicorn": Plain(plain, request, text.encode()),
-                        "uvicorn_tls": Plain(echo_tls, request, text.encode(), tls),
-                        "fastapi_json_tls": Plain(json_tls, post("/", "application/json", item), item, tls),
-                    }
-                )
-            )
+            for size in SIZES:
+                text = "x" * size
+                item = json.dumps({"data": text}, separators=(",", ":")).encode()
+                request = post("/", "application/octet-stream", text.encode())
+                sides: dict[str, Mail | Plain] = {
+                    "mail": Mail(mail, instance, size, live=False),
+                    "mail_with_client": Mail(mail, instance, size, live=True),
+                    "uvicorn": Plain(plain, request, text.encode()),
+                    "uvicorn_tls": Plain(echo_tls, request, text.encode(), tls),
+                    "fastapi_json_tls": Plain(json_tls, post("/", "application/json", item), item, tls),
+                }
+                for connections in IN_FLIGHT:
+                    report(f"rpc_{size // 1024}kib_{connections}", busy(sides, size, connections))
+                report(f"rpc_{size // 1024}kib_alone", alone(sides))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,11 @@ the instance, opens a session and decrypts the greeting.
 Theirs, `process`: a new process with one uvicorn worker and a FastAPI application that
 greets, to its first reply, over plain HTTP. The runtime tree exists in all of them.
 
+`steps`: where the time of `warm` goes. `launch`: platform process, its measuring and
+laying out, to the start of the enclave's process. `boot`: interpreter, runtime, the
+author's class, keys, evidence. `serve`: the HTTP server. `verify`: instance info
+fetched and verified. `call`: session opened, call made, reply decrypted.
+
 Rounds take all in turn; ratios are of one round, then the median.
 """
 
@@ -19,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from _common import HERE, Server, connect, emit, middle, post, response_body
 
@@ -38,13 +44,43 @@ def _greet(url: str, bundle: Bundle) -> None:
             raise RuntimeError("another greeting")
 
 
-def inside(bundle: Bundle, machine: Path) -> float:
+STEPS = ("launch", "boot", "serve", "verify", "call")
+
+
+class _Timed(Host):
+    """A host that notes when the enclave's process was started and when its evidence came."""
+
+    def __init__(self, machine: Path, bundle: Bundle) -> None:
+        self.marks: dict[str, float] = {}
+        super().__init__(lambda: start_platform(machine, bundle.path), on_event=self._note, restart=False)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        if event.get("event") == "launched":
+            self.marks["launch"] = time.perf_counter()
+
+    async def start(self) -> None:
+        await super().start()
+        self.marks["boot"] = time.perf_counter()
+
+
+def inside(bundle: Bundle, machine: Path, steps: dict[str, list[float]] | None = None) -> float:
     """Seconds from `start_platform` to the verified reply."""
     began = time.perf_counter()
-    server = HostServer(Host(lambda: start_platform(machine, bundle.path), restart=False))
-    with server:
-        _greet(server.url, bundle)
-        return time.perf_counter() - began
+    host = _Timed(machine, bundle)
+    with HostServer(host) as server:
+        host.marks["serve"] = time.perf_counter()
+        with Client(server.url, constraint=f"C:{bundle.code.hex()} SEC:INSECURE") as client:
+            client.verify()
+            host.marks["verify"] = time.perf_counter()
+            if client.call("greet", "World", returns=str) != "Hello World, you are number 1.":
+                raise RuntimeError("another greeting")
+            host.marks["call"] = time.perf_counter()
+    if steps is not None:
+        last = began
+        for name in STEPS:
+            steps[name].append(host.marks[name] - last)
+            last = host.marks[name]
+    return host.marks["call"] - began
 
 
 def process(bundle: Bundle, machine: Path) -> float:
@@ -80,8 +116,9 @@ def main() -> None:
             shutil.rmtree(fresh, ignore_errors=True)
             return inside(bundle, fresh)
 
+        steps: dict[str, list[float]] = {name: [] for name in STEPS}
         sides: dict[str, Callable[[], float]] = {
-            "warm": lambda: inside(bundle, machine),
+            "warm": lambda: inside(bundle, machine, steps),
             "cold_machine": cold,
             "process": lambda: process(bundle, machine),
             "fastapi": fastapi,
@@ -95,7 +132,8 @@ def main() -> None:
     theirs = found.pop("fastapi")
     emit(
         "start_hello",
-        ours={name: {"seconds": middle(times)} for name, times in found.items()},
+        ours={name: {"seconds": middle(times)} for name, times in found.items()}
+        | {"steps": {name: middle(times) for name, times in steps.items()}},
         theirs={"process": {"seconds": middle(theirs)}},
         ratios={n: {"fastapi": middle(a / b for a, b in zip(v, theirs, strict=True))} for n, v in found.items()},
         rounds=ROUNDS,

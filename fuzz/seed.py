@@ -26,6 +26,52 @@ def keep(target: str, name: str, data: bytes) -> None:
     (place / name).write_bytes(data)
 
 
+def states() -> None:
+    none = 2**64 - 1
+    for name, fields in {
+        "mail": (0, 0, 0, 4, 1, 0, 0, 0),
+        "call": (1, 1, 0, 4, 1, 1, 0, 0),
+        "acknowledge": (2, 0, 0, 0, none, 1, 0, 0),
+        "gap": (0, 0, 0, 4, 9, 0, 0, 0),
+    }.items():
+        keep("mailbox", name, struct.pack(">BBHIQQQQ", *fields) + b"body")
+    for name, fields in {
+        "last": (0, 1, 0, 4, 1, 1, 0, 2),
+        "posted": (0, 0, 0, 4, 1, 1, none, 0),
+        "refused": (3, 1, 0, 0, none, 1, 1, 5),
+        "result": (1, 1, 0, 4, 2, 2, 1, 1),
+    }.items():
+        keep("conversation", name, struct.pack(">BBHIQQQQ", *fields) + b"body")
+    keep("arguments", "all", msgspec.msgpack.encode([1, ["a"], {"b": 1.5, "c": None}, b"d"]))
+    keep("arguments", "few", msgspec.msgpack.encode([1, [], {}]))
+    keep("result", "map", msgspec.msgpack.encode({"a": [1, 2]}))
+    keep("result", "failure", msgspec.msgpack.encode({"type": "Closed", "message": "on Sunday"}))
+    keep("mails", "two", b"\0\0\0\3abc\0\0\0\1d")
+    keep("keys", "author", b"conclave-author-key-1 " + b"5f" * 32 + b"\n")
+    keep("keys", "identity", b"conclave-identity-1 " + b"5f" * 32 + b"\n")
+    for line in (
+        "POST mail  CML1",
+        "GET instance",
+        "GET health",
+        "POST challenge  " + "n" * 32,
+        "POST outbox/" + "0" * 32,
+    ):
+        keep("http", line.split()[1].partition("/")[0], line.encode())
+    keep("http", "read", b"GET outbox/" + b"0" * 32 + b" wait=0")
+    keep("http", "delete", b"DELETE outbox/" + b"0" * 32 + b" below=1")
+    keep("inspect", "constraint", b"C:" + b"5f" * 32 + b" EXPIRE:P1M SEC:INSECURE TEE:simulated")
+    keep("inspect", "lock", b"# conclave lock 1 " + b"0" * 64 + b"\nnumpy==2 --hash=sha256:" + b"1" * 64 + b"\n")
+    keep("inspect", "identity", b"conclave-identity-1 " + b"5f" * 32 + b"\n")
+    for area, case, field in (
+        ("mail", "reply", "reply"),
+        ("claims", "signed", "encoding"),
+        ("bundle", "signed", "archive"),
+    ):
+        vector = json.loads((VECTORS / area / f"{case}.json").read_text())
+        keep("inspect", f"{area}-{case}", bytes.fromhex(vector[field]))
+    keep("inspect", "info", bytes.fromhex(json.loads((VECTORS / "claims" / "info.json").read_text())["info"]))
+
+
 def main() -> None:
     for area, fields in FIELDS.items():
         for path in sorted((VECTORS / area).glob("*.json")):
@@ -36,6 +82,7 @@ def main() -> None:
                     if len(data) < 20_000:
                         for target in targets:
                             keep(target, path.stem, data)
+    states()
     info = msgspec.msgpack.decode(bytes.fromhex(json.loads((VECTORS / "claims" / "info.json").read_text())["info"]))
     keep("quote", "info", info["evidence"])
     keep("endorsements", "info", info["endorsements"])

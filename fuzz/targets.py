@@ -24,6 +24,7 @@ from conclave.bundle.source import read_source
 from conclave.bundle.wheels import members
 from conclave.errors import Error
 from conclave.rpc.interface import decode_call
+from fuzz.states import STATES
 
 _NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _CONSTRAINT: Final = Constraint.parse("C:" + "10" * 32 + " SEC:INSECURE")
@@ -118,4 +119,4 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
         claims, instance_info, quote, endorsements, pem, constraint, mail, frames, call, manifest, archive, wheel,
         source, lock,
     )
-}  # fmt: skip
+} | STATES  # fmt: skip

@@ -1,0 +1,178 @@
+"""Targets that are authentic and hostile: what a peer with the right keys may send, and what a host may answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from conclave import _codec, _mailheader
+from conclave._crypto import AeadKey, DecryptionKey, SigningKey
+from conclave.bundle.keys import load_signing_key
+from conclave.cli._inspect import explain
+from conclave.client import Identity
+from conclave.client.core import split_mails
+from conclave.enclave import Enclave, rpc
+from conclave.errors import Error
+from conclave.host import Host
+from conclave.mail import ClientSession, Conversation, Mailbox, Outcome, Reply, ReplyKind, RequestKind
+from conclave.mail.padding import padme
+from conclave.mail.session import EnclaveSession, _encrypt
+from conclave.rpc.interface import CallFailure, decode_result, interface_of
+
+_PLACE: Final = Path(tempfile.mkdtemp(prefix="conclave-fuzz-"))
+_DIGEST: Final = bytes(64)
+_KEY: Final = DecryptionKey.generate()
+
+
+class _Typed(Enclave):
+    @rpc
+    def method(self, a: int, b: list[str], c: dict[str, float | None], d: bytes = b"") -> set[int]:
+        return set()
+
+
+_METHOD: Final = interface_of(_Typed).methods["method"]
+
+
+class _Pair:
+    """A client and an enclave with a session, made anew every so often so that counters stay small."""
+
+    def __init__(self) -> None:
+        self.box = Mailbox(key=_KEY, claims_digest=_DIGEST)
+        self.conversation = Conversation()
+        self.client = ClientSession(
+            claims_digest=_DIGEST,
+            encryption_key=_KEY.public,
+            identity=SigningKey.generate(),
+            reply_key=_KEY.public,
+            topic="t",
+        )
+        self.conversation.use(self.client, new_boot=False)
+        first = self.conversation.encrypted(self.conversation.add(RequestKind.MAIL, b""))
+        received = self.box.receive(first, 1)
+        assert received.channel is not None
+        made = self.box.reply(received.channel, 0, ReplyKind.MAIL, b"", last=False)
+        assert made is not None
+        self.conversation.receive(made[1])
+        self.enclave: EnclaveSession = self.box._sessions[self.client.session_id][0]
+        self.uses = 0
+
+    def encrypted(self, plaintext: bytes, *, to_enclave: bool) -> bytes:
+        """Those bytes as the whole inside of an authentic mail."""
+        end: Any = self.client if to_enclave else self.enclave
+        key: AeadKey = end._send
+        counter, end._counter = end._counter, end._counter + 1
+        return _encrypt(
+            key,
+            direction=_mailheader.TO_ENCLAVE if to_enclave else _mailheader.TO_CLIENT,
+            session_id=self.client.session_id,
+            counter=counter,
+            salt=_mailheader.ZERO_SALT if to_enclave else self.enclave._salt,
+            opening=b"",
+            envelope=plaintext[:8],
+            plaintext=plaintext,
+            padding=lambda size: max(padme(size), size),
+        )
+
+
+_pair: list[_Pair] = []
+
+
+def _fresh() -> _Pair:
+    if not _pair or _pair[0].uses > 500:
+        _pair[:] = [_Pair()]
+    _pair[0].uses += 1
+    return _pair[0]
+
+
+def mailbox(data: bytes) -> None:
+    pair = _fresh()
+    with contextlib.suppress(Error):
+        pair.box.receive(data, 1)
+    received = pair.box.receive(pair.encrypted(data, to_enclave=True), 1)
+    if received.outcome is Outcome.RUN:
+        assert received.channel is not None
+        assert received.request is not None
+        pair.box.reply(received.channel, received.request.sequence, ReplyKind.MAIL, data, last=True)
+
+
+def conversation(data: bytes) -> None:
+    pair = _fresh()
+    with contextlib.suppress(Error):
+        pair.conversation.receive(data)
+    pair.conversation.add(RequestKind.MAIL, b"")
+    pair.conversation.receive(pair.encrypted(data, to_enclave=False))
+    assert all(isinstance(r, Reply) for r in pair.conversation.posted)
+
+
+def arguments(data: bytes) -> None:
+    found = _METHOD.decode_arguments(data)
+    assert len(found) <= 4
+
+
+def result(data: bytes) -> None:
+    with contextlib.suppress(Error):
+        _codec.decode(CallFailure, data, max_size=65536, what="call error")
+    for kind in (int, Any, dict[str, list[int]], bytes | None):
+        with contextlib.suppress(Error):
+            decode_result(data, kind)
+
+
+def mails(data: bytes) -> None:
+    found = split_mails(data)
+    assert b"".join(len(m).to_bytes(4, "big") + m for m in found) == data[: sum(4 + len(m) for m in found)]
+
+
+def keys(data: bytes) -> None:
+    path = _PLACE / "key"
+    path.write_bytes(data)
+    with contextlib.suppress(Error):
+        Identity.load(path)
+    load_signing_key(path)
+
+
+def inspect(data: bytes) -> None:
+    path = _PLACE / "any"
+    path.write_bytes(data)
+    explain(str(path))
+
+
+def http(data: bytes) -> None:
+    """Method, path, query and body of a request to a host whose enclave is not there."""
+    method, path, query, body = [*data.split(b" ", 3), b"", b"", b""][:4]
+    scope = {
+        "type": "http",
+        "method": method.decode("latin-1"),
+        "path": "/" + path.decode("utf-8", "replace"),
+        "query_string": query,
+        "headers": [(b"content-length", str(len(body)).encode())],
+    }
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    def launch() -> Any:
+        raise OSError
+
+    # It ends at its first await that would wait: an outbox that is read with patience.
+    async def once() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await Host(launch)(scope, receive, send)
+                assert len(statuses) == 1
+                assert 200 <= statuses[0] < 504
+
+    asyncio.run(once())
+
+
+STATES: Final[dict[str, Callable[[bytes], None]]] = {
+    f.__name__: f for f in (mailbox, conversation, arguments, result, mails, keys, inspect, http)
+}

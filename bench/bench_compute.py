@@ -107,7 +107,7 @@ class Outside:
     def run(self, kernel: str) -> list[float]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(kernel + "\\n")
+        self._process.stdin.write(kernel + "\n")
         self._process.stdin.flush()
         return [float(v) for v in json.loads(self._process.stdout.readline())]
 

@@ -18,16 +18,20 @@ PLACE = Path(__file__).parents[2] / "vectors" / "found"
 CASES = sorted(path.stem for path in PLACE.glob("*.json"))
 
 
+def read(case: dict[str, str], place: Path) -> None:
+    if "wheel" in case:
+        list(members(bytes.fromhex(case["wheel"]), "thing-1-py3-none-any.whl"))
+    else:
+        (place / "source.py").write_text("")
+        (place / "source.lock").write_bytes(bytes.fromhex(case["lock"]))
+        read_lock(read_source(place / "source.py"))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_refused(name: str, tmp_path: Path) -> None:
     case = json.loads((PLACE / f"{name}.json").read_text())
     with pytest.raises(Error) as refused:
-        if "wheel" in case:
-            list(members(bytes.fromhex(case["wheel"]), "thing-1-py3-none-any.whl"))
-        else:
-            (tmp_path / "source.py").write_text("")
-            (tmp_path / "source.lock").write_bytes(bytes.fromhex(case["lock"]))
-            read_lock(read_source(tmp_path / "source.py"))
+        read(case, tmp_path)
     assert refused.value.code == case["expect"]
 
 

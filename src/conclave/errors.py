@@ -8,9 +8,17 @@ from __future__ import annotations
 
 
 class Error(Exception):
-    """Base of every error this package raises on purpose. `code` is stable."""
+    """Base of every error this package raises on purpose.
+
+    `code` is stable: the group's, or a finer one where spec/evidence.md lists it.
+    """
 
     code = "error"
+
+    def __init__(self, message: str = "", *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
 
 
 class FormatError(Error):

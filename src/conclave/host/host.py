@@ -441,7 +441,8 @@ def _number(text: str) -> float:
 
 
 def _join(frames: Iterable[Frame]) -> bytes:
-    return b"".join(len(f.payload).to_bytes(4, "big") + f.payload for f in frames if f.kind == Kind.REPLY)
+    mails = (f.payload for f in frames if f.kind in (Kind.REPLY, Kind.DONE) and f.payload)
+    return b"".join(len(mail).to_bytes(4, "big") + mail for mail in mails)
 
 
 async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:

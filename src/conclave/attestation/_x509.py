@@ -114,7 +114,9 @@ class Certificate:
 
     def signed_by(self, issuer: Certificate) -> bool:
         """Whether that certificate's key made this one's signature."""
-        return self.issuer == issuer.subject and _signed(issuer.key, self.signature, self.signed, self.scheme, self.hash)
+        return self.issuer == issuer.subject and _signed(
+            issuer.key, self.signature, self.signed, self.scheme, self.hash
+        )
 
     def verify(self, signature: bytes, data: bytes, *, code: str) -> None:
         """Check an ECDSA signature (r ‖ s, big-endian) made with this certificate's key.

@@ -23,11 +23,17 @@ STATUSES: Final[Mapping[str, tuple[Security, str]]] = {
     "UpToDate": ("SECURE", "the vendor says that the platform is up to date"),
     "SWHardeningNeeded": ("STALE", "the program must be hardened against the advisories named"),
     "ConfigurationNeeded": ("STALE", "the platform is configured in a way that the advisories named warn of"),
-    "ConfigurationAndSWHardeningNeeded": ("STALE", "platform and program must be hardened against the advisories named"),
+    "ConfigurationAndSWHardeningNeeded": (
+        "STALE",
+        "platform and program must be hardened, as the advisories named say",
+    ),
     "TDRelaunchAdvised": ("STALE", "the trust domain was launched before the platform was updated"),
     "TDRelaunchAdvisedConfigurationNeeded": ("STALE", "launched before an update, and the configuration is warned of"),
     "OutOfDate": ("STALE", "the platform lacks security updates"),
-    "OutOfDateConfigurationNeeded": ("STALE", "the platform lacks security updates, and its configuration is warned of"),
+    "OutOfDateConfigurationNeeded": (
+        "STALE",
+        "the platform lacks security updates, and is configured as is warned of",
+    ),
 }
 # Whoever names every advisory has decided about them; nobody can decide that an update is installed.
 LIFTABLE: Final = frozenset({"SWHardeningNeeded", "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded"})

@@ -9,7 +9,9 @@ Start from evidence that passes, change one thing, sign again, expect one refusa
 No trust anchor of a vendor vouches for any of it.
 """
 
+from conclave.testing.evidence.amd import AmdDraft, AmdPki
+from conclave.testing.evidence.aws import AwsDraft, AwsPki
 from conclave.testing.evidence.draft import BuiltEvidence
 from conclave.testing.evidence.intel import IntelDraft, IntelPki
 
-__all__ = ["BuiltEvidence", "IntelDraft", "IntelPki"]
+__all__ = ["AmdDraft", "AmdPki", "AwsDraft", "AwsPki", "BuiltEvidence", "IntelDraft", "IntelPki"]

@@ -41,7 +41,7 @@ HEADER_4: Final[Layout] = (
 )
 SGX_REPORT: Final[Layout] = (
     ("cpu_svn", 0, 16),
-    ("miscselect", 16, 4),
+    ("misc_select", 16, 4),
     ("reserved1", 20, 12),
     ("isv_ext_prod_id", 32, 16),
     ("attributes", 48, 16),

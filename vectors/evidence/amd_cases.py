@@ -75,6 +75,14 @@ def own_root(d: AmdDraft) -> None:
     d.signers.update({"ark": "other", d.issuer: "other", "crl": "other"})
 
 
+def root_of_genoa(d: AmdDraft) -> None:
+    name = {"CN": "ARK-Genoa"}
+    d.certificates["ark"].set(subject=name, issuer=name)
+    d.certificates["ask"].issuer = name
+    d.crl = None
+    d.pinned = "ark"
+
+
 def leaf_as_authority(d: AmdDraft) -> None:
     """The endorsement key of one chip signs one for another."""
     d.certificates["fake"] = d.certificates[d.leaf]
@@ -101,25 +109,25 @@ def parse(c: Cases) -> None:
     c.refuse(bad, "SNP-1", "long", "A byte after the report.", lambda d: setattr(d, "trailing", b"\0"))
     for version in (0, 1, 4, 6, 0x02000000):
         comment = f"Version {version}, which is not defined."
-        c.refuse("report-version", "SNP-2", f"version-{version}", comment, report(version=version))
+        c.refuse("report-version", "SNP-1", f"version-{version}", comment, report(version=version))
     for number, at in enumerate((0, 0, 0, 0, 0), 1):
         name = f"reserved{number}"
         comment = f"The {('first', 'second', 'third', 'fourth', 'last')[number - 1]} reserved field is not zero."
-        c.refuse(bad, "SNP-3", f"reserved-{number}", comment, lambda d, n=name, a=at: d.report.set(**{n: 1 << a}))
-    c.refuse(bad, "SNP-3", "reserved-last-bit", "The last reserved bit.", report(reserved5=1 << 1215))
+        c.refuse(bad, "SNP-2", f"reserved-{number}", comment, lambda d, n=name, a=at: d.report.set(**{n: 1 << a}))
+    c.refuse(bad, "SNP-2", "reserved-last-bit", "The last reserved bit.", report(reserved5=1 << 1215))
     c.refuse(
         bad,
-        "SNP-3",
+        "SNP-2",
         "reserved-behind-signature",
         "The last byte of all is not zero.",
         lambda d: d.at_signature("report", lambda s: s[:-1] + b"\1"),
     )
     for name in ("cpuid_family", "cpuid_model", "cpuid_stepping"):
         comment = "Version 2 has no CPUID: its bytes are reserved."
-        c.refuse(bad, "SNP-3", f"v2-{name}".replace("_", "-"), comment, report(**{name: 1}), version=2)
+        c.refuse(bad, "SNP-2", f"v2-{name}".replace("_", "-"), comment, report(**{name: 1}), version=2)
     for name in ("launch_mit_vector", "current_mit_vector"):
         comment = "Version 3 has no mitigation vectors: their bytes are reserved."
-        c.refuse(bad, "SNP-3", f"v3-{name}".replace("_", "-"), comment, report(**{name: 1}))
+        c.refuse(bad, "SNP-2", f"v3-{name}".replace("_", "-"), comment, report(**{name: 1}))
     for name, policy, comment in (
         ("policy-one", 0x1001F, "The policy bit that is always one is zero."),
         ("policy-zero", 0, "No bit of the policy is set."),
@@ -129,8 +137,8 @@ def parse(c: Cases) -> None:
     ):
         c.refuse(bad, "SNP-3", name, comment, report(policy=policy))
     c.refuse(bad, "SNP-3", "v5-policy-26", "Policy bit 26, in version 5.", report(policy=0x3001F | 1 << 26), version=5)
-    c.refuse(bad, "SNP-4", "vmpl-4", "There are four privilege levels.", report(vmpl=4))
-    c.refuse(bad, "SNP-4", "vmpl-host", "A report that the hypervisor asked for.", report(vmpl=0xFFFFFFFF))
+    c.refuse(bad, "SNP-3", "vmpl-4", "There are four privilege levels.", report(vmpl=4))
+    c.refuse(bad, "SNP-3", "vmpl-host", "A report that the hypervisor asked for.", report(vmpl=0xFFFFFFFF))
     c.refuse(bad, "SNP-4", "algorithm-0", "No signature algorithm.", report(signature_algorithm=0))
     c.refuse(bad, "SNP-4", "algorithm-2", "An unknown signature algorithm.", report(signature_algorithm=2))
     c.refuse(bad, "SNP-4", "key-2", "An unknown kind of signing key.", report(flags=2 << 2))
@@ -166,19 +174,19 @@ def signatures(c: Cases) -> None:
         ("stranger", "Signed by a key that nobody vouches for.", signer(report="stranger")),
         ("other-chip", "Signed by another key of the same PKI.", signer(report="vlek")),
     ):
-        c.refuse(bad, "SNP-13", name, comment, change)
+        c.refuse(bad, "SNP-12", name, comment, change)
     for name in ("guest_svn", "report_data", "measurement", "host_data", "reported_tcb", "launch_tcb"):
         at = {n: o for n, o, _ in LAYOUT}[name]
         c.refuse(
             bad,
-            "SNP-13",
+            "SNP-12",
             f"changed-{name}".replace("_", "-"),
             f"{name} was changed after signing.",
             lambda d, at=at: d.after_signing("report", lambda r: flip(r, at)),
         )
     c.refuse(
         bad,
-        "SNP-13",
+        "SNP-12",
         "debug-hidden",
         "The debug bit was cleared after signing.",
         lambda d: d.after_signing("report", lambda r: flip(r, 0x0A, 3)),
@@ -186,12 +194,12 @@ def signatures(c: Cases) -> None:
     )
     c.refuse(
         bad,
-        "SNP-13",
+        "SNP-12",
         "curve",
         "The key is on P-256, its signature as long as it must be.",
         do(certificate("vcek", key="p256:vcek"), signer(report="vcek")),
     )
-    c.refuse(bad, "SNP-13", "rsa-leaf", "The endorsement key is an RSA key.", certificate("vcek", key="other"))
+    c.refuse(bad, "SNP-12", "rsa-leaf", "The endorsement key is an RSA key.", certificate("vcek", key="other"))
 
 
 def chains(c: Cases) -> None:
@@ -202,6 +210,7 @@ def chains(c: Cases) -> None:
         ("ark-bit", "A bit of the signature on the ARK: another certificate.", lambda d: d.at_signature("ark", flip)),
         ("vcek-stranger", "Another key signed the VCEK.", signer(vcek="other")),
         ("ask-stranger", "Another key signed the ASK.", signer(ask="other")),
+        ("vcek-pkcs1", "The ASK signed the VCEK by PKCS 1, as AMD does not.", signer(vcek="pkcs1:ask")),
         ("own-root", "A root of the same name, and everything below it.", own_root),
         ("vcek-issuer", "The VCEK names another issuer.", certificate("vcek", issuer={"CN": "SEV-Rome"})),
         ("ask-issuer", "The ASK names another issuer.", certificate("ask", issuer={"CN": "ARK-Rome"})),
@@ -231,20 +240,6 @@ def chains(c: Cases) -> None:
         ("ark-twice", "The ARK twice, no ASK.", chain("ark", "ark")),
         ("asvk", "The issuer of VLEKs.", do(other_issuer("vlek", "Milan", "asvk"), chain("asvk", "ark"))),
         ("vcek-by-ark", "The ARK itself signed the VCEK.", by_ark),
-        ("issuer-product", "ASK and VCEK of one product, ARK of another.", certificate("ark", subject={"CN": "ARK"})),
-        (
-            "other-product",
-            "A VCEK of Genoa under the authorities of Milan.",
-            extension("2", der(0x16, b"Genoa-B1")),
-        ),
-        (
-            "vlek-issuer",
-            "An ASVK signed a VCEK.",
-            do(
-                certificate("ask", subject={"CN": "SEV-VLEK-Milan"}),
-                certificate("vcek", issuer={"CN": "SEV-VLEK-Milan"}),
-            ),
-        ),
         (
             "pinned-leaf",
             "The VCEK itself is pinned: no chain at all.",
@@ -256,10 +251,23 @@ def chains(c: Cases) -> None:
             lambda d: setattr(d, "pinned", "ask"),
         ),
     ):
-        c.refuse(bad, "SNP-8", name, comment, change)
+        c.refuse(bad, "SNP-7", name, comment, change)
+    for name, comment, change in (
+        ("issuer-product", "VCEK and ASK of one product, a pinned ARK of another.", root_of_genoa),
+        ("other-product", "A VCEK of Genoa under the authorities of Milan.", extension("2", der(0x16, b"Genoa-B1"))),
+        (
+            "vlek-issuer",
+            "An ASVK signed a VCEK.",
+            do(
+                certificate("ask", subject={"CN": "SEV-VLEK-Milan"}),
+                certificate("vcek", issuer={"CN": "SEV-VLEK-Milan"}),
+            ),
+        ),
+    ):
+        c.refuse(bad, "SNP-11", name, comment, change)
     c.refuse(
         "vlek-chain",
-        "SNP-8",
+        "SNP-7",
         "vlek-stranger",
         "Another key signed the VLEK.",
         signer(vlek="other"),
@@ -277,25 +285,25 @@ def chains(c: Cases) -> None:
         pin = (lambda d: setattr(d, "pinned", "ark")) if name == "ark" else (lambda d: None)
         c.refuse(
             "vcek-expired",
-            "SNP-9",
+            "SNP-8",
             f"{name}-expired",
             f"The {name.upper()} expired a second ago.",
             do(certificate(name, not_after=NOW - timedelta(seconds=1)), pin),
         )
         c.refuse(
             "vcek-expired",
-            "SNP-9",
+            "SNP-8",
             f"{name}-future",
             f"The {name.upper()} is valid from the next second on.",
             do(certificate(name, not_before=NOW + timedelta(seconds=1)), pin),
         )
-    c.refuse("vcek-expired", "SNP-9", "before", "A clock before the VCEK was issued.", later=-31 * DAY)
+    c.refuse("vcek-expired", "SNP-8", "before", "A clock before the VCEK was issued.", later=-31 * DAY)
     c.refuse(
-        "vcek-expired", "SNP-9", "after", "Eight years later.", crl(next_update=NOW + 9000 * DAY), later=2920 * DAY
+        "vcek-expired", "SNP-8", "after", "Eight years later.", crl(next_update=NOW + 9000 * DAY), later=2920 * DAY
     )
     c.refuse(
         "vlek-expired",
-        "SNP-9",
+        "SNP-8",
         "vlek-expired",
         "A VLEK is valid for a year.",
         crl(next_update=NOW + 9000 * DAY),
@@ -334,44 +342,44 @@ def lists(c: Cases) -> None:
             lambda d: d.after_signing("crl", renumber),
         ),
     ):
-        c.refuse("ark-crl-issuer", "SNP-10", name, comment, change)
+        c.refuse("ark-crl-issuer", "SNP-9", name, comment, change)
     c.refuse(
-        "ark-crl-expired", "SNP-10", "crl-expired", "The list is over.", crl(next_update=NOW - timedelta(seconds=1))
+        "ark-crl-expired", "SNP-9", "crl-expired", "The list is over.", crl(next_update=NOW - timedelta(seconds=1))
     )
-    c.refuse("ark-crl-expired", "SNP-10", "crl-future", "A list of tomorrow.", crl(this_update=NOW + DAY))
+    c.refuse("ark-crl-expired", "SNP-9", "crl-future", "A list of tomorrow.", crl(this_update=NOW + DAY))
     for name in ("ask", "ark"):
         comment = f"The list revokes the {name.upper()}."
         c.refuse(
             "vcek-revoked",
-            "SNP-10",
+            "SNP-9",
             f"crl-{name}",
             comment,
             lambda d, n=name: d.crl.revoked.append(d.certificates[n].serial),
         )
     c.refuse(
         "vcek-revoked",
-        "SNP-10",
+        "SNP-9",
         "crl-several",
         "The ASK is the last of many.",
         lambda d: d.crl.revoked.extend([*range(1000, 1100), d.certificates["ask"].serial]),
     )
     c.refuse(
         "vlek-revoked",
-        "SNP-10",
+        "SNP-9",
         "crl-asvk",
         "The list revokes the ASVK.",
         lambda d: d.crl.revoked.append(d.certificates["asvk"].serial),
         leaf="vlek",
     )
     c.accept(
-        "SNP-10",
+        "SNP-9",
         "crl-zero",
         "The list names serial number 0: endorsement keys have all that number, and it is no list of their issuer.",
         lambda d: d.crl.revoked.append(0),
         claims={"debug": False, "remarks": ["smt-allowed"]},
     )
     c.accept(
-        "SNP-10",
+        "SNP-9",
         "no-crl",
         "Without a list.",
         lambda d: setattr(d, "crl", None),
@@ -403,8 +411,8 @@ def keys(c: Cases) -> None:
         ("4", "chip id"),
     ):
         name = f"without-{end.replace('.', '-')}"
-        c.refuse(bad, "SNP-11", name, f"The VCEK has no {what}.", extension(end, None))
-    c.refuse(bad, "SNP-11", "without-fmc", "A VCEK of Turin without FMC.", extension("3.9", None), product="Turin")
+        c.refuse(bad, "SNP-10", name, f"The VCEK has no {what}.", extension(end, None))
+    c.refuse(bad, "SNP-10", "without-fmc", "A VCEK of Turin without FMC.", extension("3.9", None), product="Turin")
     for name, comment, change in (
         ("structure-2", "A later structure.", extension("1", integer(2))),
         ("structure-type", "The structure version is no number.", extension("1", der(4, b"\0"))),
@@ -412,6 +420,11 @@ def keys(c: Cases) -> None:
         ("product-case", "A product in lower case.", extension("2", der(0x16, b"milan"))),
         ("product-empty", "A product without a name.", extension("2", der(0x16, b""))),
         ("product-type", "The product's name is of another type.", extension("2", der(0x0C, b"Milan-B0"))),
+        (
+            "product-long-form",
+            "The length of the product's name in its long form.",
+            extension("2", b"\x16\x81\x08Milan-B0"),
+        ),
         ("product-length", "The product's name is longer than it says.", extension("2", b"\x16\x05Milan-B0")),
         ("product-suffix", "More than a stepping behind the name.", extension("2", der(0x16, b"Milan-B0-Genoa"))),
         ("number-256", "A number above a byte.", extension("3.3", integer(256))),
@@ -428,10 +441,10 @@ def keys(c: Cases) -> None:
         ("chip-and-provider", "Both a chip id and a provider.", extension("5", der(0x16, b"cloud"))),
         ("fmc", "A Milan with FMC.", extension("3.9", integer(1))),
     ):
-        c.refuse(bad, "SNP-11", name, comment, change)
+        c.refuse(bad, "SNP-10", name, comment, change)
     c.refuse(
         bad,
-        "SNP-11",
+        "SNP-10",
         "turin-chip-64",
         "A chip id of 64 bytes, as Milan has.",
         lambda d: d.values.update({"4": d.values["4"] * 8}),
@@ -444,18 +457,18 @@ def keys(c: Cases) -> None:
         ("provider-type", "A provider's name of another type.", der(0x0C, b"cloud")),
         ("provider-bytes", "A provider's name outside ASCII.", der(0x16, b"clo\xfcd")),
     ):
-        c.refuse("vlek-extensions", "SNP-11", name, comment, extension("5", value), leaf="vlek")
-    c.refuse("vlek-extensions", "SNP-11", "provider-none", "A VLEK of nobody.", extension("5", None), leaf="vlek")
+        c.refuse("vlek-extensions", "SNP-10", name, comment, extension("5", value), leaf="vlek")
+    c.refuse("vlek-extensions", "SNP-10", "provider-none", "A VLEK of nobody.", extension("5", None), leaf="vlek")
     c.refuse(
         "report-signing-key",
-        "SNP-12",
+        "SNP-11",
         "vcek-as-vlek",
         "A VCEK, where the report says VLEK.",
         report(flags=4),
     )
     c.refuse(
         "report-signing-key",
-        "SNP-12",
+        "SNP-11",
         "vlek-as-vcek",
         "A VLEK, where the report says VCEK.",
         report(flags=0),
@@ -467,10 +480,10 @@ def keys(c: Cases) -> None:
         ("cpuid-turin", "The processor is a Turin, its key a Milan's.", report(cpuid_family=0x1A)),
         ("cpuid-zero", "The processor has no family.", report(cpuid_family=0, cpuid_model=0, cpuid_stepping=0)),
     ):
-        c.refuse("vcek-product", "SNP-12", name, comment, change)
+        c.refuse("vcek-product", "SNP-11", name, comment, change)
     c.refuse(
         "vlek-product",
-        "SNP-12",
+        "SNP-11",
         "vlek-cpuid",
         "The processor is a Genoa, its VLEK of Milan.",
         report(cpuid_model=0x11),
@@ -478,7 +491,7 @@ def keys(c: Cases) -> None:
     )
     c.refuse(
         "vcek-product",
-        "SNP-12",
+        "SNP-11",
         "genoa-cpuid",
         "The processor is a Milan, its key a Genoa's.",
         report(cpuid_model=0x01),
@@ -486,7 +499,7 @@ def keys(c: Cases) -> None:
     )
     c.refuse(
         "vcek-product",
-        "SNP-12",
+        "SNP-11",
         "turin-cpuid",
         "The processor is of a family of before, its key a Turin's.",
         report(cpuid_family=0x19),
@@ -499,27 +512,27 @@ def bindings(c: Cases) -> None:
     ends = {"bootloader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8"}
     for name, end in ends.items():
         comment = f"The certificate is for a higher {name}."
-        c.refuse("vcek-tcb", "SNP-14", f"tcb-{name}", comment, extension(end, integer(LEVELS[name] + 1)))
+        c.refuse("vcek-tcb", "SNP-13", f"tcb-{name}", comment, extension(end, integer(LEVELS[name] + 1)))
     c.refuse(
         "vcek-tcb",
-        "SNP-14",
+        "SNP-13",
         "tcb-lower",
         "The certificate is for a lower boot loader: the host keeps an old one.",
         extension("3.1", integer(LEVELS["bootloader"] - 1)),
     )
     c.refuse(
-        "vcek-tcb", "SNP-14", "tcb-reserved", "A reserved number of the certificate.", extension("3.5", integer(1))
+        "vcek-tcb", "SNP-13", "tcb-reserved", "A reserved number of the certificate.", extension("3.5", integer(1))
     )
     c.refuse(
         "vcek-tcb",
-        "SNP-14",
+        "SNP-13",
         "tcb-reported-reserved",
         "A reserved byte of the reported TCB.",
         report(reported_tcb=b"\4\2\0\1\0\0\x18\xdb"),
     )
     c.refuse(
         "vcek-tcb",
-        "SNP-14",
+        "SNP-13",
         "tcb-fmc",
         "The certificate is for another FMC.",
         extension("3.9", integer(2)),
@@ -528,7 +541,7 @@ def bindings(c: Cases) -> None:
     )
     c.refuse(
         "vcek-tcb",
-        "SNP-14",
+        "SNP-13",
         "tcb-layout",
         "A Turin that reports its TCB as Milan does.",
         report(reported_tcb=b"\4\2\0\0\0\0\x18\xdb"),
@@ -537,18 +550,18 @@ def bindings(c: Cases) -> None:
     )
     c.refuse(
         "vlek-tcb",
-        "SNP-14",
+        "SNP-13",
         "vlek-tcb",
         "The VLEK is for another microcode.",
         extension("3.8", integer(LEVELS["microcode"] - 1)),
         leaf="vlek",
     )
     chip = lambda d: d.values.update({"4": flip(d.values["4"])})  # noqa: E731
-    c.refuse("vcek-chip", "SNP-15", "chip", "The certificate is for another chip.", chip)
-    c.refuse("vcek-chip", "SNP-15", "turin-chip", "The same, with 8 bytes.", chip, product="Turin", version=5)
+    c.refuse("vcek-chip", "SNP-14", "chip", "The certificate is for another chip.", chip)
+    c.refuse("vcek-chip", "SNP-14", "turin-chip", "The same, with 8 bytes.", chip, product="Turin", version=5)
     c.refuse(
         "vcek-chip",
-        "SNP-15",
+        "SNP-14",
         "turin-chip-behind",
         "The chip id of a Turin has bytes behind its eight.",
         lambda d: d.report.set(chip_id=d.report["chip_id"][:8] + b"\1" + bytes(55)),
@@ -607,6 +620,8 @@ def endorsements(c: Cases) -> None:
         ("chain-nine", "Nine certificates.", chain(*["ask"] * 9)),
         ("chain-between", "Text between the certificates.", text(lambda t: t.replace(b"-----BEGIN", b"x-----BEGIN"))),
         ("chain-base64", "A character that is no base64.", text(lambda t: t.replace(b"\\nMII", b"\\nM!I", 1))),
+        ("certificate-large", "A certificate of more than 8192 bytes.", padded("vcek")),
+        ("chain-large", "An ASK of more than 8192 bytes.", padded("ask")),
         ("chain-cut", "An ASK that is cut.", lambda d: d.after_signing("ask", lambda b: b[:-1])),
         ("crl-hex", "A list that is not hexadecimal.", member("crl", "0g")),
         ("crl-cut", "A list that is cut.", lambda d: d.after_signing("crl", lambda b: b[:-1])),
@@ -619,6 +634,12 @@ def endorsements(c: Cases) -> None:
         ),
     ):
         c.refuse(bad, "SNP-6", name, comment, change)
+
+
+def padded(name: str) -> Change:
+    """A long extension, not critical."""
+    value = (False, der(4, bytes(8192)))
+    return lambda d: d.certificates[name].extensions.update({"1.3.6.1.4.1.99999.2": value})
 
 
 def swapped(data: bytes, name: str, value: Any) -> bytes:
@@ -648,6 +669,29 @@ def passing(c: Cases) -> None:
             product=product,
             leaf="vlek",
         )
+    for spec, name, comment, change, remarks in (
+        ("SNP-12", "twin", "The signature's twin: n - s.", signature(lambda r, s: (r, ORDER - s)), smt),
+        ("SNP-6", "chain-root-first", "ARK before ASK.", chain("ark", "ask"), smt),
+        (
+            "SNP-14",
+            "masked",
+            "The operator masked the chip id.",
+            report(chip_id=bytes(64)),
+            ["masked-chip-id", *smt],
+        ),
+        ("SNP-16", "mask-chip-key", "The chip's key is not to be used.", report(flags=2), ["mask-chip-key", *smt]),
+        ("SNP-16", "vmpl", "Asked for from VMPL 3.", report(vmpl=3), [*smt, "vmpl-above-zero"]),
+        ("SNP-16", "no-smt", "Without hyper-threading.", report(policy=0x2001F), []),
+        ("SNP-16", "aliases", "Memory was not checked.", report(platform_info=5), ["alias-check-missing", *smt]),
+        (
+            "SNP-16",
+            "agent",
+            "A migration agent.",
+            report(policy=0x7001F, report_id_ma=b"\1" * 32),
+            ["migration-agent", *smt],
+        ),
+    ):
+        c.accept(spec, name, comment, change, claims={"debug": False, "remarks": remarks})
     c.accept("SNP-16", "debug", "Debugging is allowed, and said.", claims={"debug": True, "remarks": smt}, debug=True)
 
 

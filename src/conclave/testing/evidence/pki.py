@@ -19,7 +19,7 @@ from importlib import resources
 from typing import Any, Final, Protocol, Self
 
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from conclave.platform.pki import der
@@ -142,12 +142,17 @@ class EcKey:
 
 
 class RsaKey:
-    """One of the four RSA keys of this package: RSA-PSS, SHA-384, salt of 48 bytes."""
+    """One of the four RSA keys of this package: RSA-PSS, SHA-384, salt of 48 bytes.
+
+    A name that begins with `pkcs1:` is the same key with the older signatures of PKCS 1.
+    """
 
     def __init__(self, name: str) -> None:
+        _, colon, name = name.rpartition(":")
         pem = resources.files(__package__).joinpath(f"TEST-KEY-{name}.pem").read_bytes()
         key = serialization.load_pem_private_key(pem, password=None)
         assert isinstance(key, rsa.RSAPrivateKey)
+        self._key, self._older = key, bool(colon)
         self._numbers = key.private_numbers()
         self._signatures: dict[bytes, bytes] = {}
         self.public = key.public_key().public_bytes(
@@ -164,9 +169,13 @@ class RsaKey:
                 der(0xA3, integer(1)),
             ),
         )
+        if self._older:
+            self.algorithm = sequence(oid("1.2.840.113549.1.1.12"), der(5, b""))
 
     def sign(self, data: bytes) -> bytes:
         """EMSA-PSS (RFC 8017 section 9.1.1), then the private operation by the Chinese remainder theorem."""
+        if self._older:
+            return self._key.sign(data, padding.PKCS1v15(), hashes.SHA384())
         if data not in self._signatures:
             digest = hashlib.sha384(data).digest()
             salt = hashlib.sha384(b"conclave test salt\0" + digest).digest()
@@ -212,7 +221,7 @@ class KeyRing:
     rsa: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> SigningKey:
-        return _rsa_key(name) if name in self.rsa else self.ec(name)
+        return _rsa_key(name) if name.removeprefix("pkcs1:") in self.rsa else self.ec(name)
 
     def ec(self, name: str) -> EcKey:
         """A key that is known to be on a curve."""

@@ -13,23 +13,15 @@ from typing import Final
 
 from conclave import _crypto
 from conclave.attestation import _x509
+from conclave.attestation.anchors import ANCHORS
 from conclave.attestation.claims import bundle_id, claims_digest, parse_claims, parse_instance_info
 from conclave.attestation.constraint import SIMULATED, AttestationResult, Claims, Constraint
-from conclave.attestation.dcap import SgxQuote, parse_sgx_quote, verify_sgx_quote
-from conclave.errors import AppraisalError, BindingError, ChainError
+from conclave.attestation.dcap import Quote, parse_quote, verify_quote
+from conclave.errors import AppraisalError, BindingError, ChainError, FormatError
 
 SIMULATED_ROOT: Final = "Conclave Simulated Root CA"
 
-# SHA-256 of Intel's SGX root certificates (DER), as published by the provisioning
-# certification service: valid 2018 to 2049, and its earlier edition to 2033.
-_vendor_roots: dict[str, frozenset[str]] = {
-    "sgx": frozenset(
-        {
-            "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3",
-            "fc64f8076d79a4fee9d1d473d74c89eb8d8fd55c5abafeabeba7366d20429404",
-        }
-    )
-}
+_vendor_roots: dict[str, frozenset[str]] = dict(ANCHORS)
 
 
 def verify_instance(info: bytes, constraint: Constraint, *, now: datetime) -> AttestationResult:
@@ -54,13 +46,15 @@ def verify_instance(info: bytes, constraint: Constraint, *, now: datetime) -> At
     parsed = parse_instance_info(info)
     # 2. Trust anchors follow from the constraint alone (CLM-7).
     allowed = _anchors(constraint)
-    # 3. The evidence, under the one anchor its chain leads to (CLM-8).
-    quote = parse_sgx_quote(parsed.evidence)
-    tee, root = _select(allowed, constraint, quote)
-    evidence = verify_sgx_quote(quote, parsed.endorsements, root_der=root, now=now)
+    # 3. The evidence, under the anchors that its chain may lead to (CLM-8).
+    quote = parse_quote(parsed.evidence)
+    if quote.tee != parsed.format:
+        raise FormatError("instance info: the evidence is of another format than it says")
+    tee, anchors = _select(allowed, constraint, quote)
+    evidence = verify_quote(quote, parsed.endorsements, anchors=anchors, now=now)
     # 4. The TEE names the bundle (CLM-3), before anything else the claims say.
     claims = parse_claims(parsed.claims)
-    if not _crypto.same(quote.config_id, claims.bundle_id + bytes(32)):
+    if not _crypto.same(quote.body["config_id"], claims.bundle_id + bytes(32)):
         raise BindingError("the TEE launched another bundle than the claims name")
     # 5. The bundle id is that of its parts (CLM-4).
     parts = bundle_id(
@@ -81,11 +75,11 @@ def verify_instance(info: bytes, constraint: Constraint, *, now: datetime) -> At
             claims,
             digest,
             tee,
-            quote.debug,
+            evidence.debug,
             evidence.tcb_status,
             evidence.advisories,
-            quote.mrenclave,
-            _crypto.sha256(root).hex(),
+            quote.body["mrenclave"],
+            evidence.anchor,
             evidence.oldest_issue_date,
             now,
         )
@@ -100,25 +94,29 @@ def _anchors(constraint: Constraint) -> frozenset[str]:
     return usable
 
 
-def _select(allowed: frozenset[str], constraint: Constraint, quote: SgxQuote) -> tuple[str, bytes]:
-    root = quote.chain[-1]
+def _select(allowed: frozenset[str], constraint: Constraint, quote: Quote) -> tuple[str, frozenset[str]]:
+    root = _root(quote)
     fingerprint = _crypto.sha256(root).hex()
     if "sgx" in allowed and fingerprint in _vendor_roots["sgx"]:
-        return "sgx", root
+        return "sgx", _vendor_roots["sgx"]
     if SIMULATED in allowed:
         pinned = constraint.simulated_anchor
         if pinned is not None and pinned != fingerprint:
             raise ChainError("the evidence is of another simulated machine than TEE:simulated@… pins")
         if _x509.is_self_signed_root(root, SIMULATED_ROOT):
-            return SIMULATED, root
+            return SIMULATED, frozenset({fingerprint})
     if _x509.is_self_signed_root(root, SIMULATED_ROOT):
         raise ChainError("the evidence is of a simulated TEE, which protects nothing; for development say SEC:INSECURE")
     raise ChainError("the evidence does not lead to a trust anchor that the constraint allows")
 
 
-def anchor_name(quote: SgxQuote) -> str:
+def _root(quote: Quote) -> bytes:
+    return quote.chain[-1] if quote.chain else b""
+
+
+def anchor_name(quote: Quote) -> str:
     """Whose root certificate a quote carries, for display. Carrying one proves nothing."""
-    root = quote.chain[-1]
+    root = _root(quote)
     if _crypto.sha256(root).hex() in _vendor_roots["sgx"]:
         return "Intel SGX"
     return SIMULATED if _x509.is_self_signed_root(root, SIMULATED_ROOT) else "unknown"

@@ -326,8 +326,24 @@ def certifications(c: Cases) -> None:
         CERTIFICATION,
         "type-1-alone",
         "A platform id, and no chain in the endorsements either.",
-        do(field(certification=1, certification_data=bytes(36)), member("pck_certificate_chain", None)),
+        do(platform_id(), member("pck_certificate_chain", None)),
     )
+    for name, comment, change in (
+        ("type-1-ppid", "The chain is of another processor than the quote names.", platform_id(ppid=bytes(16))),
+        ("type-1-pce-id", "The chain is of another provisioning enclave.", platform_id(pce_id=b"\1\0")),
+    ):
+        c.refuse("pck-mismatch", CERTIFICATION, name, comment, change)
+
+
+def platform_id(*, ppid: bytes | None = None, pce_id: bytes = bytes(2)) -> Change:
+    """The quote names its processor; the endorsements have the chain."""
+
+    def change(d: IntelDraft) -> None:
+        named = d.sgx["1"][2:] if ppid is None else ppid
+        d.certification = 1
+        d.certification_data = named + bytes((2,)) * 16 + b"\x0b\0" + pce_id
+
+    return change
 
 
 def pck_chains(c: Cases, tee: str) -> None:
@@ -790,7 +806,7 @@ def tcb_infos(c: Cases, tee: str) -> None:
         ("components-missing", "no components", lambda d: d.level["tcb"].pop("sgxtcbcomponents")),
         ("components-object", "an object for its components", lambda d: d.level["tcb"].update(sgxtcbcomponents={})),
         ("component-text", "text for a component", lambda d: d.level["tcb"]["sgxtcbcomponents"].__setitem__(3, "2")),
-        ("component-256", "a component above a byte", component("sgxtcbcomponents", 4, 256)),
+        ("component-65536", "a component above two bytes", component("sgxtcbcomponents", 4, 65536)),
         ("component-negative", "a component below zero", component("sgxtcbcomponents", 4, -1)),
         ("component-true", "a component that is true", component("sgxtcbcomponents", 4, True)),
         ("component-null", "a component that is null", component("sgxtcbcomponents", 4, None)),
@@ -811,7 +827,7 @@ def tcb_infos(c: Cases, tee: str) -> None:
         shapes = [
             ("tdx-components-15", "15 TDX components", lambda d: d.level["tcb"]["tdxtcbcomponents"].pop()),
             ("tdx-components-missing", "no TDX components", lambda d: d.level["tcb"].pop("tdxtcbcomponents")),
-            ("tdx-component-256", "a TDX component above a byte", component("tdxtcbcomponents", 4, 256)),
+            ("tdx-component-65536", "a TDX component above two bytes", component("tdxtcbcomponents", 4, 65536)),
             ("module-missing", "no TDX module", without("tcb_info", "tdxModule")),
             ("module-text", "text for the TDX module", said("tcb_info", tdxModule="TDX")),
             ("module-signer-47", "a signer of 47 bytes", lambda d: d.tcb_info["tdxModule"].update(mrsigner="00" * 47)),
@@ -879,9 +895,9 @@ def tcb_infos(c: Cases, tee: str) -> None:
         c.refuse(
             bad,
             DOCUMENT,
-            "tcb-info-v2-component-256",
-            "TCB info 2 with a component above a byte.",
-            lambda d: d.level["tcb"].update(sgxtcbcomp05svn=256),
+            "tcb-info-v2-component-65536",
+            "TCB info 2 with a component above two bytes.",
+            lambda d: d.level["tcb"].update(sgxtcbcomp05svn=65536),
             tcb_info=2,
         )
         c.refuse(
@@ -1271,9 +1287,165 @@ MODULE = "DCAP-16"
 LEVELS = "DCAP-17"
 
 
+ADVICE = ["TEST-SA-00001"]
+BELOW = {
+    "tcb": {"sgxtcbcomponents": [{"svn": 1}] * 16, "pcesvn": 5, "tdxtcbcomponents": [{"svn": 0}] * 16},
+    "tcbDate": "2024-03-13T00:00:00Z",
+    "tcbStatus": "OutOfDate",
+    "advisoryIDs": ["TEST-SA-00003"],
+}
+
+
 def passing(c: Cases, tee: str) -> None:
-    remarks = ["cached-keys", "dynamic-platform", "smt"]
-    del remarks[:]
+    parts = ["platform", "qe", *(["tdx_module"] if tee == "tdx" else [])]
+
+    def claims(status: str = "UpToDate", *remarks: str, debug: bool = False, **said: Any) -> dict[str, Any]:
+        statuses = {part: said.pop(part, "UpToDate") for part in (*parts, *said.pop("more", ()))}
+        advisories = said.pop("advisories", [])
+        assert not said
+        return {
+            "debug": debug,
+            "remarks": sorted({"dynamic-platform", *remarks}),
+            "tcb_status": status,
+            "statuses": {k: v for k, v in statuses.items() if v},
+            "advisories": advisories,
+        }
+
+    def passes(spec: str, name: str, comment: str, change: Change | None, said: dict[str, Any], **options: Any) -> None:
+        c.accept(spec, name, comment, change, claims=said, **options)
+
+    for status in ("SWHardeningNeeded", "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded", "OutOfDate"):
+        if tee == "sgx" or status == "OutOfDate":
+            change = level(tcbStatus=status, advisoryIDs=ADVICE)
+            said = claims(status, platform=status, advisories=ADVICE)
+            passes(LEVELS, f"status-{status.lower()}", f"A platform of status {status}.", change, said)
+    passes(
+        LEVELS,
+        "second-level",
+        "A platform that reaches the second level only.",
+        do(lambda d: d.tcb_info["tcbLevels"].append(BELOW), component("sgxtcbcomponents", 2, 3)),
+        claims("OutOfDate", platform="OutOfDate", advisories=["TEST-SA-00003"]),
+    )
+    passes(
+        LEVELS,
+        "qe-outofdate",
+        "The platform needs configuration, the quoting enclave is out of date.",
+        do(level(tcbStatus="ConfigurationNeeded"), lambda d: d.qe_level.update(tcbStatus="OutOfDate")),
+        claims("OutOfDateConfigurationNeeded", platform="ConfigurationNeeded", qe="OutOfDate"),
+    )
+    passes(
+        REVOCATION,
+        "no-lists",
+        "Without revocation lists.",
+        field(root_crl=None, pck_crl=None),
+        claims("UpToDate", "revocation-unknown"),
+    )
+    passes(
+        REVOCATION,
+        "other-revoked",
+        "The lists name others.",
+        do(lambda d: d.pck_crl.revoked.append(4711), lambda d: d.root_crl.revoked.append(4711)),
+        claims(),
+    )
+    if tee == "sgx":
+        for version in (3, 4, 5):
+            passes(SHAPE, f"v{version}", f"Quote version {version}.", None, claims(), version=version)
+        passes(DOCUMENT, "tcb-info-2", "TCB info 2.", None, claims(), tcb_info=2)
+        passes(SHAPE, "debug", "A debug enclave, and said.", None, claims(debug=True), debug=True)
+        passes(
+            CERTIFICATION,
+            "type-1",
+            "A platform id; the chain is in the endorsements.",
+            platform_id(),
+            claims(),
+        )
+        passes(CERTIFICATION, "type-1-short", "A platform id without PCE id.", platform_id(pce_id=b""), claims())
+        for name, comment, change in (
+            ("chain-order", "The root in the middle of the chain.", chain("quote", "pck", "root", "pck_ca")),
+            ("chain-nul", "A NUL after the chain.", after("chain", lambda p: p + b"\0")),
+            ("chain-der", "The chain in DER, root first.", in_der),
+        ):
+            passes(CERTIFICATION, name, comment, change, claims())
+        passes(
+            LEVELS,
+            "level-unreachable",
+            "A level above what a component can have, before the platform's.",
+            lambda d: d.tcb_info["tcbLevels"].insert(0, unreachable(d.level)),
+            claims(),
+        )
+        passes(
+            QUOTE_SIGNATURE,
+            "twin",
+            "The twin of each signature: n - s.",
+            do(numbers("quote", lambda r, s: (r, ORDER - s)), numbers("qe_report", lambda r, s: (r, ORDER - s))),
+            claims(),
+        )
+        single = claims()
+        single["remarks"] = []
+        passes(EXTENSION, "processor", "A PCK certificate of one processor.", one_processor, single)
+        passes(
+            EXTENSION,
+            "flags",
+            "A platform with hyper-threading and cached keys.",
+            do(sgx("7.2", b"\1\1\xff"), sgx("7.3", b"\1\1\xff")),
+            claims("UpToDate", "cached-keys", "smt"),
+        )
+        return
+    for version, report in ((4, 2), (5, 2)):
+        passes(
+            SHAPE, f"v{version}-{report}", f"Quote version {version}, TD report 1.0.", None, claims(), version=version
+        )
+    v5: dict[str, Any] = {"version": 5, "body": 3}
+    current = {"more": ("current_platform", "current_tdx_module")}
+    passes(SHAPE, "v5-3", "Quote version 5, TD report 1.5.", None, claims(**current), **v5)
+    passes(LEVELS, "module-0", "TDX 1.0: no module has levels of its own.", None, claims(tdx_module=""), module=0)
+    passes(LEVELS, "module-3", "The third version of the TDX module.", None, claims(), module=3)
+    passes(SHAPE, "debug", "A debug TD, and said.", None, claims(debug=True), debug=True)
+    passes(SHAPE, "trailing", "A buffer larger than its quote.", field(trailing=bytes(100)), claims())
+    for name, comment, bits, remark in (
+        ("sept-ve", "A TD that sees exceptions of its private memory.", 0, ["sept-ve-enabled"]),
+        ("migratable", "A TD that can migrate.", 1 << 28 | 1 << 29, ["migratable"]),
+        ("attributes", "A TD attribute that nobody knows.", 1 << 28 | 1 << 40, ["unknown-attributes"]),
+    ):
+        passes(LEVELS, name, comment, body(td_attributes=bits), claims("UpToDate", *remark))
+    passes(
+        LEVELS,
+        "service-td",
+        "A TD that a service TD watches over.",
+        body(mrservicetd=b"\1" * 48),
+        claims("UpToDate", "service-td", **current),
+        **v5,
+    )
+    old = bytes((3, 1, 6)) + bytes(13)
+    advice = ["TEST-SA-00002"]
+    passes(
+        LEVELS,
+        "module-outofdate",
+        "The TDX module is out of date.",
+        body(tee_tcb_svn=old),
+        claims("OutOfDate", tdx_module="OutOfDate", advisories=advice),
+    )
+    passes(
+        LEVELS,
+        "relaunch",
+        "Launched under an old TDX module, which was updated since.",
+        body(tee_tcb_svn=old),
+        claims("TDRelaunchAdvised", "relaunch-advised", tdx_module="OutOfDate", advisories=advice, **current),
+        **v5,
+    )
+
+
+def in_der(d: IntelDraft) -> None:
+    d.after_signing("chain", lambda _: b"".join(d.certificate(n) for n in ("root", "pck_ca", "pck")))
+
+
+def unreachable(of: dict[str, Any]) -> dict[str, Any]:
+    components = [{"svn": 256}, *of["tcb"]["sgxtcbcomponents"][1:]]
+    return of | {"tcb": of["tcb"] | {"sgxtcbcomponents": components}, "tcbStatus": "Revoked"}
+
+
+def one_processor(d: IntelDraft) -> None:
+    d.sgx = {end: value for end, value in d.sgx.items() if end[0] not in "67"} | {"5": b"\x0a\1\0"}
 
 
 def cases() -> list[Case]:

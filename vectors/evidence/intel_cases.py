@@ -302,6 +302,7 @@ def certifications(c: Cases) -> None:
         ("chain-nine", "Nine certificates.", chain("quote", "pck", "pck_ca", *["root"] * 7)),
         ("chain-empty", "An empty chain.", after("chain", lambda _: b"")),
         ("chain-der-cut", "DER that is cut.", after("chain", lambda _: b"\x30\x82\x01")),
+        ("chain-der-nine", "Nine certificates in DER.", lambda d: in_der(d, *["root"] * 9)),
         ("type-0", "Certification data of no type.", field(certification=0)),
         ("type-4", "A certificate alone, which nobody writes.", field(certification=4)),
         ("type-7", "A platform manifest.", field(certification=7)),
@@ -398,6 +399,7 @@ def pck_chains(c: Cases, tee: str) -> None:
         ("pck-cut", "The PCK certificate is cut.", after("pck", lambda b: b[:-1])),
         ("pck-long", "A byte after the PCK certificate.", after("pck", lambda b: b + b"\0")),
         ("pck-garbage", "DER that is no certificate.", after("pck", lambda _: b"\x30\x03\x02\x01\x01")),
+        ("pck-garbage-empty", "DER of an empty certificate.", after("pck", lambda _: b"\x30\x02\x30\0")),
         ("pck-ca-cut", "The PCK CA is cut.", after("pck_ca", lambda b: b[:-1])),
         ("pck-version-1", "A PCK certificate of version 1 with extensions.", certificate("pck", version=1)),
     ):
@@ -460,6 +462,13 @@ def extensions(c: Cases) -> None:
         ("sgx-flag-value", "A configuration that is neither true nor false.", sgx("7.2", b"\1\1\1")),
         ("sgx-twice", "The FMSPC twice.", twice),
         ("sgx-other-oid", "An FMSPC below another OID.", other_oid),
+        ("sgx-oid-padded", "An OID with a byte too many.", renamed(PREFIX + b"\x80\4")),
+        ("sgx-oid-empty", "An OID without contents.", renamed(b"")),
+        ("sgx-oid-cut", "An OID that is cut.", renamed(PREFIX + b"\x84")),
+        ("sgx-tag-long", "A tag of more than one byte.", raw_extension(lambda e: b"\x3f\x1f" + e[1:])),
+        ("sgx-length-more", "The extension is a byte longer than it is.", raw_extension(lambda e: longer_by(e, 1))),
+        ("sgx-length-padded", "A length with a byte too many.", raw_extension(lambda e: b"\x30\x83\0" + e[2:])),
+        ("sgx-length-open", "A length that is left open.", raw_extension(lambda e: b"\x30\x80" + e[4:] + b"\0\0")),
         ("sgx-trailing", "A byte after the extension.", raw_extension(lambda e: e + b"\0")),
         ("sgx-empty", "An empty extension.", raw_extension(lambda _: b"")),
         ("sgx-octets", "The extension in an octet string.", raw_extension(lambda e: der(4, e))),
@@ -475,6 +484,26 @@ def raw_extension(change: Callable[[bytes], bytes]) -> Change:
         d.certificates["pck"].extensions[SGX_EXTENSION] = (False, value)
 
     return swap
+
+
+PREFIX = bytes.fromhex("2a864886f84d010d01")
+
+
+def longer_by(data: bytes, more: int) -> bytes:
+    """A DER value with a length of two bytes that says more than there is."""
+    return data[:2] + (int.from_bytes(data[2:4], "big") + more).to_bytes(2, "big") + data[4:]
+
+
+def renamed(identifier: bytes) -> Change:
+    """The FMSPC under an OID of these contents."""
+    value = der(4, bytes(6))
+
+    def change(d: IntelDraft) -> None:
+        rest = {end: v for end, v in d.sgx.items() if end != "4"}
+        member = der(0x30, der(6, identifier) + value)
+        raw_extension(lambda _: der(0x30, sgx_extension(rest.items())[4:] + member))(d)
+
+    return change
 
 
 def twice(d: IntelDraft) -> None:
@@ -645,7 +674,6 @@ def endorsements(c: Cases) -> None:
         ("tcb-chain-nine", "Nine certificates.", chain("tcb_info", "tcb_signer", *["root"] * 8)),
         ("qe-chain-text", "A chain of the QE identity that is no PEM.", member("qe_identity_issuer_chain", "signer")),
         ("pck-chain-text", "A chain of the PCK certificate that is no PEM.", member("pck_certificate_chain", "PCK")),
-        ("crl-chain-text", "A chain of the PCK CA that is no PEM.", member("pck_crl_issuer_chain", "CA")),
     ):
         c.refuse(bad, ENDORSEMENTS, name, comment, change)
 
@@ -676,6 +704,7 @@ def documents(c: Cases, tee: str) -> None:
             ),
             ("number-fraction", "has a number with a fraction", before(name, lambda t: t[:-1] + b',"x":1.5}')),
             ("number-nan", "has a number that is none", before(name, lambda t: t[:-1] + b',"x":Infinity}')),
+            ("number-11", "has a number of 11 digits", before(name, lambda t: t[:-1] + b',"x":12345678901}')),
             ("version-0", "has version 0", said(name, version=0)),
             ("version-4", "has version 4", said(name, version=4)),
             ("version-text", "has a version as text", said(name, version="3")),
@@ -1382,6 +1411,13 @@ def passing(c: Cases, tee: str) -> None:
         )
         single = claims()
         single["remarks"] = []
+        passes(
+            EXTENSION,
+            "large-versions",
+            "A component above 127 and a PCESVN of two bytes.",
+            do(sgx("2.1", integer(200)), sgx("2.17", integer(258))),
+            claims(),
+        )
         passes(EXTENSION, "processor", "A PCK certificate of one processor.", one_processor, single)
         passes(
             EXTENSION,
@@ -1435,8 +1471,8 @@ def passing(c: Cases, tee: str) -> None:
     )
 
 
-def in_der(d: IntelDraft) -> None:
-    d.after_signing("chain", lambda _: b"".join(d.certificate(n) for n in ("root", "pck_ca", "pck")))
+def in_der(d: IntelDraft, *names: str) -> None:
+    d.after_signing("chain", lambda _: b"".join(d.certificate(n) for n in names or ("root", "pck_ca", "pck")))
 
 
 def unreachable(of: dict[str, Any]) -> dict[str, Any]:

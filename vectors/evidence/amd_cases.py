@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from case import Case, Cases, Change, do
+from case import Case, Cases, Change, do, window
 
 from conclave.platform.pki import der
 from conclave.testing.evidence import AmdDraft, AmdPki
@@ -678,6 +678,7 @@ def passing(c: Cases) -> None:
         )
     for spec, name, comment, change, remarks in (
         ("SNP-12", "twin", "The signature's twin: n - s.", signature(lambda r, s: (r, ORDER - s)), smt),
+        ("SNP-8", "edge", "Certificate and list begin and end at this very second.", edge, smt),
         ("SNP-6", "chain-root-first", "ARK before ASK.", chain("ark", "ask"), smt),
         (
             "SNP-14",
@@ -702,8 +703,30 @@ def passing(c: Cases) -> None:
     c.accept("SNP-16", "debug", "Debugging is allowed, and said.", claims={"debug": True, "remarks": smt}, debug=True)
 
 
+def edge(d: AmdDraft) -> None:
+    d.certificates["vcek"].set(not_before=NOW, not_after=NOW)
+    d.crl.set(this_update=NOW, next_update=NOW)
+
+
+def facts(d: AmdDraft) -> dict[str, Any]:
+    periods = [(c.not_before, c.not_after) for c in d.certificates.values()]
+    issued = d.certificates[d.leaf].not_before
+    if d.crl is not None:
+        periods.append((d.crl.this_update, d.crl.next_update))
+        issued = d.crl.this_update
+    chip = d.report["chip_id"] if d.leaf == "vlek" else d.chip_id.ljust(64, b"\0")
+    return {
+        "measurements": {
+            name: d.report[name].hex() for name in ("measurement", "host_data", "id_key_digest", "author_key_digest")
+        },
+        "report_data": d.report["report_data"].hex(),
+        "platform": chip.hex() if any(chip) else "",
+        **window(periods, [issued]),
+    }
+
+
 def cases() -> list[Case]:
-    c = Cases("snp", AmdPki.create(now=NOW).snp)
+    c = Cases("snp", AmdPki.create(now=NOW).snp, facts)
     for part in (passing, parse, signatures, chains, lists, keys, bindings, endorsements):
         part(c)
     return c.found

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from case import Case, Cases, Change, do
+from case import Case, Cases, Change, do, window
 
 from conclave.testing.evidence import AwsDraft, AwsPki
 from conclave.testing.evidence.aws import Pairs, Raw, cbor
@@ -589,8 +589,19 @@ def passing(c: Cases) -> None:
     )
 
 
+def facts(d: AwsDraft) -> dict[str, Any]:
+    name = "pcrs" if "pcrs" in d.payload else "nitrotpm_pcrs"
+    periods = [(c.not_before, c.not_after) for c in d.certificates.values()]
+    return {
+        "measurements": {name: {str(i): v.hex() for i, v in d.payload[name].items()}, "digest": "SHA384"},
+        "report_data": None,
+        "platform": d.payload["module_id"],
+        **window(periods, [d.certificates["leaf"].not_before]),
+    }
+
+
 def cases() -> list[Case]:
-    c = Cases("nitro", AwsPki.create(now=NOW).nitro)
+    c = Cases("nitro", AwsPki.create(now=NOW).nitro, facts)
     for part in (passing, envelopes, headers, members, chains, signatures, times):
         part(c)
     return c.found

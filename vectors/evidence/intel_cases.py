@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from case import Case, Cases, Change, do
+from case import Case, Cases, Change, do, window
 
 from conclave.platform.pki import der, sgx_extension
 from conclave.testing.evidence import IntelDraft, IntelPki
@@ -1387,6 +1387,7 @@ def passing(c: Cases, tee: str) -> None:
         claims(),
     )
     if tee == "sgx":
+        passes(PERIOD, "edge", "All that ages begins and ends at this very second.", edge, claims())
         for version in (3, 4, 5):
             passes(SHAPE, f"v{version}", f"Quote version {version}.", None, claims(), version=version)
         passes(
@@ -1501,9 +1502,40 @@ def one_processor(d: IntelDraft) -> None:
     d.sgx = {end: value for end, value in d.sgx.items() if end[0] not in "67"} | {"5": b"\x0a\1\0"}
 
 
+def edge(d: IntelDraft) -> None:
+    for name in ("pck", "tcb_signer"):
+        d.certificates[name].set(not_before=NOW, not_after=NOW)
+    for name in DOCUMENTS:
+        getattr(d, name).update(issueDate="2026-06-01T12:00:00Z", nextUpdate="2026-06-01T12:00:00Z")
+    for crl in (d.root_crl, d.pck_crl):
+        crl.set(this_update=NOW, next_update=NOW)
+
+
+def facts(d: IntelDraft) -> dict[str, Any]:
+    def moment(text: str) -> datetime:
+        return datetime.fromisoformat(text)
+
+    names = {"pck", "pck_ca", "root", d.chains["tcb_info"][0], d.chains["qe_identity"][0]}
+    periods = [(d.certificates[n].not_before, d.certificates[n].not_after) for n in sorted(names)]
+    aging = [(moment(t["issueDate"]), moment(t["nextUpdate"])) for t in (d.tcb_info, d.qe_identity)]
+    aging += [(crl.this_update, crl.next_update) for crl in (d.root_crl, d.pck_crl) if crl]
+    if d.tee == "sgx":
+        measurements: dict[str, Any] = {n: d.body[n].hex() for n in ("mrenclave", "mrsigner", "attributes", "cpu_svn")}
+        numbers = {n: int.from_bytes(d.body[n], "little") for n in ("isv_prod_id", "isv_svn")}
+        measurements |= numbers
+    else:
+        measurements = {n: d.body[n].hex() for n in d.body.names if n != "report_data"}
+    return {
+        "measurements": measurements,
+        "report_data": d.body["report_data"].hex(),
+        "platform": d.sgx["1"][2:].hex(),
+        **window([*periods, *aging], [begin for begin, _ in aging]),
+    }
+
+
 def cases() -> list[Case]:
     pki = IntelPki.create(now=NOW)
-    s, t = Cases("sgx", pki.sgx), Cases("tdx", pki.tdx)
+    s, t = Cases("sgx", pki.sgx, facts), Cases("tdx", pki.tdx, facts)
     for c in (s, t):
         passing(c, c.tee)
         quotes(c, c.tee)

@@ -175,6 +175,20 @@ def signatures(c: Cases) -> None:
         ("other-chip", "Signed by another key of the same PKI.", signer(report="vlek")),
     ):
         c.refuse(bad, "SNP-12", name, comment, change)
+    c.refuse(
+        bad,
+        "SNP-12",
+        "other-platform",
+        "The endorsements of another chip of the same product.",
+        text(lambda _: AmdPki.create(now=NOW, seed=b"another").snp().endorsements),
+    )
+    c.refuse(
+        "vcek-extensions",
+        "SNP-10",
+        "without-any",
+        "No extension at all.",
+        lambda d: d.values.clear(),
+    )
     for name in ("guest_svn", "report_data", "measurement", "host_data", "reported_tcb", "launch_tcb"):
         at = {n: o for n, o, _ in LAYOUT}[name]
         c.refuse(
@@ -341,6 +355,7 @@ def lists(c: Cases) -> None:
         ("crl-by-ask", "The ASK signed the list, in its own name.", crl_by_ask),
         ("crl-by-ask-as-ark", "The ASK signed the list in the ARK's name.", signer(crl="ask")),
         ("crl-issuer", "The list names another issuer.", crl(issuer={"CN": "ARK-Rome"})),
+        ("crl-other-product", "The list of another product's ARK.", crl(issuer=ark_of("Genoa"))),
         ("crl-critical", "The list has a critical extension.", crl(extensions={"1.3.6.1.4.1.99999.1": (True, ANY)})),
         ("crl-delta", "A list of changes only.", crl(extensions={"2.5.29.27": (True, integer(1))})),
         (
@@ -392,6 +407,10 @@ def lists(c: Cases) -> None:
         lambda d: setattr(d, "crl", None),
         claims={"debug": False, "remarks": ["revocation-unknown", "smt-allowed"]},
     )
+
+
+def ark_of(product: str) -> dict[str, str]:
+    return AmdPki.create(now=NOW).certificates(product, "vcek")["ark"].subject
 
 
 def renumber(data: bytes) -> bytes:

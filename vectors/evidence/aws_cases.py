@@ -371,6 +371,7 @@ def chains(c: Cases) -> None:
             do(too_deep(name, length), *([pin("root")] if name == "root" else [])),
         )
     for name, comment, change in (
+        ("leaf-long", "A byte after the signing certificate.", lambda d: d.after_signing("leaf", lambda b: b + b"\0")),
         ("own-root", "A root of the same name, and the certificate below it.", own_root),
         ("leaf-as-authority", "An enclave's certificate signs another's.", leaf_as_authority),
         ("bundle-reversed", "The bundle begins with the instance.", bundle("instance", "zonal", "regional", "root")),

@@ -430,6 +430,7 @@ def pck_chains(c: Cases, tee: str) -> None:
         ("ca-pinned", "The PCK CA is pinned: the chain is too short.", pin("pck_ca")),
         ("pck-cut", "The PCK certificate is cut.", after("pck", lambda b: b[:-1])),
         ("pck-long", "A byte after the PCK certificate.", after("pck", lambda b: b + b"\0")),
+        ("pck-extension-twice", "A PCK certificate with two SGX extensions.", extension_twice),
         ("pck-garbage", "DER that is no certificate.", after("pck", lambda _: b"\x30\x03\x02\x01\x01")),
         ("pck-garbage-empty", "DER of an empty certificate.", after("pck", lambda _: b"\x30\x02\x30\0")),
         ("pck-ca-cut", "The PCK CA is cut.", after("pck_ca", lambda b: b[:-1])),
@@ -452,6 +453,8 @@ def pck_chains(c: Cases, tee: str) -> None:
             f"{name} is valid from the next second on.",
             do(certificate(name, not_before=NOW + SECOND), *pinned),
         )
+    for name, comment, days in (("day-before", "A clock two days before.", -2), ("month-later", "A month later.", 30)):
+        c.refuse("tcb-info-expired", PERIOD, name, comment, later=days * DAY)
     c.refuse("pck-expired", PERIOD, "years-later", "Seven years later.", later=7 * 365 * DAY)
     c.refuse("pck-expired", PERIOD, "years-before", "Two years before.", later=-2 * 365 * DAY)
 
@@ -503,6 +506,7 @@ def extensions(c: Cases) -> None:
         ("sgx-length-open", "A length that is left open.", raw_extension(lambda e: b"\x30\x80" + e[4:] + b"\0\0")),
         ("sgx-trailing", "A byte after the extension.", raw_extension(lambda e: e + b"\0")),
         ("sgx-empty", "An empty extension.", raw_extension(lambda _: b"")),
+        ("sgx-other-extension", "Another extension in its place.", other_extension),
         ("sgx-octets", "The extension in an octet string.", raw_extension(lambda e: der(4, e))),
         ("sgx-cut", "An extension that is cut.", raw_extension(lambda e: e[:-1])),
     ):
@@ -542,6 +546,18 @@ def twice(d: IntelDraft) -> None:
     value = sgx_extension([*d.sgx.items()])
     again = sgx_extension([("4", der(4, bytes(6)))])[2:]
     raw_extension(lambda _: der(0x30, value[4:] + again))(d)
+
+
+def other_extension(d: IntelDraft) -> None:
+    value = sgx_extension(d.sgx.items())
+    d.sgx = {}
+    d.certificates["pck"].extensions["1.2.840.113741.1.13.2"] = (False, value)
+
+
+def extension_twice(d: IntelDraft) -> None:
+    """Intel's word, and another."""
+    other = d.sgx | {"4": der(4, bytes(6))}
+    d.certificates["pck"].extensions[f"{SGX_EXTENSION}#2"] = (False, sgx_extension(other.items()))
 
 
 def other_oid(d: IntelDraft) -> None:
@@ -1131,6 +1147,13 @@ def lists(c: Cases, tee: str) -> None:
             "revoked-without-root-crl",
             "The CA revoked the PCK certificate; the root's list is missing.",
             do(revoke("pck_crl", "pck"), field(root_crl=None)),
+        )
+        c.refuse(
+            "tcb-info-chain",
+            SIGNER,
+            "other-pki",
+            "The endorsements of a platform under another root.",
+            text(lambda _: IntelPki.create(now=NOW, seed=b"another").sgx().endorsements),
         )
         c.refuse("root-crl-issuer", REVOCATION, "lists-swapped", "Each list in the other's place.", text(swap_lists))
 

@@ -102,6 +102,10 @@ def authority_below(d: AmdDraft) -> None:
     d.pinned = "ask"
 
 
+def microcode(level: int) -> Change:
+    return report(reported_tcb=b"\4\2\0\0\0\0\x18" + bytes((level,)))
+
+
 def parse(c: Cases) -> None:
     bad = "report-format"
     c.refuse(bad, "SNP-1", "empty", "No bytes at all.", lambda d: d.after_signing("report", lambda _: b""))
@@ -457,6 +461,9 @@ def keys(c: Cases) -> None:
         ("number-negative", "A number below zero.", extension("3.3", b"\x02\x01\xff")),
         ("number-padded", "A number with a byte too many.", extension("3.3", b"\x02\x02\x00\x18")),
         ("number-long-form", "A number's length in its long form.", extension("3.3", b"\x02\x81\x01\x18")),
+        ("number-475", "A number of two bytes.", extension("3.8", integer(475))),
+        ("number-trailing-long", "A byte after a number of two bytes.", extension("3.8", b"\2\2\0\xdb\0")),
+        ("number-128", "128 in one byte, which is below zero.", do(extension("3.8", b"\2\1\x80"), microcode(128))),
         ("number-type", "A number of another type.", extension("3.3", b"\x0a\x01\x18")),
         ("number-trailing", "A byte after a number.", extension("3.3", b"\x02\x01\x18\0")),
         ("number-empty", "A number without contents.", extension("3.3", b"\x02\x00")),
@@ -507,6 +514,20 @@ def keys(c: Cases) -> None:
         ("cpuid-zero", "The processor has no family.", report(cpuid_family=0, cpuid_model=0, cpuid_stepping=0)),
     ):
         c.refuse("vcek-product", "SNP-11", name, comment, change)
+    for product, family, models in (
+        ("Milan", 0x19, (0x10, 0xFF)),
+        ("Genoa", 0x19, (0x0F, 0x20, 0x9F, 0xB0)),
+        ("Turin", 0x1A, (0x20, 0xA0)),
+    ):
+        for model in models:
+            c.refuse(
+                "vcek-product",
+                "SNP-11",
+                f"{product.lower()}-model-{model:02x}",
+                f"No {product} has model {model:02X}h.",
+                report(cpuid_family=family, cpuid_model=model),
+                product=product,
+            )
     c.refuse(
         "vlek-product",
         "SNP-11",
@@ -697,6 +718,8 @@ def passing(c: Cases) -> None:
         )
     for spec, name, comment, change, remarks in (
         ("SNP-12", "twin", "The signature's twin: n - s.", signature(lambda r, s: (r, ORDER - s)), smt),
+        ("SNP-6", "largest", "Endorsements of 512 KiB.", text(lambda t: t + b" " * (524288 - len(t))), smt),
+        ("SNP-10", "microcode-128", "A number of 128.", do(extension("3.8", integer(128)), microcode(128)), smt),
         ("SNP-8", "edge", "Certificate and list begin and end at this very second.", edge, smt),
         ("SNP-6", "chain-root-first", "ARK before ASK.", chain("ark", "ask"), smt),
         (
@@ -719,7 +742,43 @@ def passing(c: Cases) -> None:
         ),
     ):
         c.accept(spec, name, comment, change, claims={"debug": False, "remarks": remarks})
+    for product, models in (("Milan", (0, 0x0F)), ("Genoa", (0x10, 0x1F, 0xA0, 0xAF)), ("Turin", (0, 0x1F))):
+        for model in models:
+            c.accept(
+                "SNP-11",
+                f"{product.lower()}-model-{model:02x}",
+                f"Model {model:02X}h is a {product}.",
+                report(cpuid_model=model),
+                claims={"debug": False, "remarks": smt},
+                product=product,
+            )
+    for product, tcb in (
+        ("Milan", b"\4\2\5\6\7\x08\x18\xdb"),
+        ("Genoa", b"\4\2\5\6\7\x08\x18\xdb"),
+        ("Turin", b"\1\4\2\x18\6\7\x08\xdb"),
+    ):
+        c.accept(
+            "SNP-13",
+            f"{product.lower()}-tcb",
+            "Reserved numbers that certificate and report agree on.",
+            do(reserved_numbers, report(reported_tcb=tcb)),
+            claims={"debug": False, "remarks": smt},
+            product=product,
+        )
+    c.accept(
+        "SNP-10",
+        "provider-64",
+        "A provider's name of 64 characters.",
+        extension("5", der(0x16, b"x" * 64)),
+        claims={"debug": False, "remarks": ["masked-chip-id", *smt, "vlek"]},
+        leaf="vlek",
+    )
     c.accept("SNP-16", "debug", "Debugging is allowed, and said.", claims={"debug": True, "remarks": smt}, debug=True)
+
+
+def reserved_numbers(d: AmdDraft) -> None:
+    """5 to 8, where the product has them."""
+    d.values.update({f"3.{i}": integer(i + 1) for i in (4, 5, 6, 7) if f"3.{i}" in d.values})
 
 
 def edge(d: AmdDraft) -> None:

@@ -394,6 +394,7 @@ def chains(c: Cases) -> None:
         ("bundle-stranger", "A certificate that has nothing to do with it.", stranger_in_bundle),
         ("leaf-pinned", "The signing certificate itself is pinned.", pin("leaf")),
         ("regional-pinned", "A certificate in the middle is pinned: the bundle has one too many.", pin("regional")),
+        ("leaf-byte", "A certificate of one byte.", said(certificate=b"\0")),
         ("leaf-garbage", "A certificate that is none.", said(certificate=b"\x30\x03\x02\x01\x01")),
         ("leaf-zeros", "A certificate of zeros, as emulators write it.", said(certificate=bytes(64))),
         ("root-garbage", "A certificate of zeros in the bundle.", zeros_in_bundle),
@@ -526,6 +527,7 @@ def times(c: Cases) -> None:
     for name, comment, moment in (
         ("before", "Made a millisecond before its certificate.", now - 3001),
         ("after", "Made a millisecond after its certificate.", now + 3 * 3600 * 1000 + 1),
+        ("one", "The smallest timestamp.", 1),
         ("seconds", "A timestamp in seconds.", now // 1000),
         ("largest", "The largest timestamp.", (1 << 64) - 1),
     ):
@@ -583,11 +585,40 @@ def passing(c: Cases) -> None:
     c.accept("NITRO-13", "debug", "Registers 0, 1 and 2 are zero.", claims={"debug": True, "remarks": []}, debug=True)
     c.accept(
         "NITRO-5",
+        "tpm-one",
+        "An instance with one register.",
+        said(pcrs=GONE, nitrotpm_pcrs={4: b"\4" * 48}),
+        claims={"debug": True, "remarks": ["nitrotpm"]},
+    )
+    c.accept(
+        "NITRO-5",
         "tpm",
         "An EC2 instance, by its NitroTPM.",
         said(pcrs=GONE, nitrotpm_pcrs={4: b"\4" * 48, 7: b"\7" * 48, 12: bytes(48)}),
         claims={"debug": True, "remarks": ["nitrotpm"]},
     )
+
+
+def eight(d: AwsDraft) -> None:
+    """Four more authorities between."""
+    above = "regional"
+    for name in ("a", "b", "c", "d"):
+        new = AwsPki.create(now=NOW).certificates()["zonal"]
+        d.certificates[name] = new.set(key=name, subject={"CN": name}, issuer=d.certificates[above].subject)
+        d.signers[name] = above
+        above = name
+    d.certificates["zonal"].issuer = d.certificates[above].subject
+    d.signers["zonal"] = above
+    for name in d.certificates:
+        d.certificates[name].path_length = None
+    d.cabundle[2:2] = ["a", "b", "c", "d"]
+
+
+def filled(d: AwsDraft) -> None:
+    d.payload["certificate"] = d.certificate("leaf")
+    d.payload["cabundle"] = [d.certificate(name) for name in d.cabundle]
+    d.payload["user_data"] = Raw(b"\x5f\xff")
+    d.payload["user_data"] = Raw(b"\x5f" + b"\x40" * (16384 - len(cbor(d.payload))) + b"\xff")
 
 
 def facts(d: AwsDraft) -> dict[str, Any]:

@@ -992,6 +992,17 @@ def tcb_infos(c: Cases, tee: str) -> None:
         c.refuse("tcb-info-mismatch", MATCH, f"mismatch-{name}", f"TCB info {comment}.", change)
 
 
+def qe_identity_1(threshold: int) -> Change:
+    """The version before: no levels, one threshold."""
+
+    def change(d: IntelDraft) -> None:
+        for name in ("tcbLevels", "tcbEvaluationDataNumber"):
+            del d.qe_identity[name]
+        d.qe_identity.update(version=1, isvsvn=threshold)
+
+    return change
+
+
 def qe_identities(c: Cases, tee: str) -> None:
     bad = "qe-identity-format"
     if tee == "sgx":
@@ -1014,6 +1025,8 @@ def qe_identities(c: Cases, tee: str) -> None:
                 lambda d: d.qe_level.update(tcbStatus="SWHardeningNeeded"),
             ),
             ("version-3", "a later version", said("qe_identity", version=3)),
+            ("1-threshold", "version 1 and no threshold", do(qe_identity_1(8), without("qe_identity", "isvsvn"))),
+            ("1-tdx", "version 1, which has no TDX", said("qe_identity", version=1, id="TD_QE")),
         ):
             c.refuse(bad, DOCUMENT, f"qe-identity-{name}", f"QE identity with {comment}.", change)
     other = "TD_QE" if tee == "sgx" else "QE"
@@ -1421,6 +1434,9 @@ def passing(c: Cases, tee: str) -> None:
             claims(),
         )
         passes(DOCUMENT, "tcb-info-2", "TCB info 2.", None, claims(), tcb_info=2)
+        passes(DOCUMENT, "qe-identity-1", "QE identity 1.", qe_identity_1(8), claims())
+        old_qe = claims("OutOfDate", qe="OutOfDate")
+        passes(LEVEL, "qe-identity-1-old", "A quoting enclave below the threshold.", qe_identity_1(9), old_qe)
         passes(DEBUG, "debug", "A debug enclave, and said.", None, claims(debug=True), debug=True)
         passes(
             IDENTIFIERS,

@@ -10,6 +10,7 @@ import zipfile
 import msgspec
 from tests._amd import Amd
 from tests._aws import Aws, emulated, nitrotpm
+from tests._intel import intel
 
 from fuzz.engine import CORPUS
 
@@ -96,6 +97,17 @@ def evidence() -> None:
     keep("nitro_document", "emulated", emulated().document())
 
 
+def intel_evidence() -> None:
+    """Kept once: their signatures are random."""
+    if (CORPUS / "endorsements" / "tdx").exists():
+        return
+    for version, body_type in ((4, 1), (4, 2), (5, 1), (5, 3)):
+        keep("quote", f"version-{version}-body-{body_type}", intel(version, body_type).quote())
+    for kind, size in ((1, 36), (3, 404)):
+        keep("quote", f"names-processor-{kind}", intel(4, 2).but(certification=(kind, bytes(size))).quote())
+    keep("endorsements", "tdx", intel(5, 3).endorsements())
+
+
 def main() -> None:
     for area, fields in FIELDS.items():
         for path in sorted((VECTORS / area).glob("*.json")):
@@ -111,6 +123,7 @@ def main() -> None:
     info = msgspec.msgpack.decode(bytes.fromhex(json.loads((VECTORS / "claims" / "info.json").read_text())["info"]))
     keep("quote", "info", info["evidence"])
     keep("endorsements", "info", info["endorsements"])
+    intel_evidence()
     start = info["evidence"].find(b"-----BEGIN")
     keep("pem", "chain", info["evidence"][start:].rstrip(b"\0"))
     frames = [struct.pack(">IB3sQ", 3, kind, bytes(3), kind) + b"abc" for kind in range(1, 12)]

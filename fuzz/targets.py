@@ -19,7 +19,7 @@ from conclave._mailheader import address_of, parse_mail
 from conclave.attestation import Constraint, verify_instance
 from conclave.attestation._x509 import split_pem
 from conclave.attestation.claims import parse_claims, parse_instance_info
-from conclave.attestation.dcap import parse_endorsements, parse_quote
+from conclave.attestation.dcap import parse_endorsements, parse_quote, verify_quote
 from conclave.attestation.nitro import parse_document, verify_document
 from conclave.attestation.snp import parse_report, verify_report
 from conclave.bundle.archive import read_bundle
@@ -31,7 +31,7 @@ from conclave.errors import Error
 from conclave.rpc.interface import decode_call
 from fuzz.states import STATES
 
-_NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
+_NOW: Final = datetime(2026, 3, 2, tzinfo=UTC)
 _CONSTRAINT: Final = Constraint.parse("C:" + "10" * 32 + " SEC:INSECURE")
 # When the made-up reports and documents of the corpus are valid.
 _THEN: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -50,7 +50,10 @@ def instance_info(data: bytes) -> None:
 
 
 def quote(data: bytes) -> None:
-    parse_quote(data)
+    parsed = parse_quote(data)
+    # As far as what it proves by itself, under the root that it carries.
+    anchors = frozenset(hashlib.sha256(c).hexdigest() for c in parsed.chain[-1:])
+    verify_quote(parsed, b"", anchors=anchors, now=_NOW)
 
 
 def endorsements(data: bytes) -> None:

@@ -118,6 +118,15 @@ def test_the_guide(tmp_path: Path) -> None:
     run(*CONCLAVE, "build", "settled.py", cwd=tmp_path)
 
 
+def test_the_vectors_of_the_guide(tmp_path: Path) -> None:
+    (program,) = [b for b in blocks("docs/guide/testing-evidence.md", "python") if b.startswith("# vectors.py")]
+    (tmp_path / "vectors.py").write_text(program)
+    place = ROOT / "vectors" / "evidence"
+    done = run(sys.executable, "vectors.py", str(place), cwd=tmp_path)
+    refused = sum('"expect": "authentic"' not in path.read_text() for path in place.glob("*.json"))
+    assert done.stdout == f"{refused} to be refused\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -33,6 +33,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 INFO_TYPE: Final = b"application/vnd.conclave.instance-info"
 MAILS_TYPE: Final = b"application/vnd.conclave.mails"
+FORMATS: Final = frozenset({"sgx", "tdx", "snp", "nitro"})
 START_SECONDS: Final = 120.0
 SWEEP_SECONDS: Final = 2.0
 RENEW_SECONDS: Final = 86_400.0
@@ -56,7 +57,9 @@ class Launched(Protocol):
 
 class _Evidence(_codec.Record, frozen=True):
     claims: bytes
+    format: str
     evidence: bytes
+    hints: bytes
 
 
 class Refusal(Exception):
@@ -283,11 +286,14 @@ class Host:
         if frame.kind != Kind.INSTANCE:
             return
         try:
-            self._evidence = _codec.decode(_Evidence, frame.payload, max_size=131072, what="instance frame")
+            given = _codec.decode(_Evidence, frame.payload, max_size=262144, what="instance frame")
+            if given.format not in FORMATS:
+                raise FormatError("the enclave's evidence has no format that is known here")
         except FormatError:
             if self._link is not None:
                 self._link.close()
             return
+        self._evidence = given
         self._publish()
 
     def _publish(self) -> None:
@@ -298,7 +304,7 @@ class Host:
         self.info = _codec.encode(
             {
                 "version": 1,
-                "format": "sgx",
+                "format": given.format,
                 "evidence": given.evidence,
                 "endorsements": self._endorsements,
                 "claims": given.claims,

@@ -1,0 +1,112 @@
+"""Processors for the imitations: they sign real-format evidence under a test anchor.
+
+Each is made from a time alone, so that two processes can have the same one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from conclave.testing.evidence import AmdPki, AwsPki, BuiltEvidence, IntelPki
+
+EMPTY = bytes(48)
+
+
+def extend(register: bytes, data: bytes) -> bytes:
+    return hashlib.sha384(register + data).digest()
+
+
+@dataclass
+class Sgx:
+    """Gramine's enclave: runtime and bundle are one measurement."""
+
+    now: datetime
+    bundle_id: bytes
+    kind = "sgx"
+
+    @cached_property
+    def _pki(self) -> IntelPki:
+        return IntelPki.create(now=self.now)
+
+    @property
+    def mrenclave(self) -> bytes:
+        return hashlib.sha256(b"the runtime with " + self.bundle_id).digest()
+
+    def evidence(self, report_data: bytes) -> BuiltEvidence:
+        def change(draft: Any) -> None:
+            draft.body.set(mrenclave=self.mrenclave)
+
+        return self._pki.sgx(report_data=report_data, change=change)
+
+    def sealing_key(self, name: str) -> bytes:
+        measured = self.mrenclave if name == "_sgx_mrenclave" else b"signer"
+        return hashlib.sha256(b"this processor" + measured).digest()[:16]
+
+
+@dataclass
+class Tdx:
+    now: datetime
+    mrconfigid: bytes = EMPTY
+    rtmr3: bytes = EMPTY
+    version: int = 4
+    body: int = 2
+    kind = "tdx"
+
+    @cached_property
+    def _pki(self) -> IntelPki:
+        return IntelPki.create(now=self.now)
+
+    def evidence(self, report_data: bytes) -> BuiltEvidence:
+        def change(draft: Any) -> None:
+            draft.body.set(mrconfigid=self.mrconfigid, rtmr3=self.rtmr3)
+
+        return self._pki.tdx(version=self.version, body=self.body, report_data=report_data, change=change)
+
+
+@dataclass
+class Snp:
+    now: datetime
+    host_data: bytes = bytes(32)
+    vmpl: int = 0
+    leaf: str = "vcek"
+    kind = "snp"
+
+    @cached_property
+    def _pki(self) -> AmdPki:
+        return AmdPki.create(now=self.now)
+
+    def evidence(self, report_data: bytes) -> BuiltEvidence:
+        def change(draft: Any) -> None:
+            draft.report.set(host_data=self.host_data, vmpl=self.vmpl)
+
+        return self._pki.snp(leaf=self.leaf, report_data=report_data, change=change)
+
+
+@dataclass
+class Nitro:
+    now: datetime
+    user_data: bytes | None = None
+    pcrs: dict[int, bytes] = field(default_factory=dict)
+    nonce: bytes | None = None
+    public_key: bytes | None = None
+    indefinite: bool = True
+    change: Callable[[Any], None] = lambda draft: None
+    kind = "nitro"
+
+    @cached_property
+    def _pki(self) -> AwsPki:
+        return AwsPki.create(now=self.now)
+
+    def evidence(self, report_data: bytes | None) -> BuiltEvidence:
+        def change(draft: Any) -> None:
+            draft.payload["pcrs"] |= self.pcrs
+            draft.indefinite = self.indefinite
+            self.change(draft)
+
+        given = {"nonce": self.nonce, "public_key": self.public_key}
+        return self._pki.nitro(user_data=report_data, change=change, **given)

@@ -28,7 +28,7 @@ from _common import HERE, certificate, emit, middle, trust
 from conclave._crypto import DecryptionKey, SigningKey
 from conclave.attestation import Constraint, verify_instance
 from conclave.attestation.claims import parse_instance_info
-from conclave.attestation.dcap import parse_endorsements, parse_sgx_quote
+from conclave.attestation.dcap import parse_quote
 from conclave.mail import ClientSession, Mailbox, Reply, ReplyKind, Request, RequestKind
 
 ROUNDS = 15
@@ -45,6 +45,12 @@ def cpu_ms(work: Callable[[], object]) -> float:
     return (time.process_time() - began) / EACH * 1e3
 
 
+def collateral(parts: dict[str, str]) -> object:
+    """Endorsements in dcap-qvl's form."""
+    binary = ("root_ca_crl", "pck_crl", "tcb_info_signature", "qe_identity_signature")
+    return dcap_qvl.QuoteCollateralV3(**{k: bytes.fromhex(v) if k in binary else v for k, v in parts.items()})
+
+
 class Verification:
     """Both ways to verify one quote."""
 
@@ -54,16 +60,15 @@ class Verification:
         self._constraint = Constraint.parse(vector["constraint"])
         self._now = datetime.fromisoformat(vector["now"])
         parts = parse_instance_info(self._info)
-        self._quote = parse_sgx_quote(parts.evidence)
-        self._endorsements, _ = parse_endorsements(parts.endorsements)
+        self._quote = parts.evidence
+        self._root = parse_quote(parts.evidence).chain[-1]
+        self._endorsements = collateral(json.loads(parts.endorsements))
 
     def ours(self) -> object:
         return verify_instance(self._info, self._constraint, now=self._now)
 
     def theirs(self) -> object:
-        return dcap_qvl.verify_with_root_ca(
-            self._quote.raw, self._endorsements, self._quote.chain[-1], int(self._now.timestamp())
-        )
+        return dcap_qvl.verify_with_root_ca(self._quote, self._endorsements, self._root, int(self._now.timestamp()))
 
 
 class Opening:

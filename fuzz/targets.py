@@ -16,7 +16,7 @@ from conclave._mailheader import address_of, parse_mail
 from conclave.attestation import Constraint, verify_instance
 from conclave.attestation._x509 import split_pem
 from conclave.attestation.claims import parse_claims, parse_instance_info
-from conclave.attestation.dcap import parse_endorsements, parse_sgx_quote
+from conclave.attestation.dcap import parse_endorsements, parse_quote
 from conclave.bundle.archive import read_bundle
 from conclave.bundle.lockfile import read_lock
 from conclave.bundle.manifest import parse_manifest
@@ -42,7 +42,7 @@ def instance_info(data: bytes) -> None:
 
 
 def quote(data: bytes) -> None:
-    parse_sgx_quote(data)
+    parse_quote(data)
 
 
 def endorsements(data: bytes) -> None:

@@ -18,7 +18,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "conclave"
 FILES = (
     "attestation/verify.py",
-    "attestation/dcap.py",
+    "attestation/_der.py",
+    "attestation/dcap/_json.py",
+    "attestation/dcap/_layout.py",
+    "attestation/dcap/collateral.py",
+    "attestation/dcap/pck.py",
+    "attestation/dcap/quote.py",
+    "attestation/dcap/tcb.py",
+    "attestation/dcap/verify.py",
     "attestation/_x509.py",
     "attestation/claims.py",
     "attestation/constraint.py",

@@ -329,7 +329,7 @@ def test_signatures_harvested_through_the_challenge_are_challenges_only(wire: Wi
 def test_a_program_gets_its_own_keys_and_its_own_name_only(
     author: Callable[..., Bundle], serve: Callable[..., HostServer], only: Callable[[Bundle], str]
 ) -> None:
-    from conclave.attestation.dcap import parse_sgx_quote
+    from conclave.attestation.dcap import parse_quote
 
     key, other_key = SigningKey.generate(), SigningKey.generate()
     header = "# /// script\n# [tool.conclave]\n# product-id = %d\n# revocation-level = %d\n# ///\n"
@@ -355,8 +355,8 @@ def test_a_program_gets_its_own_keys_and_its_own_name_only(
                     client.call("key", policy, b"context", returns=bytes)
             # It may ask for any report data, but its own name stands beside it.
             victim = programs["victim"]
-            quote = parse_sgx_quote(client.call("quote", bytes(64), returns=bytes))
-            assert (quote.config_id[:32] == victim.bundle_id) == (name == "victim")
+            quote = parse_quote(client.call("quote", bytes(64), returns=bytes))
+            assert (quote.body["config_id"][:32] == victim.bundle_id) == (name == "victim")
     of_victim = keys["victim"]
     assert len(set(of_victim.values())) == 3
     assert keys["same author"]["code"] != of_victim["code"]

@@ -1,4 +1,4 @@
-"""Quotes that verify, with one thing changed, signed again where a signature covers it."""
+"""SGX quotes that verify, with one thing changed, signed again where a signature covers it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import dcap_qvl
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests._evidence import ABSENT, evidence_dir
 
-from conclave.attestation import _x509, dcap, verify
-from conclave.attestation.dcap import parse_endorsements, parse_sgx_quote, verify_sgx_quote
+from conclave.attestation import _x509, verify
+from conclave.attestation.anchors import ANCHORS
+from conclave.attestation.dcap import parse_endorsements, parse_quote, verify_quote
+from conclave.attestation.dcap.collateral import BYTES, TEXTS
+from conclave.attestation.evidence import EvidenceClaims
 from conclave.errors import (
+    BindingError,
     ChainError,
     Error,
     ExpiredError,
@@ -40,7 +43,6 @@ from conclave.platform.pki import Pki
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DAY = timedelta(days=1)
-EVIDENCE = Path(__file__).parents[2].parent / "shared" / "evidence"
 # Where the parts of a quote of the simulated machine lie.
 SIGNATURE, KEY, QE_REPORT, QE_SIGNATURE, QE_AUTH, CERTIFICATION = 436, 500, 564, 948, 1012, 1046
 
@@ -51,16 +53,16 @@ class Case:
     other: Machine
     quote: bytes
     endorsements: dict[str, str]
-    root: bytes
+    anchor: str
     now: datetime = NOW
 
     @property
     def keys(self) -> Pki:
         return self.machine._pki
 
-    def verify(self) -> dcap.SgxClaims:
+    def verify(self) -> EvidenceClaims:
         data = json.dumps(self.endorsements).encode()
-        return verify_sgx_quote(parse_sgx_quote(self.quote), data, root_der=self.root, now=self.now)
+        return verify_quote(parse_quote(self.quote), data, anchors=frozenset({self.anchor}), now=self.now)
 
     def but(self, **members: str) -> Case:
         return replace(self, endorsements=self.endorsements | members)
@@ -78,6 +80,19 @@ class Case:
     def qe_level(self, **fields: Any) -> Case:
         level = json.loads(self.endorsements["qe_identity"])["tcbLevels"][0]
         return self.signed("qe_identity", tcbLevels=[level | fields])
+
+    def tdx(self) -> Case:
+        """TCB info of the same processor for TDX."""
+        levels = json.loads(self.endorsements["tcb_info"])["tcbLevels"]
+        levels[0]["tcb"]["tdxtcbcomponents"] = [{"svn": 0}] * 16
+        module = {"mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8}
+        return self.signed("tcb_info", id="TDX", tcbLevels=levels, tdxModule=module)
+
+    def leaf(self, extension: bytes | None) -> Case:
+        """A PCK certificate with another extension, or none."""
+        keys = self.keys
+        pck = pki._certificate("PCK", keys.pck_key, keys.ca, keys.ca_key, now=NOW, authority=False, extension=extension)
+        return self.certification(pem(der(pck), der(keys.ca), der(keys.root)))
 
     def crl(self, name: str, issuer: str, *, key: str = "", revoked: tuple[str, ...] = (), now: datetime = NOW) -> Case:
         serials = tuple(getattr(self.keys, r).serial_number for r in revoked)
@@ -112,7 +127,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     machine = Machine.open(tmp_path_factory.mktemp("one"), now=NOW)
     other = Machine.open(tmp_path_factory.mktemp("other"), now=NOW)
     quote = machine.quote(report_data=bytes(range(64)), config_id=bytes(range(100, 164)), mrenclave=bytes(range(32)))
-    return Case(machine, other, quote, json.loads(machine.endorsements()), machine.root_der)
+    return Case(machine, other, quote, json.loads(machine.endorsements()), machine.anchor)
 
 
 def flipped(text: str) -> str:
@@ -141,31 +156,17 @@ def test_the_evidence_that_all_others_are_made_from_verifies(case: Case) -> None
 
 
 def test_the_fields_of_a_quote_are_where_the_layout_says(case: Case) -> None:
-    quote = parse_sgx_quote(case.quote)
-    assert quote.raw == case.quote
-    assert quote.mrenclave == bytes(range(32))
-    assert quote.config_id == bytes(range(100, 164))
+    quote = parse_quote(case.quote)
+    assert (quote.version, quote.tee, quote.body_type, quote.trailing) == (3, "sgx", 1, 0)
+    assert quote.signed == case.quote[:432]
+    assert quote.body["mrenclave"] == bytes(range(32))
+    assert quote.body["config_id"] == bytes(range(100, 164))
     assert quote.report_data == bytes(range(64))
+    assert quote.attestation_key == case.quote[KEY:QE_REPORT]
+    assert quote.qe_report == case.quote[QE_REPORT:QE_SIGNATURE]
     assert not quote.debug
     assert quote.chain == (der(case.keys.pck), der(case.keys.ca), der(case.keys.root))
-    assert parse_sgx_quote(case.at(96, b"\x87").quote).debug
-
-
-def test_the_layout_tiles_the_report_body() -> None:
-    sizes = {
-        "cpu svn": 16, "misc select": 4, "reserved": 12, "extended product id": 16, "attributes": 16, "mrenclave": 32,
-        "reserved 2": 32, "mrsigner": 32, "reserved 3": 32, "config id": 64, "product": 2, "svn": 2, "config svn": 2,
-        "reserved 4": 42, "family id": 16, "report data": 64,
-    }  # fmt: skip
-    offsets, at = {}, dcap.BODY
-    for name, size in sizes.items():
-        offsets[name] = at
-        at += size
-    assert at == dcap.BODY + dcap.BODY_SIZE
-    assert offsets["attributes"] == dcap._ATTRIBUTES
-    assert offsets["mrenclave"] == dcap._MRENCLAVE
-    assert offsets["config id"] == dcap._CONFIGID
-    assert offsets["report data"] == dcap._REPORT_DATA
+    assert parse_quote(case.at(96, b"\x87").quote).debug
 
 
 # What is authentic but says something worth knowing.
@@ -202,195 +203,338 @@ def test_the_chain_of_the_crl_is_carried_and_not_trusted(case: Case) -> None:
     assert case.but(pck_crl_issuer_chain=foreign).verify().tcb_status == "UpToDate"
 
 
+@pytest.mark.spec("DCAP-14")
+@pytest.mark.parametrize("without", [("pck_crl",), ("root_ca_crl",), ("pck_crl", "root_ca_crl")])
+def test_without_a_list_revocation_is_unknown_and_that_is_told(case: Case, without: tuple[str, ...]) -> None:
+    assert case.verify().remarks == frozenset()
+    assert case.but(**dict.fromkeys(without, "")).verify().remarks == {"revocation-unknown"}
+
+
+@pytest.mark.spec("DCAP-22")
+def test_debug_is_told_and_not_refused(case: Case) -> None:
+    claims = case.body(96, struct.pack("<Q", 0x87)).verify()
+    assert claims.debug
+    assert claims.tcb_status == "UpToDate"
+
+
+def test_an_unused_chain_beside_the_quotes_own_changes_nothing(case: Case) -> None:
+    given = case.but(pck_certificate_chain=pki.pem(case.other._pki.pck, case.other._pki.ca, case.other._pki.root))
+    assert given.verify() == case.verify()
+
+
 # What is refused.
 
-EXPIRED: dict[str, Callable[[Case], Case]] = {
-    "a month later": lambda c: replace(c, now=NOW + 31 * DAY),
-    "before any of it was issued": lambda c: replace(c, now=NOW - DAY),
-    "before 1970": lambda c: replace(c, now=datetime(1960, 1, 1, tzinfo=UTC)),
-    "in the year 9999": lambda c: replace(c, now=datetime(9999, 12, 31, tzinfo=UTC)),
-    "old CRL of the CA": lambda c: c.crl("pck_crl", "ca", now=NOW - 31 * DAY),
-    "old CRL of the root": lambda c: c.crl("root_ca_crl", "root", now=NOW - 31 * DAY),
-    "TCB info expired": lambda c: c.signed("tcb_info", nextUpdate="2026-02-28T00:00:00Z"),
-    "TCB info of the future": lambda c: c.signed("tcb_info", issueDate="2026-03-02T00:00:00Z"),
-    "QE identity expired": lambda c: c.signed("qe_identity", nextUpdate="2026-02-28T00:00:00Z"),
-    "QE identity of the future": lambda c: c.signed("qe_identity", issueDate="2026-03-02T00:00:00Z"),
+Change = Callable[[Case], Case]
+EXPIRED: dict[str, tuple[str, Change]] = {
+    "a month later": ("tcb-info-expired", lambda c: replace(c, now=NOW + 31 * DAY)),
+    "before any of it was issued": ("pck-expired", lambda c: replace(c, now=NOW - DAY)),
+    "before 1970": ("pck-expired", lambda c: replace(c, now=datetime(1960, 1, 1, tzinfo=UTC))),
+    "in the year 9999": ("pck-expired", lambda c: replace(c, now=datetime(9999, 12, 31, tzinfo=UTC))),
+    "old CRL of the CA": ("pck-crl-expired", lambda c: c.crl("pck_crl", "ca", now=NOW - 31 * DAY)),
+    "old CRL of the root": ("root-crl-expired", lambda c: c.crl("root_ca_crl", "root", now=NOW - 31 * DAY)),
+    "TCB info expired": ("tcb-info-expired", lambda c: c.signed("tcb_info", nextUpdate="2026-02-28T00:00:00Z")),
+    "TCB info of the future": ("tcb-info-expired", lambda c: c.signed("tcb_info", issueDate="2026-03-02T00:00:00Z")),
+    "QE identity expired": (
+        "qe-identity-expired", lambda c: c.signed("qe_identity", nextUpdate="2026-02-28T00:00:00Z")
+    ),
+    "QE identity of the future": (
+        "qe-identity-expired", lambda c: c.signed("qe_identity", issueDate="2026-03-02T00:00:00Z")
+    ),
+}  # fmt: skip
+REVOKED: dict[str, tuple[str, Change]] = {
+    "PCK certificate": ("pck-revoked", lambda c: c.crl("pck_crl", "ca", revoked=("pck",))),
+    "PCK CA": ("pck-ca-revoked", lambda c: c.crl("root_ca_crl", "root", revoked=("ca",))),
+    "signer of TCB info": ("tcb-signer-revoked", lambda c: c.crl("root_ca_crl", "root", revoked=("tcb",))),
+    "TCB level": ("tcb-revoked", lambda c: c.level(tcbStatus="Revoked")),
+    "TCB level of the QE": ("tcb-revoked", lambda c: c.qe_level(tcbStatus="Revoked")),
 }
-REVOKED: dict[str, Callable[[Case], Case]] = {
-    "PCK certificate": lambda c: c.crl("pck_crl", "ca", revoked=("pck",)),
-    "PCK CA": lambda c: c.crl("root_ca_crl", "root", revoked=("ca",)),
-    "signer of TCB info": lambda c: c.crl("root_ca_crl", "root", revoked=("tcb",)),
-    "TCB level": lambda c: c.level(tcbStatus="Revoked"),
-    "TCB level of the QE": lambda c: c.qe_level(tcbStatus="Revoked"),
+UNSIGNED: dict[str, tuple[str, Change]] = {
+    "QE SVN of the header": ("quote-signature", lambda c: c.flip(8)),
+    "user data of the header": ("quote-signature", lambda c: c.flip(28)),
+    "CPU SVN": ("quote-signature", lambda c: c.flip(48)),
+    "attributes": ("quote-signature", lambda c: c.flip(96)),
+    "measurement": ("quote-signature", lambda c: c.flip(112)),
+    "config id": ("quote-signature", lambda c: c.flip(240)),
+    "report data": ("quote-signature", lambda c: c.flip(431)),
+    "quote signature": ("quote-signature", lambda c: c.flip(SIGNATURE + 5)),
+    "QE report": ("qe-report-signature", lambda c: c.flip(QE_REPORT)),
+    "QE report data": ("qe-report-signature", lambda c: c.flip(QE_REPORT + 320)),
+    "QE report signature": ("qe-report-signature", lambda c: c.flip(QE_SIGNATURE + 5)),
+    "TCB info": (
+        "tcb-info-signature",
+        lambda c: c.but(tcb_info=c.endorsements["tcb_info"].replace('"pcesvn":11', '"pcesvn":10')),
+    ),
+    "TCB info signature": (
+        "tcb-info-signature", lambda c: c.but(tcb_info_signature=flipped(c.endorsements["tcb_info_signature"]))
+    ),
+    "TCB info signed by another": ("tcb-info-signature", lambda c: c.signed("tcb_info", c.other._pki.tcb_key)),
+    "QE identity": (
+        "qe-identity-signature",
+        lambda c: c.but(qe_identity=c.endorsements["qe_identity"].replace('"isvsvn":8', '"isvsvn":7')),
+    ),
+    "QE identity signature": (
+        "qe-identity-signature",
+        lambda c: c.but(qe_identity_signature=flipped(c.endorsements["qe_identity_signature"])),
+    ),
+    "QE identity signed by another": ("qe-identity-signature", lambda c: c.signed("qe_identity", c.other._pki.tcb_key)),
+}  # fmt: skip
+UNBOUND: dict[str, tuple[str, Change]] = {
+    "attestation key that the QE did not certify": ("qe-binding", lambda c: c.flip(KEY + 10)),
+    "QE authentication data": ("qe-binding", lambda c: c.flip(QE_AUTH + 2)),
+    "the second half of the QE's report data": ("qe-binding", lambda c: c.qe_report(352, b"\1")),
 }
-UNSIGNED: dict[str, Callable[[Case], Case]] = {
-    "QE SVN of the header": lambda c: c.flip(8),
-    "user data of the header": lambda c: c.flip(28),
-    "CPU SVN": lambda c: c.flip(48),
-    "attributes": lambda c: c.flip(96),
-    "measurement": lambda c: c.flip(112),
-    "config id": lambda c: c.flip(240),
-    "report data": lambda c: c.flip(431),
-    "quote signature": lambda c: c.flip(SIGNATURE + 5),
-    "QE report": lambda c: c.flip(QE_REPORT),
-    "QE report data": lambda c: c.flip(QE_REPORT + 320),
-    "QE report signature": lambda c: c.flip(QE_SIGNATURE + 5),
-    "TCB info": lambda c: c.but(tcb_info=c.endorsements["tcb_info"].replace('"pcesvn":11', '"pcesvn":10')),
-    "TCB info signature": lambda c: c.but(tcb_info_signature=flipped(c.endorsements["tcb_info_signature"])),
-    "TCB info signed by another": lambda c: c.signed("tcb_info", c.other._pki.tcb_key),
-    "QE identity": lambda c: c.but(qe_identity=c.endorsements["qe_identity"].replace('"isvsvn":8', '"isvsvn":7')),
-    "QE identity signature": lambda c: c.but(qe_identity_signature=flipped(c.endorsements["qe_identity_signature"])),
-    "QE identity signed by another": lambda c: c.signed("qe_identity", c.other._pki.tcb_key),
-    "CRL of the CA": lambda c: c.but(pck_crl=flipped(c.endorsements["pck_crl"])),
-    "CRL of the CA signed by the root": lambda c: c.crl("pck_crl", "ca", key="root"),
-    "CRL of the root": lambda c: c.but(root_ca_crl=flipped(c.endorsements["root_ca_crl"])),
-    "CRL of the root from its CA": lambda c: c.crl("root_ca_crl", "ca"),
-    "CRL of another CA": lambda c: c.but(pck_crl=json.loads(c.other.endorsements())["pck_crl"]),
-}
-PEM = "-----BEGIN CERTIFICATE-----"
-CHAIN: dict[str, Callable[[Case], Case]] = {
-    "another root": lambda c: replace(c, root=c.other.root_der),
-    "another machine's TCB signer": lambda c: c.but(
-        tcb_info_issuer_chain=json.loads(c.other.endorsements())["tcb_info_issuer_chain"]
+CHAIN: dict[str, tuple[str, Change]] = {
+    "another root": ("pck-chain", lambda c: replace(c, anchor=c.other.anchor)),
+    "the CA is pinned": ("pck-chain", lambda c: replace(c, anchor=fingerprint(c.keys.ca))),
+    "the PCK certificate is pinned": ("pck-chain", lambda c: replace(c, anchor=fingerprint(c.keys.pck))),
+    "another machine's TCB signer": (
+        "tcb-info-chain",
+        lambda c: c.but(tcb_info_issuer_chain=json.loads(c.other.endorsements())["tcb_info_issuer_chain"]),
     ),
-    "another machine's QE identity signer": lambda c: c.but(
-        qe_identity_issuer_chain=json.loads(c.other.endorsements())["qe_identity_issuer_chain"]
+    "another machine's QE identity signer": (
+        "qe-identity-chain",
+        lambda c: c.but(qe_identity_issuer_chain=json.loads(c.other.endorsements())["qe_identity_issuer_chain"]),
     ),
-    "CRL of the root for its CA": lambda c: c.crl("pck_crl", "root"),
-    "TCB info signed by the processor's own PCK key": lambda c: c.signed("tcb_info", c.keys.pck_key).but(
-        tcb_info_issuer_chain=pki.pem(c.keys.pck, c.keys.ca, c.keys.root)
+    "CRL of the root for its CA": ("pck-crl-issuer", lambda c: c.crl("pck_crl", "root")),
+    "CRL of the CA": ("pck-crl-issuer", lambda c: c.but(pck_crl=flipped(c.endorsements["pck_crl"]))),
+    "CRL of the CA signed by the root": ("pck-crl-issuer", lambda c: c.crl("pck_crl", "ca", key="root")),
+    "CRL of the root": ("root-crl-issuer", lambda c: c.but(root_ca_crl=flipped(c.endorsements["root_ca_crl"]))),
+    "CRL of the root from its CA": ("root-crl-issuer", lambda c: c.crl("root_ca_crl", "ca")),
+    "CRL of another CA": ("pck-crl-issuer", lambda c: c.but(pck_crl=json.loads(c.other.endorsements())["pck_crl"])),
+    "TCB info signed by the processor's own PCK key": (
+        "tcb-info-chain",
+        lambda c: c.signed("tcb_info", c.keys.pck_key).but(
+            tcb_info_issuer_chain=pki.pem(c.keys.pck, c.keys.ca, c.keys.root)
+        ),
     ),
-    "QE identity signed by the processor's own PCK key": lambda c: c.signed("qe_identity", c.keys.pck_key).but(
-        qe_identity_issuer_chain=pki.pem(c.keys.pck, c.keys.ca, c.keys.root)
+    "QE identity signed by the processor's own PCK key": (
+        "qe-identity-chain",
+        lambda c: c.signed("qe_identity", c.keys.pck_key).but(
+            qe_identity_issuer_chain=pki.pem(c.keys.pck, c.keys.ca, c.keys.root)
+        ),
     ),
-    "TCB info signed by the CA": lambda c: c.signed("tcb_info", c.keys.ca_key).but(
-        tcb_info_issuer_chain=pki.pem(c.keys.ca, c.keys.root)
+    "TCB info signed by the CA": (
+        "tcb-info-chain",
+        lambda c: c.signed("tcb_info", c.keys.ca_key).but(tcb_info_issuer_chain=pki.pem(c.keys.ca, c.keys.root)),
     ),
-    "the quote's chain without its CA": lambda c: c.certification(pem(der(c.keys.pck), der(c.keys.root))),
-    "signer chain holds no certificate": lambda c: c.but(tcb_info_issuer_chain=pem(b"junk").decode()),
-}
-MISFIT: dict[str, Callable[[Case], Case]] = {
-    "QE vendor": lambda c: c.body(12, bytes(16)),
-    "attestation key that the QE did not certify": lambda c: c.flip(KEY + 10),
-    "QE authentication data": lambda c: c.flip(QE_AUTH + 2),
-    "debug attribute": lambda c: c.body(96, struct.pack("<Q", 0x87)),
-    "TCB info of another processor family": lambda c: c.signed("tcb_info", fmspc="000000000000"),
-    "TCB info of another PCE": lambda c: c.signed("tcb_info", pceId="0001"),
-    "TCB info without levels": lambda c: c.signed("tcb_info", tcbLevels=[]),
-    "status that SGX does not have": lambda c: c.level(tcbStatus="TDRelaunchAdvised"),
-    "PCE below every level": lambda c: c.level(tcb={"sgxtcbcomponents": [{"svn": 2}] * 16, "pcesvn": 12}),
-    "CPU below every level": lambda c: c.level(tcb={"sgxtcbcomponents": [{"svn": 3}] * 16, "pcesvn": 11}),
-    "QE of another signer": lambda c: c.qe_report(128, bytes(32)),
-    "another product of the QE's signer": lambda c: c.qe_report(256, b"\2\0"),
-    "QE attributes": lambda c: c.qe_report(48, b"\x01"),
-    "QE in debug mode": lambda c: c.qe_report(48, b"\x13"),
-    "QE misc select": lambda c: c.qe_report(16, b"\1"),
-    "QE below every level": lambda c: c.qe_report(258, b"\7\0"),
-    "the quote's leaf is the TCB signer": lambda c: c.certification(pem(der(c.keys.tcb), der(c.keys.root))),
-    "no signature of TCB info": lambda c: c.but(tcb_info_signature=""),
-}
-SHAPE: dict[str, Callable[[Case], Case]] = {
-    "version 4": lambda c: c.at(0, b"\4"),
-    "attestation key type": lambda c: c.at(2, b"\3"),
-    "TEE type of TDX": lambda c: c.at(4, b"\x81"),
-    "nothing": lambda c: replace(c, quote=b""),
-    "certification data of another kind": lambda c: c.certification(c.quote[CERTIFICATION + 6 :], kind=1),
-    "certification data claims more": lambda c: c.certification(b"x" * 9, size=10),
-    "certification data claims less": lambda c: c.certification(c.quote[CERTIFICATION + 6 :] + b"\n", size=100),
-    "trailing byte": lambda c: replace(c, quote=c.quote + b"\0"),
-    "trailing byte that is counted": lambda c: replace(
-        c, quote=c.quote[:432] + struct.pack("<I", len(c.quote) - 435) + c.quote[436:] + b"\0"
+    "TCB info signed by the root": (
+        "tcb-info-chain",
+        lambda c: c.signed("tcb_info", c.keys.root_key).but(tcb_info_issuer_chain=pki.pem(c.keys.root)),
     ),
-    "trailing byte that is not counted": lambda c: replace(
-        c, quote=c.quote[:432] + struct.pack("<I", len(c.quote) - 437) + c.quote[436:]
+    "TCB info signed by a certificate for another use": (
+        "tcb-info-chain",
+        lambda c: c.signed("tcb_info").but(tcb_info_issuer_chain=pki.pem(issued(c.keys, "Conclave Other Signing"))),
     ),
-    "chain is not PEM": lambda c: c.certification(b"junk" * 100),
-    "chain is empty": lambda c: c.certification(b""),
-    "chain with text between": lambda c: c.certification(pem(der(c.keys.pck)) + b"x" + pem(der(c.keys.ca))),
-    "chain with wrong base64": lambda c: c.certification(b"-----BEGIN CERTIFICATE-----\nA\n-----END CERTIFICATE-----"),
-    "TCB info chain is empty": lambda c: c.but(tcb_info_issuer_chain=""),
-    "QE identity chain is junk": lambda c: c.but(qe_identity_issuer_chain="junk"),
-    "unknown TCB status": lambda c: c.level(tcbStatus="Fine"),
-    "unknown QE status": lambda c: c.qe_level(tcbStatus="Fine"),
-    "TCB info of TDX": lambda c: c.signed("tcb_info", id="TDX"),
-    "TCB info of version 2": lambda c: c.signed("tcb_info", version=2),
-    "TCB info of version 4": lambda c: c.signed("tcb_info", version=4),
-    "QE identity of TDX": lambda c: c.signed("qe_identity", id="TD_QE"),
-    "QE identity of version 1": lambda c: c.signed("qe_identity", version=1),
-    "issue date of another form": lambda c: c.signed("tcb_info", issueDate="2026-03-01 12:00:00"),
-    "issue date that does not exist": lambda c: c.signed("tcb_info", issueDate="2026-02-30T12:00:00Z"),
-    "issue date is a number": lambda c: c.signed("qe_identity", issueDate=1),
-    "TCB info expires some time": lambda c: c.signed("tcb_info", nextUpdate="soon"),
-    "QE identity expires some time": lambda c: c.signed("qe_identity", nextUpdate="soon"),
-    "TCB info says nothing": lambda c: c.but(tcb_info="{}"),
-    "QE identity without a date": lambda c: c.but(qe_identity='{"id":"QE","version":2}'),
-    "TCB info is a list": lambda c: c.but(tcb_info="[]"),
-    "TCB info is not JSON": lambda c: c.but(tcb_info="{"),
-    "a member too many": lambda c: c.but(pck_certificate_chain=""),
-    "a member too few": lambda c: replace(
-        c, endorsements={k: v for k, v in c.endorsements.items() if k != "pck_crl_issuer_chain"}
+    "TCB info signed by an authority of that name": (
+        "tcb-info-chain",
+        lambda c: c.signed("tcb_info").but(
+            tcb_info_issuer_chain=pki.pem(issued(c.keys, "Conclave TCB Signing", authority=True))
+        ),
     ),
-    "a member that is a number": lambda c: c.but(pck_crl=1),  # type: ignore[arg-type]
-    "a member that is not ASCII": lambda c: c.but(pck_crl_issuer_chain="ü"),
-    "no CRL of the CA": lambda c: c.but(pck_crl=""),
-    "no CRL of the root": lambda c: c.but(root_ca_crl=""),
-    "CRL is not hex": lambda c: c.but(pck_crl="zz"),
-    "CRL one byte short": lambda c: c.but(root_ca_crl=c.endorsements["root_ca_crl"][:-2]),
-    "CRL of an unknown version": lambda c: c.but(pck_crl=c.endorsements["pck_crl"].replace("020101", "020103", 1)),
-}
+    "the quote's chain without its CA": (
+        "pck-chain", lambda c: c.certification(pem(der(c.keys.pck), der(c.keys.root)))
+    ),
+    "the quote's leaf is the TCB signer": (
+        "pck-chain", lambda c: c.certification(pem(der(c.keys.tcb), der(c.keys.root)))
+    ),
+    "a certificate of the quote is junk": (
+        "pck-chain", lambda c: c.certification(pem(der(c.keys.pck), b"junk", der(c.keys.root)))
+    ),
+    "signer chain holds no certificate": (
+        "tcb-info-chain", lambda c: c.but(tcb_info_issuer_chain=pem(b"junk").decode())
+    ),
+}  # fmt: skip
+MISFIT: dict[str, tuple[str, Change]] = {
+    "QE vendor": ("qe-vendor", lambda c: c.body(12, bytes(16))),
+    "TCB info of another processor family": (
+        "tcb-info-mismatch", lambda c: c.signed("tcb_info", fmspc="000000000000")
+    ),
+    "TCB info of another PCE": ("tcb-info-mismatch", lambda c: c.signed("tcb_info", pceId="0001")),
+    "TCB info of TDX": ("tcb-info-mismatch", lambda c: c.tdx()),
+    "QE identity of TDX": ("qe-identity-mismatch", lambda c: c.signed("qe_identity", id="TD_QE")),
+    "TCB info without levels": ("tcb-unsupported", lambda c: c.signed("tcb_info", tcbLevels=[])),
+    "QE identity without levels": ("tcb-unsupported", lambda c: c.signed("qe_identity", tcbLevels=[])),
+    "PCE below every level": (
+        "tcb-unsupported", lambda c: c.level(tcb={"sgxtcbcomponents": [{"svn": 2}] * 16, "pcesvn": 12})
+    ),
+    "CPU below every level": (
+        "tcb-unsupported", lambda c: c.level(tcb={"sgxtcbcomponents": [{"svn": 3}] * 16, "pcesvn": 11})
+    ),
+    "one component below every level": (
+        "tcb-unsupported",
+        lambda c: c.level(tcb={"sgxtcbcomponents": [{"svn": 2}] * 15 + [{"svn": 3}], "pcesvn": 11}),
+    ),
+    "a level above what a component can have": (
+        "tcb-unsupported",
+        lambda c: c.level(tcb={"sgxtcbcomponents": [{"svn": 258}] + [{"svn": 2}] * 15, "pcesvn": 11}),
+    ),
+    "QE of another signer": ("qe-mrsigner", lambda c: c.qe_report(128, bytes(32))),
+    "another product of the QE's signer": ("qe-product", lambda c: c.qe_report(256, b"\2\0")),
+    "QE attributes": ("qe-attributes", lambda c: c.qe_report(48, b"\x01")),
+    "QE in debug mode": ("qe-attributes", lambda c: c.qe_report(48, b"\x13")),
+    "QE misc select": ("qe-misc-select", lambda c: c.qe_report(16, b"\1")),
+    "QE below every level": ("tcb-unsupported", lambda c: c.qe_report(258, b"\7\0")),
+    "the PCK certificate names no processor": ("pck-extension", lambda c: c.leaf(None)),
+    "the PCK certificate's extension is empty": ("pck-extension", lambda c: c.leaf(b"\x30\0")),
+    "the PCK certificate's extension is junk": ("pck-extension", lambda c: c.leaf(b"junk")),
+}  # fmt: skip
+SHAPE: dict[str, tuple[str, Change]] = {
+    "version 4": ("quote-certification", lambda c: c.at(0, b"\4")),
+    "version 5": ("quote-body", lambda c: c.at(0, b"\5")),
+    "version 2": ("quote-version", lambda c: c.at(0, b"\2")),
+    "version 6": ("quote-version", lambda c: c.at(0, b"\6")),
+    "version 259": ("quote-version", lambda c: c.at(0, b"\3\1")),
+    "attestation key type": ("quote-key-type", lambda c: c.at(2, b"\3")),
+    "TEE type of TDX": ("quote-tee", lambda c: c.at(4, b"\x81")),
+    "TEE type that nobody knows": ("quote-tee", lambda c: c.at(4, b"\1")),
+    "nothing": ("quote-format", lambda c: replace(c, quote=b"")),
+    "more than a quote may have": ("quote-format", lambda c: c.certification(bytes(65536))),
+    "a reserved field of the report": ("quote-format", lambda c: c.body(68, b"\1")),
+    "a reserved field of the QE report": ("quote-format", lambda c: c.qe_report(20, b"\1")),
+    "certification data of another kind": (
+        "quote-certification", lambda c: c.certification(c.quote[CERTIFICATION + 6 :], kind=1)
+    ),
+    "certification data of a kind that nobody knows": (
+        "quote-certification", lambda c: c.certification(c.quote[CERTIFICATION + 6 :], kind=4)
+    ),
+    "certification data claims more": ("quote-format", lambda c: c.certification(b"x" * 9, size=10)),
+    "certification data claims less": (
+        "quote-format", lambda c: c.certification(c.quote[CERTIFICATION + 6 :] + b"\n", size=100)
+    ),
+    "trailing byte": ("quote-format", lambda c: replace(c, quote=c.quote + b"\0")),
+    "trailing byte that is counted": (
+        "quote-format",
+        lambda c: replace(c, quote=c.quote[:432] + struct.pack("<I", len(c.quote) - 435) + c.quote[436:] + b"\0"),
+    ),
+    "trailing byte that is not counted": (
+        "quote-format",
+        lambda c: replace(c, quote=c.quote[:432] + struct.pack("<I", len(c.quote) - 437) + c.quote[436:]),
+    ),
+    "chain is not PEM": ("quote-certification", lambda c: c.certification(b"junk" * 100)),
+    "chain is empty": ("quote-certification", lambda c: c.certification(b"")),
+    "chain with text between": (
+        "quote-certification", lambda c: c.certification(pem(der(c.keys.pck)) + b"x" + pem(der(c.keys.ca)))
+    ),
+    "chain with wrong base64": (
+        "quote-certification",
+        lambda c: c.certification(b"-----BEGIN CERTIFICATE-----\nA\n-----END CERTIFICATE-----"),
+    ),
+    "chain of nine certificates": ("quote-certification", lambda c: c.certification(pem(*[der(c.keys.ca)] * 9))),
+    "DER chain of nine certificates": ("quote-certification", lambda c: c.certification(der(c.keys.ca) * 9)),
+    "DER chain and a NUL": ("quote-certification", lambda c: c.certification(der(c.keys.pck) + b"\0")),
+    "TCB info chain is empty": ("endorsements-format", lambda c: c.but(tcb_info_issuer_chain="")),
+    "QE identity chain is junk": ("endorsements-format", lambda c: c.but(qe_identity_issuer_chain="junk")),
+    "unknown TCB status": ("tcb-info-format", lambda c: c.level(tcbStatus="Fine")),
+    "status that a platform does not have": ("tcb-info-format", lambda c: c.level(tcbStatus="TDRelaunchAdvised")),
+    "unknown QE status": ("qe-identity-format", lambda c: c.qe_level(tcbStatus="Fine")),
+    "status that a QE does not have": ("qe-identity-format", lambda c: c.qe_level(tcbStatus="SWHardeningNeeded")),
+    "TCB info of TDX without a module": ("tcb-info-format", lambda c: c.signed("tcb_info", id="TDX")),
+    "TCB info of nothing": ("tcb-info-format", lambda c: c.signed("tcb_info", id="QE")),
+    "TCB info of another type": ("tcb-info-format", lambda c: c.signed("tcb_info", tcbType=1)),
+    "TCB info of version 2 with the id of version 3": ("tcb-info-format", lambda c: c.signed("tcb_info", version=2)),
+    "TCB info of version 4": ("tcb-info-format", lambda c: c.signed("tcb_info", version=4)),
+    "QE identity of another enclave": ("qe-identity-format", lambda c: c.signed("qe_identity", id="QVE")),
+    "QE identity of version 1 in the form of 2": ("qe-identity-format", lambda c: c.signed("qe_identity", version=1)),
+    "QE identity of version 3": ("qe-identity-format", lambda c: c.signed("qe_identity", version=3)),
+    "issue date of another form": (
+        "tcb-info-format", lambda c: c.signed("tcb_info", issueDate="2026-03-01 12:00:00")
+    ),
+    "issue date that does not exist": (
+        "tcb-info-format", lambda c: c.signed("tcb_info", issueDate="2026-02-30T12:00:00Z")
+    ),
+    "issue date is a number": ("qe-identity-format", lambda c: c.signed("qe_identity", issueDate=1)),
+    "TCB info expires some time": ("tcb-info-format", lambda c: c.signed("tcb_info", nextUpdate="soon")),
+    "QE identity expires some time": ("qe-identity-format", lambda c: c.signed("qe_identity", nextUpdate="soon")),
+    "TCB info says nothing": ("tcb-info-format", lambda c: c.but(tcb_info="{}")),
+    "QE identity without a date": ("qe-identity-format", lambda c: c.but(qe_identity='{"id":"QE","version":2}')),
+    "TCB info is a list": ("tcb-info-format", lambda c: c.but(tcb_info="[]")),
+    "TCB info is not JSON": ("tcb-info-format", lambda c: c.but(tcb_info="{")),
+    "a member too many": ("endorsements-format", lambda c: c.but(pck_certificate="")),
+    "a chain that is empty": ("endorsements-format", lambda c: c.but(pck_certificate_chain="")),
+    "a member too few": (
+        "endorsements-format",
+        lambda c: replace(c, endorsements={k: v for k, v in c.endorsements.items() if k != "pck_crl_issuer_chain"}),
+    ),
+    "a member that is a number": ("endorsements-format", lambda c: c.but(pck_crl=1)),  # type: ignore[arg-type]
+    "a member that is not ASCII": ("endorsements-format", lambda c: c.but(pck_crl_issuer_chain="ü")),
+    "no signature of TCB info": ("endorsements-format", lambda c: c.but(tcb_info_signature="")),
+    "a signature of QE identity that is too long": (
+        "endorsements-format", lambda c: c.but(qe_identity_signature=c.endorsements["qe_identity_signature"] + "00")
+    ),
+    "CRL is not hex": ("endorsements-format", lambda c: c.but(pck_crl="zz")),
+    "CRL with white space": ("endorsements-format", lambda c: c.but(pck_crl=c.endorsements["pck_crl"] + "  ")),
+    "CRL one byte short": ("root-crl-format", lambda c: c.but(root_ca_crl=c.endorsements["root_ca_crl"][:-2])),
+    "CRL of an unknown version": (
+        "pck-crl-format", lambda c: c.but(pck_crl=c.endorsements["pck_crl"].replace("020101", "020103", 1))
+    ),
+}  # fmt: skip
 
 
-def refused(case: Case, error: type[Error], change: Callable[[Case], Case]) -> None:
+def issued(keys: Pki, common: str, *, authority: bool = False) -> x509.Certificate:
+    """A certificate of the TCB signer's key, issued by the root."""
+    return pki._certificate(common, keys.tcb_key, keys.root, keys.root_key, now=NOW, authority=authority)
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    return hashlib.sha256(der(certificate)).hexdigest()
+
+
+def refused(case: Case, error: type[Error], expected: tuple[str, Change]) -> None:
+    code, change = expected
     case.verify()
     with pytest.raises(Error) as caught:
         change(case).verify()
-    assert type(caught.value) is error, caught.value
-    # Messages are our own words: nothing of evidence, endorsements or dcap-qvl.
+    assert (type(caught.value), caught.value.code) == (error, code), caught.value
+    # Messages are our own words: nothing of evidence or endorsements.
     assert str(caught.value).isprintable()
-    assert "Caused by" not in str(caught.value)
 
 
-@pytest.mark.spec("CLM-8")
+@pytest.mark.spec("CLM-8", "DCAP-13")
 @pytest.mark.parametrize("name", EXPIRED)
 def test_expired(case: Case, name: str) -> None:
     refused(case, ExpiredError, EXPIRED[name])
 
 
-@pytest.mark.spec("CLM-8")
+@pytest.mark.spec("CLM-8", "DCAP-14", "DCAP-19")
 @pytest.mark.parametrize("name", REVOKED)
 def test_revoked(case: Case, name: str) -> None:
     refused(case, RevokedError, REVOKED[name])
 
 
+@pytest.mark.spec("DCAP-11", "DCAP-12")
 @pytest.mark.parametrize("name", UNSIGNED)
 def test_altered_without_its_signature(case: Case, name: str) -> None:
     refused(case, SignatureError, UNSIGNED[name])
 
 
+@pytest.mark.spec("DCAP-11")
+@pytest.mark.parametrize("name", UNBOUND)
+def test_another_key_than_the_quoting_enclave_certified(case: Case, name: str) -> None:
+    refused(case, BindingError, UNBOUND[name])
+
+
+@pytest.mark.spec("DCAP-9", "DCAP-12", "DCAP-14")
 @pytest.mark.parametrize("name", CHAIN)
 def test_wrong_issuer(case: Case, name: str) -> None:
     refused(case, ChainError, CHAIN[name])
 
 
+@pytest.mark.spec("DCAP-10", "DCAP-15", "DCAP-17")
 @pytest.mark.parametrize("name", MISFIT)
 def test_signed_but_it_does_not_fit(case: Case, name: str) -> None:
     refused(case, VerificationError, MISFIT[name])
 
 
+@pytest.mark.spec("DCAP-1", "DCAP-4", "DCAP-5", "DCAP-6", "DCAP-7")
 @pytest.mark.parametrize("name", SHAPE)
 def test_wrong_shape(case: Case, name: str) -> None:
     refused(case, FormatError, SHAPE[name])
 
 
-def test_debug_evidence_says_so(case: Case) -> None:
-    with pytest.raises(VerificationError, match="debug bit"):
-        MISFIT["debug attribute"](case).verify()
-
-
 def test_certificates_expire_while_endorsements_are_fresh(case: Case) -> None:
     later = NOW + timedelta(days=365 * 20 + 1)
     text = case.keys.endorsements(now=later, status="UpToDate", advisories=(), number=2)
-    refused(case, ExpiredError, lambda c: replace(c, now=later, endorsements=json.loads(text)))
+    refused(case, ExpiredError, ("pck-expired", lambda c: replace(c, now=later, endorsements=json.loads(text))))
 
 
 def test_certificates_of_the_future(case: Case) -> None:
@@ -399,22 +543,14 @@ def test_certificates_of_the_future(case: Case) -> None:
     machine = Machine(Path(), settings, keys, pki.private_der(ec.generate_private_key(ec.SECP256R1())))
     quote = machine.quote(report_data=bytes(64), config_id=bytes(64), mrenclave=bytes(32))
     text = keys.endorsements(now=NOW, status="UpToDate", advisories=(), number=2)
-    refused(case, ExpiredError, lambda c: replace(c, quote=quote, endorsements=json.loads(text), root=machine.root_der))
-
-
-def test_a_status_that_only_the_library_knows_is_refused(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = SimpleNamespace(status="Fine", advisory_ids=[])
-    monkeypatch.setattr(dcap_qvl, "verify_with_root_ca", lambda *a: answer)
-    with pytest.raises(VerificationError, match="does not know"):
-        case.verify()
+    changed = replace(case, quote=quote, endorsements=json.loads(text), anchor=machine.anchor)
+    refused(case, ExpiredError, ("pck-expired", lambda c: changed))
 
 
 def test_truncated_anywhere(case: Case) -> None:
-    for size in [*range(0, 1100, 7), *range(1100, len(case.quote), 53), len(case.quote) - 1]:
+    for size in range(len(case.quote)):
         with pytest.raises(FormatError):
-            parse_sgx_quote(case.quote[:size])
-    with pytest.raises(FormatError, match="not an SGX ECDSA quote"):
-        parse_sgx_quote(case.quote[:1019])
+            parse_quote(case.quote[:size])
 
 
 def test_a_chain_has_at_most_eight_certificates(case: Case) -> None:
@@ -441,20 +577,25 @@ def test_a_hostile_chain_costs_linear_time(filler: bytes) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"a":' * 50_000, b"1" * 5000])
 def test_endorsements_that_are_something_else(data: bytes) -> None:
-    with pytest.raises(FormatError, match="endorsements are not well-formed"):
+    with pytest.raises(FormatError, match="endorsements: "):
         parse_endorsements(data)
 
 
 def test_the_size_of_a_quote_is_what_it_says(case: Case) -> None:
     right = int.from_bytes(case.quote[432:436], "little")
     for wrong in (0, right - 1, right + 1, 2**32 - 1):
-        with pytest.raises(FormatError, match="quote: sizes do not add up"):
-            parse_sgx_quote(case.at(432, struct.pack("<I", wrong)).quote)
+        with pytest.raises(FormatError, match="quote: "):
+            parse_quote(case.at(432, struct.pack("<I", wrong)).quote)
 
 
 def test_names_of_endorsements_are_no_endorsements() -> None:
     with pytest.raises(FormatError, match="not well-formed"):
-        parse_endorsements(json.dumps([*dcap._TEXTS, *dcap._BYTES]).encode())
+        parse_endorsements(json.dumps([*TEXTS, *BYTES]).encode())
+
+
+def test_a_time_without_a_zone_is_a_bug_of_the_caller(case: Case) -> None:
+    with pytest.raises(ValueError, match="aware"):
+        replace(case, now=datetime(2026, 3, 1)).verify()
 
 
 @pytest.mark.parametrize(
@@ -463,23 +604,23 @@ def test_names_of_endorsements_are_no_endorsements() -> None:
 def test_dates_have_one_form(case: Case, date: object) -> None:
     for name in ("tcb_info", "qe_identity"):
         changed = case.signed(name, issueDate=date)
-        with pytest.raises(FormatError, match="endorsements are not well-formed"):
+        with pytest.raises(FormatError, match="not well-formed"):
             parse_endorsements(json.dumps(changed.endorsements).encode())
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=2000), st.integers(0, 4000))
 def test_any_bytes_as_a_quote(data: bytes, at: int) -> None:
-    start = bytes.fromhex("0300020000000000")
-    for quote in (data, start + data, start + bytes(at) + data):
+    starts = [bytes.fromhex(s) for s in ("0300020000000000", "0400020081000000", "0500020081000000")]
+    for quote in (data, *(s + data for s in starts), *(s + bytes(at) + data for s in starts)):
         with contextlib.suppress(FormatError):
-            parse_sgx_quote(quote)
+            parse_quote(quote)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.binary(max_size=500) | st.recursive(
     st.none() | st.booleans() | st.text(max_size=8) | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(
-        st.sampled_from((*dcap._TEXTS, *dcap._BYTES, "issueDate")), inner)).map(lambda v: json.dumps(v).encode())
+        st.sampled_from((*TEXTS, *BYTES, "issueDate")), inner)).map(lambda v: json.dumps(v).encode())
 )  # fmt: skip
 def test_any_bytes_as_endorsements(data: bytes) -> None:
     with pytest.raises(FormatError):
@@ -501,9 +642,7 @@ def test_any_changed_byte_gives_an_error_of_ours_or_the_same_claims(case: Case, 
             claims = changed.verify()
         except (FormatError, VerificationError):
             return
-    before = case.verify()
-    assert replace(claims, quote=before.quote) == before
-    assert claims.quote.raw[:CERTIFICATION] == case.quote[:CERTIFICATION]
+    assert claims == case.verify()
 
 
 def test_every_byte_of_both_crls_counts(case: Case) -> None:
@@ -516,73 +655,14 @@ def test_every_byte_of_both_crls_counts(case: Case) -> None:
                 case.but(**{name: changed.hex()}).verify()
 
 
-# Evidence of real processors, captured by others; not part of this repository.
-
-REAL = {
-    "azure-sgx-release": "OutOfDate",
-    "cmc-sgx-outofdate": "OutOfDate",
-    "enarx-sgx-xeon-outofdate": "OutOfDate",
-    "integritee-sgx-oodcn": "OutOfDateConfigurationNeeded",
-    "oasis-sgx-swh-2025": "SWHardeningNeeded",
-    "phala-sgx-config-and-swh": "ConfigurationAndSWHardeningNeeded",
-    "teepot-sgx-emr-outofdate": "OutOfDate",
-    "teepot-sgx-swh-1": "SWHardeningNeeded",
-}
-
-
-def real(name: str) -> tuple[bytes, bytes, dict[str, Any]]:
-    place = EVIDENCE / "sgx" / name
-    if not place.is_dir():
-        pytest.skip("captured evidence of real processors is not here (../shared/evidence)")
-    endorsements = (place / "collateral.json").read_bytes()
-    return (place / "quote.bin").read_bytes(), endorsements, json.loads((place / "meta.json").read_text())
-
-
-def moment(text: str) -> datetime:
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))
-
-
-@pytest.mark.spec("CLM-7", "CLM-8")
-@pytest.mark.parametrize("name", REAL)
-def test_a_real_processor_under_the_pinned_root_of_its_vendor(name: str) -> None:
-    raw, endorsements, meta = real(name)
-    quote = parse_sgx_quote(raw)
-    root = quote.chain[-1]
-    assert hashlib.sha256(root).hexdigest() in verify._vendor_roots["sgx"]
-    captured = moment(meta["valid_at"])
-    claims = verify_sgx_quote(quote, endorsements, root_der=root, now=captured)
-    expected = meta["expected"]
-    assert claims.tcb_status == REAL[name] == expected["tcb_status"]
-    assert set(claims.advisories) == set(expected["advisory_ids"])
-    assert quote.mrenclave.hex() == expected["measurements"]["mrenclave"]
-    assert quote.report_data.hex() == expected["report_data"]
-    assert quote.debug is expected["debug"]
-    # The same evidence, with one thing wrong.
-    begin, end = (moment(t) for t in meta["valid_window"])
-    for now in (begin - DAY, end + DAY):
-        with pytest.raises(ExpiredError):
-            verify_sgx_quote(quote, endorsements, root_der=root, now=now)
-    altered = parse_sgx_quote(raw[:400] + bytes((raw[400] ^ 1,)) + raw[401:])
-    with pytest.raises(SignatureError):
-        verify_sgx_quote(altered, endorsements, root_der=root, now=captured)
-
-
-def test_a_real_enclave_in_debug_mode() -> None:
-    raw, endorsements, meta = real("teepot-sgx-debug")
-    quote = parse_sgx_quote(raw)
-    assert quote.debug
-    with pytest.raises(VerificationError, match="debug bit"):
-        verify_sgx_quote(quote, endorsements, root_der=quote.chain[-1], now=moment(meta["valid_at"]))
-
-
 @pytest.mark.spec("CLM-7")
 @pytest.mark.parametrize("name", ["sgx_root_ca", "sgx_root_ca_variant_20180521_2033_fc64f8"])
 def test_the_pins_are_those_of_the_vendors_root(name: str) -> None:
-    path = EVIDENCE / "roots" / "intel" / f"{name}.pem"
-    if not path.is_file():
-        pytest.skip("the vendors' root certificates are not here (../shared/evidence)")
-    (root,) = _x509.split_pem(path.read_bytes())
-    assert hashlib.sha256(root).hexdigest() in verify._vendor_roots["sgx"]
+    place = evidence_dir()
+    if place is None:
+        pytest.skip(ABSENT)
+    (root,) = _x509.split_pem((place / "roots" / "intel" / f"{name}.pem").read_bytes())
+    assert hashlib.sha256(root).hexdigest() in ANCHORS["sgx"] == ANCHORS["tdx"] == verify._vendor_roots["sgx"]
     assert _x509.is_self_signed_root(root, "Intel SGX Root CA")
 
 

@@ -143,18 +143,29 @@ def test_a_host(serve: Callable[..., HostServer], built: Bundle, capsys: pytest.
     assert "is the host running?" in inspect(capsys, server.url, status=1)
 
 
-def test_nothing_steers_the_terminal(info: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "e"
-    parts = json.loads(parse_instance_info(info).endorsements)
-    signed = json.loads(parts["tcb_info"])
-    signed["fmspc"] = "\x1b[31m[bold]\u202e"
-    parts["tcb_info"] = json.dumps(signed)
-    file.write_text(json.dumps(parts))
+STEERING = "\x1b[31m[bold]\u202e"
+
+
+def test_nothing_steers_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a.lock"
+    file.write_text(f"# conclave lock 1 {STEERING}\n")
     for option in ((), ("--json",)):
         shown = inspect(capsys, file, *option)
         assert "\x1b" not in shown
         assert "\u202e" not in shown
         assert "[bold]" in shown
+
+
+def test_a_refusal_does_not_repeat_what_it_read(
+    info: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "e"
+    parts = json.loads(parse_instance_info(info).endorsements)
+    signed = json.loads(parts["tcb_info"]) | {"fmspc": STEERING}
+    file.write_text(json.dumps(parts | {"tcb_info": json.dumps(signed)}))
+    shown = inspect(capsys, file, status=1)
+    assert "tcb-info-format" in shown
+    assert "bold" not in shown
 
 
 def test_any_bytes_are_explained_or_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from conclave.attestation.dcap import parse_sgx_quote, verify_sgx_quote
+from conclave.attestation.dcap import parse_quote, verify_quote
 from conclave.errors import Error, PlatformError, UnsupportedPolicy
 from conclave.platform import machine as module
 from conclave.platform import pki
@@ -150,9 +150,8 @@ def test_files_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def verified(machine: Machine, now: datetime = NOW) -> tuple[str, tuple[str, ...]]:
-    claims = verify_sgx_quote(
-        parse_sgx_quote(quote(machine)), machine.endorsements(), root_der=machine.root_der, now=now
-    )
+    anchors = frozenset({machine.anchor})
+    claims = verify_quote(parse_quote(quote(machine)), machine.endorsements(), anchors=anchors, now=now)
     return claims.tcb_status, claims.advisories
 
 
@@ -176,8 +175,9 @@ def test_a_rehearsed_level_stays_and_raises_the_evaluation_number(tmp_path: Path
 def test_a_quote_holds_what_platform_and_enclave_said(place: Path) -> None:
     machine = Machine.open(place, now=NOW)
     raw = machine.quote(report_data=b"r" * 64, config_id=b"i" * 64, mrenclave=b"m" * 32, product=258, svn=772)
-    parsed = parse_sgx_quote(raw)
-    assert (parsed.report_data, parsed.config_id, parsed.mrenclave) == (b"r" * 64, b"i" * 64, b"m" * 32)
+    parsed = parse_quote(raw)
+    assert (parsed.report_data, parsed.body["config_id"]) == (b"r" * 64, b"i" * 64)
+    assert parsed.body["mrenclave"] == b"m" * 32
     assert struct.unpack_from("<HH", raw, 48 + 256) == (258, 772)
     assert raw[48 + 176 : 48 + 192] == bytes(16)
     assert verified(machine)[0] == "UpToDate"

@@ -7,10 +7,8 @@ import struct
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import dcap_qvl
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -220,7 +218,7 @@ def test_another_program_with_good_evidence(processor: Machine) -> None:
 def test_anchors_are_decided_before_any_evidence_is_read(constraint: str) -> None:
     junk = InstanceInfo(version=1, format="sgx", evidence=b"", endorsements=b"", claims=b"").encode()
     refused(AppraisalError, junk, f"{ANY} {constraint}", match="cannot be verified by this release")
-    refused(FormatError, junk, f"{ANY} TEE:sgx", match="not an SGX")
+    refused(FormatError, junk, f"{ANY} TEE:sgx", match="quote: cut short")
 
 
 @pytest.mark.spec("CLM-8")
@@ -315,7 +313,7 @@ def test_real_evidence_gets_as_far_as_the_bundle() -> None:
     captured = datetime(2025, 7, 8, 21, 45, 59, tzinfo=UTC)
     # Genuine, under the pinned root, but no enclave of ours.
     refused(BindingError, data, f"{ANY} TEE:sgx", now=captured, match="launched another bundle")
-    refused(ExpiredError, data, f"{ANY} TEE:sgx", now=NOW, match="not valid at this time")
+    refused(ExpiredError, data, f"{ANY} TEE:sgx", now=NOW, match="expired; the host must fetch new")
     refused(ChainError, data, f"{INSECURE} TEE:simulated", now=captured, match="does not lead to a trust anchor")
 
 
@@ -331,22 +329,23 @@ def test_endorsements_that_are_not_good_raise_even_for_insecure(processor: Machi
         return info(processor, endorsements=json.dumps(good | members).encode())
 
     assert check(changed()).security == "INSECURE"
-    refused(ExpiredError, info(processor), now=NOW + timedelta(days=31), match="not valid at this time")
-    refused(ExpiredError, info(processor), now=NOW - timedelta(days=1), match="not valid at this time")
+    refused(ExpiredError, info(processor), now=NOW + timedelta(days=31), match="expired; the host must fetch new")
+    refused(ExpiredError, info(processor), now=NOW - timedelta(days=1), match="not valid yet at this time")
     crl = pki._crl(keys.ca, keys.ca_key, now=NOW, revoked=(keys.pck.serial_number,)).hex()
     refused(RevokedError, changed(pck_crl=crl), match="revoked")
     refused(SignatureError, changed(tcb_info_signature="00" * 64), match="signature")
     chain = pki.pem(other._pki.tcb, other._pki.root)
-    refused(ChainError, changed(tcb_info_issuer_chain=chain), match="TCB info")
+    refused(ChainError, changed(tcb_info_issuer_chain=chain), match="does not lead to the trust anchor")
     refused(FormatError, info(processor, endorsements=b"{}"), match="endorsements")
     identity = json.dumps(json.loads(good["qe_identity"]) | {"isvprodid": 9})
     signature = pki.raw_signature(keys.tcb_key, identity.encode()).hex()
-    refused(VerificationError, changed(qe_identity=identity, qe_identity_signature=signature), match="does not verify")
+    refused(VerificationError, changed(qe_identity=identity, qe_identity_signature=signature), match="another product")
 
 
 @pytest.mark.spec("CLM-8")
 def test_evidence_of_another_machine(processor: Machine, other: Machine) -> None:
-    refused(ChainError, info(processor, endorsements=other.endorsements()), match="TCB info")
+    data = info(processor, endorsements=other.endorsements())
+    refused(ChainError, data, match="does not lead to the trust anchor")
 
 
 # Security levels.
@@ -403,23 +402,12 @@ def test_a_debug_program_is_insecure_on_hardware_too(processor: Machine) -> None
 
 
 @pytest.mark.spec("CLM-9")
-@pytest.mark.parametrize("constraint", [ANY, INSECURE])
-def test_the_debug_attribute_is_never_accepted(processor: Machine, constraint: str) -> None:
-    data = info(processor, attributes=struct.pack("<QQ", 0x87, 3))
-    with secure_simulated(processor.root_der, measurement=MRENCLAVE, release=RUNTIME):
-        refused(VerificationError, data, constraint, match="debug bit")
-
-
-@pytest.mark.spec("CLM-9")
-def test_debug_evidence_is_insecure_even_if_the_library_lets_it_pass(
-    processor: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answer = SimpleNamespace(status="UpToDate", advisory_ids=[])
-    monkeypatch.setattr(dcap_qvl, "verify_with_root_ca", lambda *a: answer)
+def test_debug_evidence_is_authentic_and_insecure(processor: Machine) -> None:
     data = info(processor, attributes=struct.pack("<QQ", 0x87, 3))
     with secure_simulated(processor.root_der, measurement=MRENCLAVE, release=RUNTIME):
         assert check(info(processor), ANY).security == "SECURE"
-        refused(AppraisalError, data, ANY, match="got INSECURE")
+        for constraint in (ANY, f"{ANY} SEC:STALE"):
+            refused(AppraisalError, data, constraint, match="got INSECURE")
         assert check(data).security == "INSECURE"
 
 

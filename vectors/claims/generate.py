@@ -205,9 +205,17 @@ def cases() -> list[dict[str, Any]]:
             "binding",
             claims=pack(claims(signing_key=bytes(32))),
         ),
-        info("info-evidence", "CLM-8", "A bit of the report data changed.", "signature", evidence=flip(evidence, 431)),
-        info("info-tcb-signature", "CLM-8", "TCB info with a wrong signature.", "signature", endorsements=other),
-        info("info-expired", "CLM-8", "Thirty-one days later.", "expired", now="2026-04-01T12:00:00Z"),
+        info(
+            "info-evidence",
+            "CLM-8",
+            "A bit of the report data changed.",
+            "quote-signature",
+            evidence=flip(evidence, 431),
+        ),
+        info(
+            "info-tcb-signature", "CLM-8", "TCB info with a wrong signature.", "tcb-info-signature", endorsements=other
+        ),
+        info("info-expired", "CLM-8", "Thirty-one days later.", "tcb-info-expired", now="2026-04-01T12:00:00Z"),
         info(
             "info-hardware", "CLM-7", "The same for a constraint that wants hardware.", "chain", constraint="SEC:STALE"
         ),
@@ -226,7 +234,7 @@ def cases() -> list[dict[str, Any]]:
             constraint="SEC:INSECURE REVOKE:3",
         ),
         info("info-version", "CLM-6", "Instance info of version 2.", "format", version=2),
-        info("info-trailing", "CLM-6", "A byte after the quote.", "format", evidence=evidence + b"\0"),
+        info("info-trailing", "CLM-6", "A byte after the quote.", "quote-format", evidence=evidence + b"\0"),
     ]
 
 

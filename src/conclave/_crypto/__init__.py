@@ -41,6 +41,7 @@ PURPOSES: Final = frozenset(
         "state",
         "app",
         "bundle",
+        "reference-values",
     }
 )
 
@@ -60,6 +61,14 @@ def sha256(*parts: bytes | memoryview) -> bytes:
     """SHA-256 of the parts joined."""
     digest = hashlib.sha256(*parts[:1])
     for part in parts[1:]:
+        digest.update(part)
+    return digest.digest()
+
+
+def sha384(*parts: bytes) -> bytes:
+    """SHA-384 of the parts joined."""
+    digest = hashlib.sha384()
+    for part in parts:
         digest.update(part)
     return digest.digest()
 

@@ -1,72 +1,33 @@
-"""The constraint: which enclaves a client accepts, in one line.
+"""The constraint: which enclaves a client accepts, in one line: its grammar and its form.
 
-Runs at the relying party. The text is trusted (the data owner chose it); what it
-is held against was verified before.
+Runs at the relying party. The text is trusted: the data owner chose it. `appraisal`
+holds it against what was verified.
 
-Spec: spec/constraint.md (CON-1 to CON-12).
+Spec: spec/constraint.md (CON-1 to CON-15).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Final, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
 import conclave
-from conclave.attestation.claims import InstanceClaims
-from conclave.errors import AppraisalError, FormatError
+from conclave.attestation.evidence import TEES as HARDWARE
+from conclave.attestation.security import LEVELS, SIMULATED, Security
+from conclave.attestation.tcb import parse_minimum
+from conclave.errors import FormatError
 
-Security = Literal["SECURE", "STALE", "INSECURE"]
-LEVELS: Final[tuple[Security, ...]] = ("INSECURE", "STALE", "SECURE")
-HARDWARE: Final = ("sgx", "tdx", "snp", "nitro")
-SIMULATED: Final = "simulated"
 MAX_LENGTH: Final = 16384
-_LIFTABLE: Final = {"SWHardeningNeeded", "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded"}
-_REPEATABLE: Final = {"C", "S", "RUNTIME"}
-_KEYS: Final = ("C", "S", "PROD", "REVOKE", "SEC", "EXPIRE", "TEE", "RUNTIME", "ADVISORIES")
+_REPEATABLE: Final = {"C", "S", "RUNTIME", "CHIP"}
+_KEYS: Final = ("C", "S", "PROD", "REVOKE", "SEC", "EXPIRE", "TEE", "RUNTIME", "ADVISORIES", "TCB", "CHIP")
 _HASH = re.compile(r"[0-9A-Fa-f]{64}\Z")
+# 32 bytes for SGX, 48 for the others.
+MEASUREMENT = re.compile(r"[0-9A-Fa-f]{64}(?:[0-9A-Fa-f]{32})?\Z")
 _PERIOD = re.compile(r"P(?=\d)(?:(\d{1,4})Y)?(?:(\d{1,4})M)?(?:(\d{1,4})W)?(?:(\d{1,5})D)?\Z")
 _RELEASE = re.compile(r"[A-Za-z0-9._-]{1,63}\Z")
-# Measurements of our releases on hardware, by release: without one, a release is only a
-# word that anybody's runtime can say. None is published yet.
-_release_measurements: dict[str, frozenset[str]] = {}
 _ADVISORY = re.compile(r"[A-Z0-9-]{1,32}\Z")
-
-
-@dataclass(frozen=True, slots=True)
-class Claims:
-    """What a verified quote says, together with the instance claims it covers.
-
-    Made by the verifier only. `tee` names the trust anchor that verified.
-    """
-
-    instance: InstanceClaims
-    claims_digest: bytes
-    tee: str
-    debug: bool
-    tcb_status: str
-    advisories: tuple[str, ...]
-    measurement: bytes
-    anchor: str
-    oldest_issue_date: datetime
-    verified_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class AttestationResult:
-    """A verified instance that a constraint accepts. Only appraisal makes one."""
-
-    claims: InstanceClaims
-    claims_digest: bytes
-    tee: str
-    security: Security
-    tcb_status: str
-    advisories: tuple[str, ...]
-    measurement: bytes
-    anchor: str
-    oldest_issue_date: datetime
-    verified_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +35,9 @@ class Constraint:
     """A parsed constraint. Every field is a decision; there is no "not checked".
 
     `expire` is (years, months, days), or None where age is left to the
-    endorsements' own validity.
+    endorsements' own validity. `minimum_tcb` and `chips` are empty where that is left
+    to the vendor's status. `codes` and `signers` are both empty only in a constraint
+    on evidence alone.
     """
 
     codes: frozenset[str]
@@ -87,10 +50,21 @@ class Constraint:
     simulated_anchor: str | None
     runtimes: frozenset[str]
     advisories: frozenset[str]
+    minimum_tcb: Mapping[str, str] = field(hash=False)
+    chips: frozenset[str]
 
     @classmethod
-    def parse(cls, text: str) -> Constraint:
-        """Read a constraint line. Raises FormatError saying what to change."""
+    def parse(cls, text: str, *, program: bool = True) -> Constraint:
+        """Read a constraint line.
+
+        Args:
+            text: the line. Trusted.
+            program: whether it has to name a program, as every constraint for a client
+                does. False: it may be about evidence alone (`conclave verify` of a quote).
+
+        Raises:
+            FormatError: saying what to change.
+        """
         values = _tokens(text)
         security = _security(values)
         tees, anchor = _tees(values, security)
@@ -98,7 +72,7 @@ class Constraint:
         signers = frozenset(_hash("S", v) for v in values.get("S", ()))
         if "0" * 64 in signers:
             raise FormatError("S: the zero hash stands for unsigned bundles and cannot be accepted; use C:")
-        if not codes and not signers:
+        if program and not codes and not signers:
             raise FormatError("a constraint names at least one program with C: or one author with S: and PROD:")
         if bool(signers) != ("PROD" in values):
             raise FormatError("S: and PROD: need each other: an author's key signs many products")
@@ -113,6 +87,8 @@ class Constraint:
             simulated_anchor=anchor,
             runtimes=_runtimes(values),
             advisories=_advisories(values),
+            minimum_tcb=_minimum_tcb(values),
+            chips=frozenset(_hash("CHIP", v) for v in values.get("CHIP", ())),
         )
         if len(str(constraint)) > MAX_LENGTH:
             raise FormatError(f"a constraint with every clause written out has at most {MAX_LENGTH} characters")
@@ -135,111 +111,10 @@ class Constraint:
         parts += [f"RUNTIME:{r}" for r in sorted(self.runtimes)]
         if self.advisories:
             parts.append("ADVISORIES:" + ",".join(sorted(self.advisories)))
+        if self.minimum_tcb:
+            parts.append("TCB:" + ",".join(f"{name}@{least}" for name, least in sorted(self.minimum_tcb.items())))
+        parts += [f"CHIP:{c}" for c in sorted(self.chips)]
         return " ".join(parts)
-
-    def appraise(self, claims: Claims) -> AttestationResult:
-        """Accept verified claims, or raise AppraisalError naming every reason."""
-        instance = claims.instance
-        security = self._level(claims)
-        checks = (
-            self._identity(instance),
-            self._product(instance),
-            self._revocation(instance),
-            self._security_level(security, claims),
-            self._age(claims),
-            self._tee(claims),
-            self._runtime(claims),
-        )
-        failures = tuple(check for check in checks if check is not None)
-        if failures:
-            raise AppraisalError(failures)
-        return AttestationResult(
-            instance,
-            claims.claims_digest,
-            claims.tee,
-            security,
-            claims.tcb_status,
-            claims.advisories,
-            claims.measurement,
-            claims.anchor,
-            claims.oldest_issue_date,
-            claims.verified_at,
-        )
-
-    def _level(self, claims: Claims) -> Security:
-        if claims.debug or claims.tee == SIMULATED or claims.instance.mode == "debug":
-            return "INSECURE"
-        if claims.tcb_status == "UpToDate":
-            return "SECURE"
-        # Only advisories that the vendor lists, all of them accepted by name, lift.
-        named = claims.advisories and set(claims.advisories) <= self.advisories
-        return "SECURE" if named and claims.tcb_status in _LIFTABLE else "STALE"
-
-    def _identity(self, instance: InstanceClaims) -> str | None:
-        if instance.code.hex() in self.codes or instance.signer.hex() in self.signers:
-            return None
-        accepted = [f"C:{c}" for c in sorted(self.codes)] + [f"S:{s}" for s in sorted(self.signers)]
-        return (
-            f"C/S: expected {' or '.join(accepted)}, got C:{instance.code.hex()} S:{instance.signer.hex()}: "
-            "this is another program; if you have reviewed it, put its code into the constraint"
-        )
-
-    def _product(self, instance: InstanceClaims) -> str | None:
-        if self.product_id is None or instance.product_id == self.product_id:
-            return None
-        return (
-            f"PROD: expected {self.product_id}, got {instance.product_id}: "
-            "the author's other product; connect to the right host or change PROD"
-        )
-
-    def _revocation(self, instance: InstanceClaims) -> str | None:
-        if instance.revocation_level >= self.revocation_level:
-            return None
-        return (
-            f"REVOKE: expected at least {self.revocation_level}, got {instance.revocation_level}: "
-            "the author replaced this release; ask the operator to upgrade"
-        )
-
-    def _security_level(self, security: Security, claims: Claims) -> str | None:
-        found = f"{security} ({claims.tee}, TCB {claims.tcb_status}, {claims.instance.mode} mode)"
-        if self.security == "INSECURE":
-            if security == "INSECURE":
-                return None
-            return f"SEC: INSECURE matches only insecure enclaves, got {found}; remove SEC:INSECURE for this one"
-        if LEVELS.index(security) >= LEVELS.index(self.security):
-            return None
-        hint = "for development only, say SEC:INSECURE" if security == "INSECURE" else "or accept SEC:STALE"
-        return f"SEC: expected {self.security}, got {found}; ask the operator to update the platform, {hint}"
-
-    def _age(self, claims: Claims) -> str | None:
-        if self.expire is None or claims.oldest_issue_date > _before(claims.verified_at, self.expire):
-            return None
-        years, months, days = self.expire
-        return (
-            f"EXPIRE: expected endorsements younger than P{years}Y{months}M{days}D, but the oldest endorsement is of "
-            f"{claims.oldest_issue_date.date()}; ask the operator to fetch new endorsements"
-        )
-
-    def _tee(self, claims: Claims) -> str | None:
-        if claims.tee in self.tees:
-            return None
-        return f"TEE: expected {', '.join(sorted(self.tees))}, got {claims.tee}; add it to TEE: if you accept it"
-
-    def _runtime(self, claims: Claims) -> str | None:
-        # The release is the runtime's own word: it must not pass for a measurement, and on
-        # hardware it counts only together with the measurement of that very release.
-        release, measurement = claims.instance.runtime, claims.measurement.hex()
-        genuine = claims.tee == SIMULATED or measurement in _release_measurements.get(release, ())
-        named = {r for r in self.runtimes if not _HASH.match(r)}
-        if (release in named and genuine) or measurement in self.runtimes:
-            return None
-        hint = "upgrade the client library or name the release"
-        if release in named:
-            hint = (
-                "this library knows no such measurement of that release; if you have checked it, name the measurement"
-            )
-        expected = ", ".join(sorted(self.runtimes))
-        return f"RUNTIME: expected {expected}, got {release} with measurement {measurement}; {hint}"
 
 
 def _tokens(text: str) -> dict[str, list[str]]:
@@ -315,9 +190,9 @@ def _runtimes(values: dict[str, list[str]]) -> frozenset[str]:
     if "RUNTIME" not in values:
         return frozenset({f"conclave-{conclave.__version__}"})
     for value in values["RUNTIME"]:
-        if not _RELEASE.match(value) and not _HASH.match(value):
-            raise FormatError("RUNTIME: takes a release such as conclave-0.1.0, or a measurement of 64 hex digits")
-    return frozenset(v.lower() if _HASH.match(v) else v for v in values["RUNTIME"])
+        if not _RELEASE.match(value) and not MEASUREMENT.match(value):
+            raise FormatError("RUNTIME: takes a release such as conclave-0.1.0, or a measurement of 64 or 96 hex digits")
+    return frozenset(v.lower() if MEASUREMENT.match(v) else v for v in values["RUNTIME"])
 
 
 def _advisories(values: dict[str, list[str]]) -> frozenset[str]:
@@ -328,21 +203,11 @@ def _advisories(values: dict[str, list[str]]) -> frozenset[str]:
     return frozenset(names)
 
 
-def _before(moment: datetime, period: tuple[int, int, int]) -> datetime:
-    """Calendar subtraction; a day that the month lacks becomes its last."""
-    years, months, days = period
-    count = moment.year * 12 + moment.month - 1 - years * 12 - months
-    year, month = divmod(count, 12)
-    if year < 1:
-        return datetime.min.replace(tzinfo=moment.tzinfo)
-    day = moment.day
-    while True:
-        try:
-            earlier = moment.replace(year=year, month=month + 1, day=day)
-            break
-        except ValueError:
-            day -= 1
-    try:
-        return earlier - timedelta(days=days)
-    except OverflowError:
-        return datetime.min.replace(tzinfo=moment.tzinfo)
+def _minimum_tcb(values: dict[str, list[str]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for item in values.get("TCB", [""])[0].split(",") if "TCB" in values else ():
+        name, _, least = item.partition("@")
+        if name in found:
+            raise FormatError(f"TCB: names {name} twice")
+        found[name] = parse_minimum(name, least)
+    return found

@@ -1,44 +1,46 @@
-"""From instance info and a constraint to an attestation result.
+"""From instance info and a constraint to an attestation result; from evidence alone to claims.
 
 Runs at the relying party. Instance info is hostile; the constraint is trusted.
 Pure: bytes, constraint and time in, a value or an error out, no network.
 
-Spec: spec/claims.md (CLM-1 to CLM-9).
+Spec: spec/claims.md (CLM-1 to CLM-9), spec/evidence.md section 3.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
 from conclave import _crypto
-from conclave.attestation import _x509
+from conclave.attestation import _x509, dcap, nitro, snp
+from conclave.attestation.anchors import ANCHORS
+from conclave.attestation.appraisal import AttestationResult, Claims, appraise
+from conclave.attestation.binding import bound_digest, names_bundle, runtime_measurement
 from conclave.attestation.claims import bundle_id, claims_digest, parse_claims, parse_instance_info
-from conclave.attestation.constraint import SIMULATED, AttestationResult, Claims, Constraint
-from conclave.attestation.dcap import SgxQuote, parse_sgx_quote, verify_sgx_quote
-from conclave.errors import AppraisalError, BindingError, ChainError
+from conclave.attestation.constraint import Constraint
+from conclave.attestation.evidence import EvidenceClaims
+from conclave.attestation.reference import BUILT_IN, ReferenceValues
+from conclave.attestation.security import SIMULATED
+from conclave.errors import AppraisalError, BindingError, ChainError, FormatError
 
 SIMULATED_ROOT: Final = "Conclave Simulated Root CA"
-
-# SHA-256 of Intel's SGX root certificates (DER), as published by the provisioning
-# certification service: valid 2018 to 2049, and its earlier edition to 2033.
-_vendor_roots: dict[str, frozenset[str]] = {
-    "sgx": frozenset(
-        {
-            "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3",
-            "fc64f8076d79a4fee9d1d473d74c89eb8d8fd55c5abafeabeba7366d20429404",
-        }
-    )
-}
+# Tests and rehearsals add to these through `conclave.testing`; no public setting does.
+_vendor_roots: dict[str, frozenset[str]] = dict(ANCHORS)
+_FOREIGN: Final = "the evidence does not lead to a trust anchor that the constraint allows"
 
 
-def verify_instance(info: bytes, constraint: Constraint, *, now: datetime) -> AttestationResult:
+def verify_instance(
+    info: bytes, constraint: Constraint, *, now: datetime, reference: ReferenceValues = BUILT_IN
+) -> AttestationResult:
     """Verify instance info and appraise it.
 
     Args:
         info: as a host gave it, at most 1 MiB. Untrusted.
         constraint: decides trust anchors before anything of the evidence is read.
         now: aware UTC time at which everything must be valid.
+        reference: which measurements are which release. Trusted: `load_reference_values`.
 
     Raises:
         ValueError: `now` has no time zone.
@@ -48,19 +50,25 @@ def verify_instance(info: bytes, constraint: Constraint, *, now: datetime) -> At
 
     Spec: spec/claims.md section 4; the steps are CLM-7, 8, 3, 4, 5, 9.
     """
+    return appraise(constraint, authenticate_instance(info, constraint, now=now), reference=reference)
+
+
+def authenticate_instance(info: bytes, constraint: Constraint, *, now: datetime) -> Claims:
+    """The same without its last step, policy. Raises what `verify_instance` raises."""
     if now.utcoffset() is None:
         raise ValueError("now must be an aware datetime")
     # 1. Shape.
     parsed = parse_instance_info(info)
     # 2. Trust anchors follow from the constraint alone (CLM-7).
-    allowed = _anchors(constraint)
+    anchors = Anchors.of(constraint)
+    anchors.demand(parsed.format)
     # 3. The evidence, under the one anchor its chain leads to (CLM-8).
-    quote = parse_sgx_quote(parsed.evidence)
-    tee, root = _select(allowed, constraint, quote)
-    evidence = verify_sgx_quote(quote, parsed.endorsements, root_der=root, now=now)
+    tee, evidence = verify_evidence(
+        parsed.evidence, parsed.endorsements, kind=parsed.format, anchors=anchors, now=now
+    )
     # 4. The TEE names the bundle (CLM-3), before anything else the claims say.
     claims = parse_claims(parsed.claims)
-    if not _crypto.same(quote.config_id, claims.bundle_id + bytes(32)):
+    if not names_bundle(evidence, claims.bundle_id, tee=tee):
         raise BindingError("the TEE launched another bundle than the claims name")
     # 5. The bundle id is that of its parts (CLM-4).
     parts = bundle_id(
@@ -73,52 +81,95 @@ def verify_instance(info: bytes, constraint: Constraint, *, now: datetime) -> At
         raise BindingError("the bundle id does not belong to code, signer, product and level in the claims")
     # 6. The evidence covers these claims (CLM-5).
     digest = claims_digest(parsed.claims)
-    if not _crypto.same(quote.report_data, digest):
+    if not _crypto.same(bound_digest(evidence), digest):
         raise BindingError("the evidence covers other claims than these")
-    # 7. Policy (CLM-9).
-    return constraint.appraise(
-        Claims(
-            claims,
-            digest,
-            tee,
-            quote.debug,
-            evidence.tcb_status,
-            evidence.advisories,
-            quote.mrenclave,
-            _crypto.sha256(root).hex(),
-            evidence.oldest_issue_date,
-            now,
-        )
-    )
+    # 7. Policy is the caller's (CLM-9).
+    return Claims(claims, digest, tee, evidence, runtime_measurement(evidence), now)
 
 
-def _anchors(constraint: Constraint) -> frozenset[str]:
-    usable = constraint.tees & {"sgx", SIMULATED}
-    if not usable:
-        names = ", ".join(sorted(constraint.tees))
-        raise AppraisalError((f"TEE: evidence of {names} cannot be verified by this release; it knows sgx",))
-    return usable
+@dataclass(frozen=True, slots=True)
+class Anchors:
+    """Which roots may vouch for which kind of evidence.
+
+    Attributes:
+        roots: by kind of evidence, SHA-256 of root certificates in hex.
+        simulated: whether a simulated machine's own root will do.
+        pinned: the one such root that will, or None for any.
+        given: roots that somebody gave by hand: no vendor stands behind them.
+    """
+
+    roots: Mapping[str, frozenset[str]]
+    simulated: bool = False
+    pinned: str | None = None
+    given: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, constraint: Constraint) -> Anchors:
+        """What a constraint allows."""
+        roots = {tee: _vendor_roots[tee] for tee in _vendor_roots if tee in constraint.tees}
+        return cls(roots, SIMULATED in constraint.tees, constraint.simulated_anchor)
+
+    @classmethod
+    def of_vendors(cls, *, given: frozenset[str] = frozenset()) -> Anchors:
+        """All vendors' pinned roots, or instead those that were given by hand."""
+        roots = {tee: given or pinned for tee, pinned in _vendor_roots.items()}
+        pinned = frozenset().union(*_vendor_roots.values())
+        return cls(roots, given=given - pinned)
+
+    def demand(self, kind: str) -> None:
+        """Raises AppraisalError if no root may vouch for that kind of evidence."""
+        if kind not in self.roots and not (self.simulated and kind == "sgx"):
+            names = ", ".join(sorted({*self.roots, *((SIMULATED,) if self.simulated else ())}))
+            raise AppraisalError((f"TEE: expected {names}, got evidence of {kind}; add it to TEE: if you accept it",))
 
 
-def _select(allowed: frozenset[str], constraint: Constraint, quote: SgxQuote) -> tuple[str, bytes]:
-    root = quote.chain[-1]
+def verify_evidence(
+    evidence: bytes, endorsements: bytes, *, kind: str, anchors: Anchors, now: datetime
+) -> tuple[str, EvidenceClaims]:
+    """Check that genuine hardware made this evidence.
+
+    Args:
+        evidence: a quote, report or attestation document, at most 64 KiB. Untrusted.
+        endorsements: as spec/dcap.md and spec/snp.md say; empty for Nitro. Untrusted.
+        kind: `sgx`, `tdx`, `snp` or `nitro`: how to read it. Untrusted.
+        anchors: whose roots count.
+        now: aware UTC time at which everything must be valid.
+
+    Returns:
+        The TEE, which is `simulated` for a simulated machine, and the claims.
+
+    Raises:
+        FormatError: does not parse.
+        VerificationError: not authentic, expired, or revoked.
+    """
+    roots = anchors.roots.get(kind, frozenset())
+    if kind in ("sgx", "tdx"):
+        quote = dcap.parse_quote(evidence)
+        if quote.tee != kind:
+            raise FormatError(f"the evidence is a quote of {quote.tee}, not of {kind}", code="quote-tee")
+        tee, roots = _select(anchors, roots, quote)
+        claims = dcap.verify_quote(quote, endorsements, anchors=roots, now=now)
+    elif kind == "snp":
+        tee, claims = kind, snp.verify_report(snp.parse_report(evidence), endorsements, anchors=roots, now=now)
+    else:
+        tee, claims = kind, nitro.verify_document(nitro.parse_document(evidence), anchors=roots, now=now)
+    if claims.anchor in anchors.given:
+        claims = replace(claims, remarks=claims.remarks | {"custom-root"})
+    return tee, claims
+
+
+def _select(anchors: Anchors, roots: frozenset[str], quote: dcap.Quote) -> tuple[str, frozenset[str]]:
+    """A simulated machine's quote carries its own root: it counts only where it was asked for."""
+    root = next((der for der in quote.chain if _x509.is_self_signed_root(der, SIMULATED_ROOT)), None)
+    if root is None:
+        if not roots:
+            raise ChainError(_FOREIGN, code="pck-chain")
+        return quote.tee, roots
     fingerprint = _crypto.sha256(root).hex()
-    if "sgx" in allowed and fingerprint in _vendor_roots["sgx"]:
-        return "sgx", root
-    if SIMULATED in allowed:
-        pinned = constraint.simulated_anchor
-        if pinned is not None and pinned != fingerprint:
-            raise ChainError("the evidence is of another simulated machine than TEE:simulated@… pins")
-        if _x509.is_self_signed_root(root, SIMULATED_ROOT):
-            return SIMULATED, root
-    if _x509.is_self_signed_root(root, SIMULATED_ROOT):
+    if fingerprint in roots:
+        return quote.tee, frozenset({fingerprint})
+    if not anchors.simulated or quote.tee != "sgx":
         raise ChainError("the evidence is of a simulated TEE, which protects nothing; for development say SEC:INSECURE")
-    raise ChainError("the evidence does not lead to a trust anchor that the constraint allows")
-
-
-def anchor_name(quote: SgxQuote) -> str:
-    """Whose root certificate a quote carries, for display. Carrying one proves nothing."""
-    root = quote.chain[-1]
-    if _crypto.sha256(root).hex() in _vendor_roots["sgx"]:
-        return "Intel SGX"
-    return SIMULATED if _x509.is_self_signed_root(root, SIMULATED_ROOT) else "unknown"
+    if anchors.pinned not in (None, fingerprint):
+        raise ChainError("the evidence is of another simulated machine than TEE:simulated@… pins")
+    return SIMULATED, frozenset({fingerprint})

@@ -22,7 +22,7 @@ from conclave.attestation.claims import (
     parse_instance_info,
 )
 from conclave.attestation.constraint import Constraint
-from conclave.attestation.dcap import parse_endorsements, parse_sgx_quote
+from conclave.attestation.dcap import parse_endorsements, parse_quote
 from conclave.attestation.verify import anchor_name
 from conclave.bundle.keys import load_signing_key
 from conclave.bundle.lockfile import parse_lock
@@ -32,8 +32,8 @@ from conclave.errors import FormatError, TransportError
 
 _LONGEST: Final = 20
 _KNOWN: Final = (
-    "a bundle, instance info, instance claims, SGX evidence, endorsements, encrypted mail, a constraint, a manifest, "
-    "a lock, a signing request, a detached signature, an author's key, an identity"
+    "a bundle, instance info, instance claims, SGX or TDX evidence, endorsements, encrypted mail, a constraint, "
+    "a manifest, a lock, a signing request, a detached signature, an author's key, an identity"
 )
 _MEANING: Final = {
     "code": "exactly this program; C: in a constraint",
@@ -43,6 +43,7 @@ _MEANING: Final = {
     "mode": "release: nothing it prints leaves it; debug: the host sees output and errors",
     "runtime": "release of the enclave-side software, in its own words",
     "mrenclave": "the TEE's measurement of the runtime; RUNTIME:",
+    "mrtd": "the TEE's measurement of the domain as it was launched",
     "config_id": "the bundle that the TEE launched",
     "report_data": "digest of the claims that the evidence covers",
     "interface": "digest of the methods and their types",
@@ -191,7 +192,7 @@ def _signing_request(data: bytes, _: Path) -> Explanation:
 def _instance_info(data: bytes, _: Path | None = None) -> Explanation:
     info = parse_instance_info(data)
     claims = parse_claims(info.claims)
-    quote = parse_sgx_quote(info.evidence)
+    quote = parse_quote(info.evidence)
     named = bundle_id(
         code=claims.code,
         signer=claims.signer,
@@ -203,7 +204,7 @@ def _instance_info(data: bytes, _: Path | None = None) -> Explanation:
         "evidence": _quote_facts(info.evidence),
         "endorsements": _endorsement_facts(info.endorsements),
         "evidence_covers_the_claims": quote.report_data == claims_digest(info.claims),
-        "evidence_names_the_bundle": quote.config_id == named + bytes(32) and named == claims.bundle_id,
+        "evidence_names_the_bundle": quote.body.get("config_id") == named + bytes(32) and named == claims.bundle_id,
     }
     return Explanation(
         "instance info", "what a host says of its enclave; `conclave verify` holds it against a constraint", facts
@@ -236,14 +237,16 @@ def _claims(data: bytes, _: Path) -> Explanation:
 
 
 def _quote_facts(raw: bytes) -> dict[str, Any]:
-    quote = parse_sgx_quote(raw)
+    quote = parse_quote(raw)
+    named = (
+        ("mrenclave", "config_id") if quote.tee == "sgx" else ("mrtd", "mrconfigid", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
+    )
     return {
-        "format": "SGX ECDSA quote, version 3",
+        "format": f"{quote.tee.upper()} ECDSA quote, version {quote.version}",
         "anchor": anchor_name(quote),
         "certificates": len(quote.chain),
         "debug": quote.debug,
-        "mrenclave": quote.mrenclave,
-        "config_id": quote.config_id,
+        **{name: quote.body[name] for name in named},
         "report_data": quote.report_data,
     }
 
@@ -253,13 +256,13 @@ def _quote(data: bytes, _: Path) -> Explanation:
 
 
 def _endorsement_facts(data: bytes) -> dict[str, Any]:
-    _, oldest = parse_endorsements(data)
-    texts = json.loads(data)
-    signed = {name: json.loads(texts[name]) for name in ("tcb_info", "qe_identity")}
-    facts: dict[str, Any] = {"oldest_issue_date": oldest.isoformat()}
-    for name, key in (("tcb_info", "fmspc"), ("tcb_info", "nextUpdate"), ("qe_identity", "nextUpdate")):
-        facts[f"{name}_{key}"] = str(signed[name].get(key))[:64]
-    return facts
+    given = parse_endorsements(data)
+    return {
+        "oldest_issue_date": given.oldest_issue_date.isoformat(),
+        "tcb_info_fmspc": given.tcb_info.fmspc,
+        "tcb_info_nextUpdate": f"{given.tcb_info.next_update:%Y-%m-%dT%H:%M:%SZ}",
+        "qe_identity_nextUpdate": f"{given.qe_identity.next_update:%Y-%m-%dT%H:%M:%SZ}",
+    }
 
 
 def _endorsements(data: bytes, _: Path) -> Explanation:
@@ -346,6 +349,10 @@ _KINDS: Final[tuple[tuple[bytes, Callable[[bytes, Path], Explanation]], ...]] = 
     (b"\xde\x00\x13\xa7version", _manifest),
     (_REQUEST, _signing_request),
     (bytes.fromhex("0300020000000000"), _quote),
+    (bytes.fromhex("0400020000000000"), _quote),
+    (bytes.fromhex("0400020081000000"), _quote),
+    (bytes.fromhex("0500020000000000"), _quote),
+    (bytes.fromhex("0500020081000000"), _quote),
     (b"{", _endorsements),
     (_LOCK, _lock),
     (b"conclave-author-key-1 ", _author_key),

@@ -22,9 +22,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from conclave.enclave.drivers import gramine, tsm
 from tests.imitations.gramine import Attestation, Registers
 from tests.imitations.tsm import Handle, Tsm, refuse
+
+from conclave.enclave.drivers import gramine, tsm
 
 # Parts by the directory they are mounted at.
 Parts = dict[str, Any]

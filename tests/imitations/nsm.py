@@ -14,7 +14,6 @@ import threading
 from typing import Any
 
 import cbor2
-
 from tests.imitations.processor import EMPTY, Nitro, Snp, extend
 from tests.imitations.tsm import refuse
 
@@ -33,13 +32,17 @@ class Module:
 
     def __init__(self, processor: Nitro, *, about: dict[str, Any] | None = None) -> None:
         self.processor = processor
-        self.registers = [EMPTY] * PCRS
-        self.locked = set(range(16))
+        self.launch()
         self.answers: dict[str, bytes] = {}
         self.fault: int | None = None
         self.asked: list[str] = []
         self._about = about or {}
         self._lock = threading.Lock()
+
+    def launch(self) -> None:
+        """A new enclave: registers above those of the hypervisor are empty and open."""
+        self.registers = [EMPTY] * PCRS
+        self.locked = set(range(16))
 
     def ioctl(self, descriptor: int, number: int, raw: bytearray) -> int:
         if number != NSM_RAW:

@@ -26,8 +26,11 @@ class Sgx:
     """Gramine's enclave: runtime and bundle are one measurement."""
 
     now: datetime
-    bundle_id: bytes
+    bundle_id: bytes = b""
     kind = "sgx"
+
+    def launch(self, bundle_id: bytes) -> None:
+        self.bundle_id = bundle_id
 
     @cached_property
     def _pki(self) -> IntelPki:
@@ -55,7 +58,12 @@ class Tdx:
     rtmr3: bytes = EMPTY
     version: int = 4
     body: int = 2
+    by_register: bool = False
     kind = "tdx"
+
+    def launch(self, bundle_id: bytes) -> None:
+        self.rtmr3 = EMPTY
+        self.mrconfigid = EMPTY if self.by_register else bundle_id + bytes(16)
 
     @cached_property
     def _pki(self) -> IntelPki:
@@ -75,6 +83,9 @@ class Snp:
     vmpl: int = 0
     leaf: str = "vcek"
     kind = "snp"
+
+    def launch(self, bundle_id: bytes) -> None:
+        self.host_data = bundle_id
 
     @cached_property
     def _pki(self) -> AmdPki:

@@ -19,6 +19,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from conclave.errors import PlatformError
+
 INBLOB_MAX = 64
 OUTBLOB_MAX = 32 * 1024
 SIZE = 64
@@ -252,27 +254,36 @@ def table_of(built: Any) -> bytes:
     return table(parts)
 
 
-class MemoryFs:
-    """The driver's four calls over the imitation, without a mount."""
+class Memory:
+    """The drivers' files over an imitation, without a mount. Like FUSE, in steps of a page."""
 
-    def __init__(self, tsm: Tsm) -> None:
-        self._tsm = tsm
+    def __init__(self, part: Any) -> None:
+        self._part = part
 
-    def mkdir(self, name: str) -> None:
-        self._tsm.mkdir(name)
+    def mkdir(self, path: str) -> None:
+        self._part.mkdir(path)
 
-    def rmdir(self, name: str) -> None:
-        self._tsm.rmdir(name)
+    def rmdir(self, path: str) -> None:
+        self._part.rmdir(path)
 
-    def read(self, name: str, attribute: str, most: int) -> bytes:
-        handle = self._tsm.open(name, attribute, writing=False)
+    def read(self, path: str, most: int) -> bytes:
+        handle = self._open(path, writing=False)
         data = b""
-        while len(data) < most and (more := handle.read(len(data), min(4096, most - len(data)))):
+        while more := handle.read(len(data), 4096):
             data += more
         handle.close()
+        if len(data) > most:
+            raise PlatformError("too many bytes")
         return data
 
-    def write(self, name: str, attribute: str, data: bytes) -> None:
-        handle = self._tsm.open(name, attribute, writing=True)
+    def write(self, path: str, data: bytes) -> None:
+        handle = self._open(path, writing=True)
         handle.write(0, data)
         handle.close()
+
+    def _open(self, path: str, *, writing: bool) -> Handle:
+        if isinstance(self._part, Tsm):
+            name, _, attribute = path.partition("/")
+            return self._part.open(name, attribute, writing=writing)
+        opened: Handle = self._part.open(path, writing=writing)
+        return opened

@@ -50,6 +50,7 @@ ENCLAVE_MODULES: Final = (
     "enclave/drivers/cbor",
     "enclave/drivers/certificates",
     "enclave/drivers/fields",
+    "enclave/drivers/files",
     "enclave/drivers/find",
     "enclave/drivers/gramine",
     "enclave/drivers/nsm",

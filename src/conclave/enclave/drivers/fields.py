@@ -9,9 +9,9 @@ AMD SEV-SNP firmware ABI, table of the attestation report. Offsets are in bytes.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Final
 
+from conclave import _crypto
 from conclave.errors import PlatformError
 
 # Quote header: version u16 at 0, attestation key type u16 at 2, TEE type u32 at 4.
@@ -33,7 +33,7 @@ _SNP_VMPL, _SNP_REPORT_DATA, _SNP_HOST_DATA, _SNP_COMMITTED_TCB = 0x30, 0x50, 0x
 
 def extended(register: bytes, data: bytes) -> bytes:
     """What an RTMR or a PCR holds after it was extended: SHA-384(register ‖ data)."""
-    return hashlib.sha384(register + data).digest()
+    return _crypto.sha384(register, data)
 
 
 def sgx_report_data(quote: bytes) -> bytes:

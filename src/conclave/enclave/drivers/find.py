@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from conclave.enclave.drivers import gramine, nsm, sevguest, tsm
+from conclave.enclave.drivers.files import Folder
 from conclave.enclave.drivers.simulated import SimulatedTee
 from conclave.enclave.drivers.tee import Tee
 from conclave.errors import PlatformError
@@ -64,12 +65,12 @@ def _gramine(root: Path) -> Tee | str:
     # Gramine without SGX has the directory, with nothing but keys in it.
     if not os.path.exists(place / "attestation_type"):
         return f"sgx: /{gramine.PLACE} holds no attestation type, so Gramine runs without SGX"
-    return gramine.GramineTee(place)
+    return gramine.GramineTee(Folder(place))
 
 
 def _tsm(root: Path) -> Tee | str:
     place = root / tsm.PLACE
-    reports = tsm.Reports(tsm.ConfigFs(place))
+    reports = tsm.Reports(Folder(place))
     try:
         provider = reports.provider()
     except OSError as error:
@@ -77,7 +78,7 @@ def _tsm(root: Path) -> Tee | str:
     if provider == tsm.SnpTee.provider:
         return tsm.SnpTee(reports, sevguest.SevGuest(root / sevguest.PLACE), places=[str(place)])
     if provider == tsm.TdxTee.provider:
-        return tsm.TdxTee(reports, registers=root / tsm.REGISTERS, places=[str(place)])
+        return tsm.TdxTee(reports, registers=Folder(root / tsm.REGISTERS), places=[str(place)])
     return f"snp and tdx: /{tsm.PLACE} has a provider that is not known here"
 
 

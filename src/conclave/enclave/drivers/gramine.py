@@ -7,14 +7,13 @@ Spec: spec/drivers.md section 2 (DRV-10 to DRV-14).
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from conclave._crypto import Secret
 from conclave.enclave.drivers import fields
+from conclave.enclave.drivers.files import Files
 from conclave.enclave.drivers.tee import (
     Evidence,
     Identity,
@@ -42,8 +41,8 @@ class GramineTee:
     # Gramine has no sandbox to close; the processor isolates the enclave.
     places: Sequence[str] | None = None
 
-    def __init__(self, place: Path = Path("/", PLACE)) -> None:
-        self._place = place
+    def __init__(self, files: Files) -> None:
+        self._files = files
         # Report data is one value for the whole process, so writing it and reading the
         # quote over it must not be interleaved by two threads.
         self._lock = threading.Lock()
@@ -93,27 +92,15 @@ class GramineTee:
 
     def _write(self, name: str, data: bytes) -> None:
         try:
-            descriptor = os.open(self._place / name, os.O_WRONLY)
-            try:
-                written = os.write(descriptor, data)
-            finally:
-                os.close(descriptor)
+            self._files.write(name, data)
         except OSError as error:
             raise _refused(name, error) from None
-        if written != len(data):
-            raise PlatformError(f"Gramine took {written} of {len(data)} bytes of {name}")
 
     def _read(self, name: str, most: int) -> bytes:
         try:
-            with open(self._place / name, "rb", buffering=0) as file:
-                data = b""
-                while len(data) <= most and (more := file.read(most + 1 - len(data))):
-                    data += more
+            return self._files.read(name, most)
         except OSError as error:
             raise _refused(name, error) from None
-        if len(data) > most:
-            raise PlatformError(f"Gramine's {name} has more than {most} bytes")
-        return data
 
 
 def _refused(name: str, error: OSError) -> PlatformError:

@@ -16,13 +16,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from conclave import _crypto
 from conclave._crypto import Secret
 from conclave.enclave.drivers import certificates, fields
 from conclave.enclave.drivers.fields import EMPTY_REGISTER, extended
+from conclave.enclave.drivers.files import Files
 from conclave.enclave.drivers.sevguest import SevGuest
 from conclave.enclave.drivers.tee import (
     NO_BUNDLE,
@@ -52,63 +52,11 @@ _PAUSE_SECONDS: Final = 0.2
 _MAX_PRIVILEGE_LEVEL: Final = 3
 
 
-class TsmFs(Protocol):
-    """The four things done with configfs; each raises OSError as the kernel does."""
-
-    def mkdir(self, name: str) -> None:
-        """Make an entry; the kernel puts attributes into it."""
-
-    def read(self, name: str, attribute: str, most: int) -> bytes:
-        """Up to `most` bytes of an attribute: open, read to the end, close."""
-
-    def write(self, name: str, attribute: str, data: bytes) -> None:
-        """Open, write once, close: the kernel takes the value at close."""
-
-    def rmdir(self, name: str) -> None:
-        """Take the entry away, attributes and all."""
-
-
-class ConfigFs:
-    """`TsmFs` over a directory of the kernel's."""
-
-    def __init__(self, place: Path) -> None:
-        self._place = place
-
-    def mkdir(self, name: str) -> None:
-        """See `TsmFs`."""
-        os.mkdir(self._place / name)
-
-    def read(self, name: str, attribute: str, most: int) -> bytes:
-        """See `TsmFs`."""
-        data = b""
-        descriptor = os.open(self._place / name / attribute, os.O_RDONLY)
-        try:
-            while len(data) < most and (more := os.read(descriptor, most - len(data))):
-                data += more
-        finally:
-            os.close(descriptor)
-        return data
-
-    def write(self, name: str, attribute: str, data: bytes) -> None:
-        """See `TsmFs`."""
-        descriptor = os.open(self._place / name / attribute, os.O_WRONLY)
-        try:
-            written = os.write(descriptor, data)
-        finally:
-            os.close(descriptor)
-        if written != len(data):
-            raise OSError(errno.EIO, "a part was written")
-
-    def rmdir(self, name: str) -> None:
-        """See `TsmFs`."""
-        os.rmdir(self._place / name)
-
-
 class Reports:
     """Reports over 64 bytes, each from an entry of its own."""
 
-    def __init__(self, fs: TsmFs, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._fs = fs
+    def __init__(self, files: Files, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._files = files
         self._sleep = sleep
         self._lock = threading.Lock()
 
@@ -139,12 +87,12 @@ class Reports:
                     before = self._number(name, "generation")
                     writes = self._ask(name, data, leveled=leveled)
                     # 3. The first read makes the report; later ones read the same again.
-                    found = self._patiently(lambda: self._fs.read(name, "outblob", _MAX_BLOB + 1))
-                    along = self._fs.read(name, "auxblob", _MAX_BLOB + 1) if leveled else b""
+                    found = self._patiently(lambda: self._files.read(f"{name}/outblob", _MAX_BLOB))
+                    along = b""
+                    if leveled:
+                        along = self._patiently(lambda: self._files.read(f"{name}/auxblob", _MAX_BLOB))
                     # 4. Nobody else wrote between: then the report is over our options.
                     if self._number(name, "generation") == before + writes:
-                        if len(found) > _MAX_BLOB or len(along) > _MAX_BLOB:
-                            raise PlatformError(f"the kernel's report has more than {_MAX_BLOB} bytes")
                         return found, along
                     self._sleep(_PAUSE_SECONDS * attempt)
         except OSError as error:
@@ -156,8 +104,8 @@ class Reports:
             level = self._number(name, "privlevel_floor")
             if level > _MAX_PRIVILEGE_LEVEL:
                 raise PlatformError("configfs-tsm names a privilege level that does not exist")
-            self._patiently(lambda: self._fs.write(name, "privlevel", b"%d" % level))
-        self._patiently(lambda: self._fs.write(name, "inblob", data))
+            self._patiently(lambda: self._files.write(f"{name}/privlevel", b"%d" % level))
+        self._patiently(lambda: self._files.write(f"{name}/inblob", data))
         return 2 if leveled else 1
 
     def _patiently(self, work: Callable[[], T]) -> T:
@@ -175,16 +123,16 @@ class Reports:
     def _entry(self) -> Iterator[str]:
         # Nobody else knows the name; and it is no secret.
         name = f"conclave-{os.getpid()}-{_crypto.random_bytes(8).hex()}"
-        self._fs.mkdir(name)
+        self._files.mkdir(name)
         try:
             yield name
         finally:
             # An entry that stays costs some memory of the kernel; the report is as good.
             with suppress(OSError):
-                self._fs.rmdir(name)
+                self._files.rmdir(name)
 
     def _word(self, name: str, attribute: str) -> bytes:
-        return self._fs.read(name, attribute, _MAX_WORD).removesuffix(b"\n")
+        return self._files.read(f"{name}/{attribute}", _MAX_WORD).removesuffix(b"\n")
 
     def _number(self, name: str, attribute: str) -> int:
         word = self._word(name, attribute)
@@ -276,7 +224,7 @@ class TdxTee:
     provider: Final = "tdx_guest"
     _REGISTER_NAME: Final = "rtmr3:sha384"
 
-    def __init__(self, reports: Reports, *, registers: Path, places: Sequence[str]) -> None:
+    def __init__(self, reports: Reports, *, registers: Files, places: Sequence[str]) -> None:
         """Nothing is asked yet.
 
         Args:
@@ -320,20 +268,13 @@ class TdxTee:
         raise unsupported(policy, tee="TDX", offers="has no sealing keys")
 
     def _extend(self, data: bytes) -> None:
-        path = self._registers / self._REGISTER_NAME
         try:
-            descriptor = os.open(path, os.O_WRONLY)
-            try:
-                written = os.write(descriptor, data)
-            finally:
-                os.close(descriptor)
+            self._registers.write(self._REGISTER_NAME, data)
         except OSError as error:
             raise PlatformError(
                 f"RTMR3 cannot be extended ({error.strerror}): launch the guest with the bundle id in MRCONFIGID, "
                 "or with Linux 6.16 or later"
             ) from None
-        if written != len(data):
-            raise PlatformError("RTMR3 was extended with a part of the bundle id")
 
     def _quote(self, data: bytes) -> fields.TdQuote:
         return fields.TdQuote(self._report(data))

@@ -113,7 +113,7 @@ class Channel:
         for _ in range(count):
             self._data = random_bytes(self._size)
             self._item = self.conversation.add(RequestKind.CALL, encode_call("echo", [self._data]))
-            yield _post(self.conversation.encrypted(self._item))
+            yield _post(self._item.encrypted)
 
     def _take(self, body: bytes) -> None:
         for mail in split_mails(body):

@@ -51,7 +51,7 @@ class _Pair:
             topic="t",
         )
         self.conversation.use(self.client, new_boot=False)
-        first = self.conversation.encrypted(self.conversation.add(RequestKind.MAIL, b""))
+        first = self.conversation.add(RequestKind.MAIL, b"").encrypted
         received = self.box.receive(first, 1)
         assert received.channel is not None
         made = self.box.reply(received.channel, 0, ReplyKind.MAIL, b"", last=False)

@@ -12,6 +12,7 @@ import pytest
 
 from conclave import _codec
 from conclave._crypto import SUITE_ID, DecryptionKey, SigningKey, random_bytes
+from conclave._mailheader import address_of
 from conclave.attestation import AttestationResult, Constraint
 from conclave.attestation.claims import InstanceClaims
 from conclave.client.core import Answer, ClientCore, Exchange, Pause
@@ -134,6 +135,8 @@ def test_what_an_enclave_refuses() -> None:
     with pytest.raises(SequenceError) as gap:
         ahead.drive(call(client))
     assert (gap.value.expected, gap.value.got) == (0, 5)
+    # The client has no request 0 to send: trying again would not help.
+    assert len(ahead.exchanges) == 1
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 413])
@@ -168,6 +171,79 @@ def test_a_call_that_is_not_retried_never_reaches_another_boot(monkeypatch: pyte
     with pytest.raises(TransportError, match="is not retried"):
         instance.drive(call(core(instance), retry=False), lambda exchange: answers[exchange.path])
     assert [e.path for e in instance.exchanges] == ["/mail", "/instance"]
+
+
+@pytest.mark.spec("MAIL-17")
+def test_what_stands_in_line_goes_into_a_new_session_in_order() -> None:
+    instance = Instance()
+    client = core(instance)
+    calls = [call(client) for _ in range(4)]
+    for steps in calls:
+        next(steps)
+    before = client._topics["t"].conversation.session
+    client._open("t", client._topics["t"], new_boot=True)
+    waiting = client._topics["t"].conversation.waiting()
+    assert [item.sequence for item in waiting] == [0, 1, 2, 3]
+    assert [address_of(item.encrypted)[2] for item in waiting] == [0, 1, 2, 3]
+    assert {address_of(item.encrypted)[1] for item in waiting} != {before.session_id if before else b""}
+    # Whoever comes first, the enclave can be given them in order.
+    for item in waiting:
+        assert instance.answer(Exchange("POST", "/mail", item.encrypted, mails=True)).body
+
+
+@pytest.mark.spec("MAIL-17")
+def test_an_earlier_request_that_did_not_arrive_is_sent_first() -> None:
+    instance = Instance()
+    client = core(instance, attempts=1)
+    with pytest.raises(TransportError, match="outcome is unknown"):
+        instance.drive(call(client), lambda _: Answer(0))
+    client = core(instance)
+    earlier, later = call(client), call(client)
+    lost = next(earlier)
+    assert isinstance(lost, Exchange)
+    # Its caller gives up while the next one is on its way, and the enclave never saw it.
+    answer = instance.answer(next(later))  # type: ignore[arg-type]
+    earlier.close()
+    step: Any = later.send(answer)
+    assert isinstance(step, Pause)
+    step = later.send(Answer(0))
+    assert step.body == lost.body
+    step = later.send(instance.answer(step))
+    with pytest.raises(StopIteration) as end:
+        later.send(instance.answer(step))
+    assert end.value.value == 7
+
+    # A host that withholds it for good is told apart from a slow one.
+    earlier, later = call(client), call(client)
+    next(earlier)
+    earlier.close()
+    lost_body = client._topics["t"].conversation.waiting()[0].encrypted
+
+    def withholding(exchange: Exchange) -> Answer:
+        return Answer(0) if exchange.body == lost_body else instance.answer(exchange)
+
+    with pytest.raises(SequenceError):
+        instance.drive(later, withholding)
+
+
+@pytest.mark.spec("MAIL-12")
+def test_what_was_asked_earlier_does_not_undo_a_newer_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = Instance().result(), Instance().result()
+    claims = msgspec.structs.replace(new.claims, boot_nonce=random_bytes(32))
+    new = dataclasses.replace(new, claims=claims, claims_digest=random_bytes(64))
+    results = {b"old": old, b"new": new}
+    monkeypatch.setattr("conclave.client.core.verify_instance", lambda body, *_, **__: results[body])
+    client = core(Instance())
+    slow, quick = client.verify(), client.verify()
+    next(slow)
+    next(quick)
+    with pytest.raises(StopIteration) as end:
+        quick.send(Answer(200, b"new"))
+    assert end.value.value is new
+    with pytest.raises(StopIteration) as end:
+        slow.send(Answer(200, b"old"))
+    assert end.value.value is new
+    assert client.instance is new
 
 
 def test_a_challenge() -> None:

@@ -52,7 +52,7 @@ class Pair:
         )
 
     def request(self, body: bytes = b"hello") -> bytes:
-        return self.conversation.encrypted(self.conversation.add(RequestKind.MAIL, body))
+        return self.conversation.add(RequestKind.MAIL, body).encrypted
 
     def answer(self, received: Received, body: bytes = b"answer", *, last: bool = True) -> bytes:
         assert received.outcome is Outcome.RUN
@@ -168,7 +168,7 @@ def test_a_known_sequence_with_another_body_is_refused() -> None:
     pair.box.receive(pair.request(b"1"), 1)
     twin = Conversation()
     twin.use(pair.session(), new_boot=False)
-    changed = twin.encrypted(twin.add(RequestKind.MAIL, b"another"))
+    changed = twin.add(RequestKind.MAIL, b"another").encrypted
     refused = pair.box.receive(changed, 2)
     item = twin.receive(refused.mails[0])
     assert item is not None
@@ -180,11 +180,10 @@ def test_a_known_sequence_with_another_body_is_refused() -> None:
 def test_a_retry_in_a_new_session_gets_the_same_reply() -> None:
     pair = Pair()
     item = pair.conversation.add(RequestKind.MAIL, b"x")
-    mail = pair.conversation.encrypted(item)
-    assert pair.conversation.encrypted(item) is mail
+    mail = item.encrypted
     pair.answer(pair.box.receive(mail, 1), b"kept")
     pair.open()
-    second = pair.conversation.encrypted(item)
+    second = item.encrypted
     assert second != mail
     again = pair.box.receive(second, 2)
     assert again.outcome is Outcome.ANSWERED
@@ -241,7 +240,7 @@ def test_a_renewed_key_accepts_new_openings_and_those_under_way() -> None:
     )
     conversation = Conversation()
     conversation.use(fresh, new_boot=False)
-    mail = conversation.encrypted(conversation.add(RequestKind.MAIL, b""))
+    mail = conversation.add(RequestKind.MAIL, b"").encrypted
     assert pair.box.receive(mail, 2).outcome is Outcome.RUN
 
 
@@ -250,14 +249,14 @@ def test_bounds_refuse_and_acknowledging_frees_them() -> None:
     pair = Pair(bounds=Bounds(unacknowledged_replies=4))
     replies = [pair.answer(pair.box.receive(pair.request(), i)) for i in range(4)]
     item = pair.conversation.add(RequestKind.MAIL, b"fifth")
-    full = pair.box.receive(pair.conversation.encrypted(item), 5)
+    full = pair.box.receive(item.encrypted, 5)
     pair.conversation.receive(full.mails[0])
     assert item.refused is not None
     assert item.refused.kind == ReplyKind.OVERLOADED
     for reply in replies:
         pair.conversation.receive(reply)
     pair.box.receive(pair.conversation.acknowledgement(), 6)
-    assert pair.box.receive(pair.conversation.encrypted(item), 7).outcome is Outcome.RUN
+    assert pair.box.receive(item.encrypted, 7).outcome is Outcome.RUN
 
 
 @pytest.mark.spec("MAIL-13", "MAIL-7")

@@ -341,9 +341,8 @@ def test_who_is_not_admitted_costs_nothing() -> None:
 
 def test_a_conversation_without_a_session() -> None:
     conversation = Conversation()
-    item = conversation.add(RequestKind.MAIL, b"")
     with pytest.raises(RuntimeError, match="no session"):
-        conversation.encrypted(item)
+        conversation.add(RequestKind.MAIL, b"")
     with pytest.raises(RuntimeError, match="no session"):
         conversation.acknowledgement()
     with pytest.raises(DecryptionError):
@@ -355,7 +354,7 @@ def test_replies_that_come_again_count_once() -> None:
     conversation, session = Conversation(), client()
     conversation.use(session, new_boot=False)
     item = conversation.add(RequestKind.MAIL, b"")
-    enclave = EnclaveSession(parse_mail(conversation.encrypted(item)).opening, key=KEY, claims_digest=DIGEST)
+    enclave = EnclaveSession(parse_mail(item.encrypted).opening, key=KEY, claims_digest=DIGEST)
 
     def arrives(sequence: int, answers: int = NONE, **flags: int) -> object:
         return conversation.receive(

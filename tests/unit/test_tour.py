@@ -8,11 +8,12 @@ import pytest
 
 from conclave.demo import tour
 from conclave.demo.refusal import Told, refusal
+from conclave.demo.stage import Stage
 from conclave.errors import AppraisalError, TransportError
 
 
 def test_an_attack_that_goes_through_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = tour.Tour(tmp_path)
+    made = Stage(tmp_path)
     made.expect("harmless", "client", lambda: "no such luck")
     assert made.failures == 0
     made.expect("attack", "client", lambda: refusal(AppraisalError, lambda: None, ""))
@@ -33,7 +34,7 @@ def test_another_refusal_than_the_told_one_counts_as_none() -> None:
 
 @pytest.mark.parametrize("went", ["attack went through", "the main job failed", "all well"])
 def test_the_exit_status_tells(monkeypatch: pytest.MonkeyPatch, went: str) -> None:
-    def steps(made: tour.Tour) -> None:
+    def steps(made: Stage) -> None:
         if went == "attack went through":
             made.failures += 1
         elif went == "the main job failed":

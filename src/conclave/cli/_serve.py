@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,9 @@ def _serve(
                     raise TransportError(f"cannot listen on {address}:{port}; choose another --port")
                 await asyncio.sleep(0.005)
             real_port = server.servers[0].sockets[0].getsockname()[1]
+            # What start-up made stays for good: keep the collector off it.
+            gc.collect()
+            gc.freeze()
             announce(f"http://{address}:{real_port}")
             await serving
         finally:

@@ -129,6 +129,7 @@ class ClientCore:
         self._now = now
         self._reply_key = DecryptionKey.generate()
         self._topics: dict[str, _Topic] = {}
+        self._asked = self._told = 0
         # How often the host passed off something else as the enclave's mail.
         self.refused_mails = 0
 
@@ -141,8 +142,15 @@ class ClientCore:
             TransportError: the host does not answer.
             FormatError, VerificationError, AppraisalError: do not use it.
         """
+        self._asked += 1
+        turn = self._asked
         answer = yield from self._get_info()
         result = verify_instance(answer.body, self.constraint, now=self._now())
+        if turn < self._told and self.instance is not None:
+            # Calls verify side by side. What was asked for earlier may be of a boot that is
+            # gone: going back to it would count the channels of its successor twice.
+            return self.instance
+        self._told = turn
         old, self.instance = self.instance, result
         if old is not None and old.claims_digest != result.claims_digest:
             new_boot = old.claims.boot_nonce != result.claims.boot_nonce
@@ -249,9 +257,6 @@ class ClientCore:
         try:
             yield from self._catch_up(conversation, item)
             yield from self._deliver(conversation, item)
-        except ValueError:
-            conversation.withdraw(item)
-            raise
         finally:
             if not item.done:
                 item.abandoned = True
@@ -273,7 +278,12 @@ class ClientCore:
             if item.refused is not None:
                 refused, item.refused = item.refused, None
                 if refused.kind == ReplyKind.SEQUENCE_ERROR:
-                    raise SequenceError(expected=refused.expected, got=item.sequence)
+                    if not conversation.holds(refused.expected) or attempt + 1 == self._attempts:
+                        raise SequenceError(expected=refused.expected, got=item.sequence)
+                    # An earlier one did not arrive, and is still to be sent.
+                    yield Pause(_delay(attempt))
+                    yield from self._catch_up(conversation, item)
+                    continue
                 if refused.kind == ReplyKind.NOT_ADMITTED:
                     raise CallError("NotAdmitted", "the enclave does not admit this sender")
                 raise OverloadedError("the enclave holds too many unacknowledged replies of this channel")
@@ -281,7 +291,7 @@ class ClientCore:
                 raise TransportError(f"the host refuses the mail: {_reason(answer)}")
             if attempt + 1 == self._attempts:
                 break
-            yield Pause(min(0.05 * 2**attempt, 1.0))
+            yield Pause(_delay(attempt))
             if answer.status in _AGAIN or answer.status == 0:
                 yield from self._recover(conversation, item, answer)
         raise TransportError(f"no reply after {_times(self._attempts)}, the outcome is unknown: {_reason(answer)}")
@@ -298,7 +308,7 @@ class ClientCore:
 
     def _attempt(self, conversation: Conversation, item: Pending) -> Steps[Answer]:
         session = conversation.session
-        answer = yield Exchange("POST", "/mail", conversation.encrypted(item), mails=True)
+        answer = yield Exchange("POST", "/mail", item.encrypted, mails=True)
         if answer.status == 200 and conversation.session is session:
             self._take(conversation, answer.body)
         return answer
@@ -356,6 +366,10 @@ def _raise_failure(reply: Reply) -> None:
     if reply.kind == ReplyKind.CALL_ERROR:
         failure = _codec.decode(CallFailure, reply.body, max_size=65536, what="call error")
         raise CallError(failure.type, failure.message)
+
+
+def _delay(attempt: int) -> float:
+    return min(0.05 * 2.0**attempt, 1.0)
 
 
 def _times(attempts: int) -> str:

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from conclave.client import Client
 from conclave.client.core import split_mails
 from conclave.demo.refusal import Background, Told, refusal, until
+from conclave.demo.stage import Stage
 from conclave.errors import Error, SequenceError, TransportError
 from conclave.testing import HostServer
 
-if TYPE_CHECKING:
-    from conclave.demo.tour import Tour
 
-
-def attack_mail(tour: Tour, server: HostServer, constraint: str) -> None:
+def attack_mail(stage: Stage, server: HostServer, constraint: str) -> None:
     """Everything an operator can do to mail."""
     operator = server.operator
 
@@ -124,7 +122,7 @@ def attack_mail(tour: Tour, server: HostServer, constraint: str) -> None:
     ]
     for attempt, by, act in attacks:
         operator.behave()
-        tour.expect(attempt, by, act)
+        stage.expect(attempt, by, act)
     operator.behave()
 
 

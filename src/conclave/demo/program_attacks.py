@@ -8,20 +8,18 @@ from __future__ import annotations
 import contextlib
 import csv
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from conclave import _codec
 from conclave.attestation import parse_instance_info
 from conclave.bundle import Bundle, build
 from conclave.client import Client, Identity
 from conclave.demo.refusal import Told, refusal
+from conclave.demo.stage import Stage
 from conclave.errors import AppraisalError, Error, PlatformError, TransportError, VerificationError
 from conclave.host import Host
 from conclave.platform import bootstrap_command, runtime_tree, start_platform
 from conclave.testing import HostServer
-
-if TYPE_CHECKING:
-    from conclave.demo.tour import Tour
 
 EVIL = '''
 """A hostile author's program that claims to be another one."""
@@ -63,24 +61,24 @@ class Other(Enclave):
 '''
 
 
-def attack_identity(tour: Tour, server: HostServer, bundle: Bundle, constraint: str) -> None:
+def attack_identity(stage: Stage, server: HostServer, bundle: Bundle, constraint: str) -> None:
     """Another program, and a program that lies about its identity."""
 
     def swap() -> str:
-        source = tour.place / "other.py"
+        source = stage.place / "other.py"
         source.write_text(OTHER)
-        stranger = build(source, tour.place / "other.enclave", mode="release")
+        stranger = build(source, stage.place / "other.enclave", mode="release")
         with (
-            HostServer(tour.host(stranger.path)) as other,
+            HostServer(stage.host(stranger.path)) as other,
             Client(other.url, constraint=constraint) as c,
         ):
             return refusal(AppraisalError, c.verify, "")
 
     def forge() -> str:
-        source = tour.place / "evil.py"
+        source = stage.place / "evil.py"
         source.write_text(EVIL % {"victim": bundle.code.hex(), "bundle_id": bundle.bundle_id.hex()})
-        evil = build(source, tour.place / "evil.enclave", mode="release")
-        with HostServer(tour.host(evil.path)) as other, Client(other.url, constraint=constraint) as c:
+        evil = build(source, stage.place / "evil.enclave", mode="release")
+        with HostServer(stage.host(evil.path)) as other, Client(other.url, constraint=constraint) as c:
             return refusal(VerificationError, c.verify, "")
 
     def forge_claims() -> str:
@@ -96,22 +94,22 @@ def attack_identity(tour: Tour, server: HostServer, bundle: Bundle, constraint: 
         finally:
             server.operator.behave()
 
-    tour.expect("swap in a different program", "client", swap)
-    tour.expect("forge another bundle's identity from inside", "client", forge)
-    tour.expect("alter the claims on their way", "client", forge_claims)
+    stage.expect("swap in a different program", "client", swap)
+    stage.expect("forge another bundle's identity from inside", "client", forge)
+    stage.expect("alter the claims on their way", "client", forge_claims)
 
 
-def attack_roster(tour: Tour, bundle: Bundle, constraint: str, identities: list[Identity]) -> None:
+def attack_roster(stage: Stage, bundle: Bundle, constraint: str, identities: list[Identity]) -> None:
     """One hospital, and an operator who invents the other."""
 
     def contribute(client: Client, hospital: int) -> None:
-        with open(tour.place / f"hospital{hospital}.csv", newline="") as file:
+        with open(stage.place / f"hospital{hospital}.csv", newline="") as file:
             rows = [[float(value) for value in row] for row in csv.reader(file)]
         client.call("contribute", [r[:-1] for r in rows], [int(r[-1]) for r in rows])
 
     with (
-        HostServer(tour.host(bundle.path)) as first,
-        HostServer(tour.host(bundle.path)) as second,
+        HostServer(stage.host(bundle.path)) as first,
+        HostServer(stage.host(bundle.path)) as second,
         Client(first.url, constraint=constraint) as invented,
         Client(first.url, constraint=constraint, identity=identities[0], timeout_seconds=4, attempts=1) as alone,
         Client(second.url, constraint=constraint, identity=identities[1]) as other,
@@ -130,16 +128,16 @@ def attack_roster(tour: Tour, bundle: Bundle, constraint: str, identities: list[
             digest = alone.instance.claims_digest
             return refusal(Error, lambda: other.call("result", digest), "WrongInstance")
 
-        tour.expect("invent the other hospital", "enclave", invent)
-        tour.expect("give each hospital an enclave of its own", "enclave, which keeps the model to itself", separate)
-        tour.expect("pass one instance off as the other", "enclave", mix)
+        stage.expect("invent the other hospital", "enclave", invent)
+        stage.expect("give each hospital an enclave of its own", "enclave, which keeps the model to itself", separate)
+        stage.expect("pass one instance off as the other", "enclave", mix)
 
 
-def attack_start(tour: Tour, bundle: Bundle) -> None:
+def attack_start(stage: Stage, bundle: Bundle) -> None:
     """Unmeasured input at start."""
 
     def launcher() -> str:
-        launch = lambda: start_platform(tour.machine, bundle.path, environment=("LD_PRELOAD=/tmp/x.so",))  # noqa: E731
+        launch = lambda: start_platform(stage.machine, bundle.path, environment=("LD_PRELOAD=/tmp/x.so",))  # noqa: E731
         with contextlib.ExitStack() as stack:
             return refusal(PlatformError, lambda: stack.enter_context(HostServer(Host(launch, restart=False))), "")
 
@@ -156,8 +154,8 @@ def attack_start(tour: Tour, bundle: Bundle) -> None:
             raise Told(f"it ran: status {process.returncode}: {process.stderr}")
         return process.stderr.strip().splitlines()[-1]
 
-    tour.expect("start with an extra environment variable", "platform", launcher)
-    tour.expect("the same, running the bootstrap directly", "measured bootstrap", bootstrap)
+    stage.expect("start with an extra environment variable", "platform", launcher)
+    stage.expect("the same, running the bootstrap directly", "measured bootstrap", bootstrap)
 
 
 def _fields(info: Any) -> dict[str, Any]:

@@ -279,9 +279,7 @@ class Service:
         if made is None:
             return
         route, mail = made
-        self._send(Kind.REPLY, route, mail)
-        if last:
-            self._send(Kind.DONE, route, b"")
+        self._send(Kind.DONE if last else Kind.REPLY, route, mail)
 
     def _report(self) -> None:
         if self._debug:

@@ -1,9 +1,9 @@
-"""The common host: runs one enclave and gives it to clients over HTTP (ASGI).
+"""The common host: runs one enclave, from launch over renewals to its end, and serves it.
 
-Untrusted: it sees ciphertext, sizes and times. What it learns of an error is one
-word.
+Untrusted: it sees ciphertext, sizes and times. It is an ASGI application, whose
+routes are in `routes`.
 
-Spec: spec/http.md; spec/host-channel.md section 4.
+Spec: spec/host-channel.md section 4.
 """
 
 from __future__ import annotations
@@ -14,36 +14,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol
 
 from conclave import _codec
 from conclave._framing import Frame, Kind
-from conclave._mailheader import MAX_MAIL, TO_ENCLAVE, address_of
 from conclave.errors import BundleError, FormatError, PlatformError, TransportError
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
-from conclave.host.outbox import Outbox
+from conclave.host.routes import Receive, Routes, Scope, Send
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-INFO_TYPE: Final = b"application/vnd.conclave.instance-info"
-MAILS_TYPE: Final = b"application/vnd.conclave.mails"
 FORMATS: Final = frozenset({"sgx", "tdx", "snp", "nitro"})
 START_SECONDS: Final = 120.0
 SWEEP_SECONDS: Final = 2.0
 RENEW_SECONDS: Final = 86_400.0
-_STATUS: Final = {
-    b"format": (400, "not a mail the enclave can read"),
-    b"decryption": (422, "the enclave could not decrypt this mail"),
-    b"session": (409, "the enclave does not know this session; verify the instance again"),
-    b"overloaded": (429, "the enclave has no room; try later"),
-    b"stopping": (503, "the enclave is stopping"),
-}
 
 
 class Launched(Protocol):
@@ -60,16 +46,6 @@ class _Evidence(_codec.Record, frozen=True):
     format: str
     evidence: bytes
     hints: bytes
-
-
-class Refusal(Exception):
-    """An HTTP error answer."""
-
-    def __init__(self, status: int, word: str, detail: str) -> None:
-        self.status = status
-        self.word = word
-        self.detail = detail
-        super().__init__(detail)
 
 
 class Host:
@@ -97,8 +73,11 @@ class Host:
         self._on_event = on_event or (lambda event: None)
         self._restart = restart
         self._renew_seconds = renew_seconds
-        self._order = Reorder() if patience_seconds is None else Reorder(patience_seconds)
-        self._outbox = Outbox()
+        self._routes = Routes(
+            Reorder() if patience_seconds is None else Reorder(patience_seconds),
+            link=lambda: None if self.info is None else self._link,
+            info=lambda: self.info,
+        )
         self._link: Link | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._endorsements = b""
@@ -189,8 +168,7 @@ class Host:
     async def _boot(self) -> None:
         self._lost.clear()
         self._endorsements, self._evidence = b"", None
-        self._order.clear()
-        self._outbox.clear()
+        self._routes.clear()
         self._ready = asyncio.get_running_loop().create_future()
         try:
             launched = await asyncio.to_thread(self._launch)
@@ -267,7 +245,7 @@ class Host:
         self.info = None
         self._link = None
         self._lost.set()
-        self._order.clear()
+        self._routes.release()
         loop = asyncio.get_running_loop()
         # The platform's own word, if it has one, arrives a moment later.
         loop.call_later(1.0, self._fail, boot, PlatformError("the enclave ended before it was ready"))
@@ -276,7 +254,7 @@ class Host:
         if frame.kind == Kind.INSTANCE:
             self._instance(frame)
         elif frame.kind == Kind.REPLY:
-            self._outbox.put(frame.payload, time.monotonic())
+            self._routes.post(frame.payload)
         elif frame.kind == Kind.FAILED:
             self._fail(
                 self._ready, PlatformError(f"the enclave refused to start: {frame.payload.decode('utf-8', 'replace')}")
@@ -319,17 +297,8 @@ class Host:
         """ASGI entry."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
-            return
-        if scope["type"] != "http":
-            return
-        try:
-            if scope["path"] == "/mail" and scope["method"] == "POST":
-                await self._mail(await _body(scope, receive, MAX_MAIL), receive, send)
-            else:
-                await self._other(scope, receive, send)
-        except Refusal as refusal:
-            body = json.dumps({"error": refusal.word, "detail": refusal.detail}).encode()
-            await _respond(send, refusal.status, b"application/json", body)
+        elif scope["type"] == "http":
+            await self._routes.serve(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -341,140 +310,10 @@ class Host:
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
-    def _linked(self) -> Link:
-        if self._link is None or self.info is None:
-            raise Refusal(503, "starting", "the enclave is not running at the moment; try again")
-        return self._link
-
-    def _ask(self, kind: Kind, payload: bytes) -> Ask:
-        try:
-            return self._linked().ask(kind, payload)
-        except TransportError as error:
-            raise Refusal(429, "overloaded", str(error)) from None
-
-    async def _mail(self, data: bytes, receive: Receive, send: Send) -> None:
-        try:
-            direction, session_id, counter = address_of(data)
-        except FormatError as error:
-            raise Refusal(400, "format", str(error)) from None
-        if direction != TO_ENCLAVE:
-            raise Refusal(400, "format", "this is a mail for a client")
-        if not self._order.in_turn(session_id, counter):
-            await self._order.turn(session_id, counter)
-        ask = self._ask(Kind.MAIL, data)
-        ask.leaves = partial(_left, receive)
-        frames = await ask.more()
-        if not frames:
-            raise Refusal(502, "enclave", "the enclave ended while it handled this mail")
-        if frames[0].kind == Kind.ERROR:
-            status, detail = _STATUS.get(frames[0].payload, (502, "the enclave answered something unknown"))
-            raise Refusal(status, frames[0].payload.decode("ascii", "replace"), detail)
-        if ask.done:
-            await _respond(send, 200, MAILS_TYPE, _join(frames))
-            return
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", MAILS_TYPE)]})
-        while frames:
-            await send({"type": "http.response.body", "body": _join(frames), "more_body": True})
-            if ask.done:
-                break
-            frames = await ask.more()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
-        method, path = scope["method"], scope["path"]
-        if path == "/instance" and method == "GET":
-            self._linked()
-            await _respond(send, 200, INFO_TYPE, self.info or b"")
-        elif path == "/health" and method == "GET":
-            self._linked()
-            await _respond(send, 200, b"application/json", b'{"status":"ok"}')
-        elif path == "/challenge" and method == "POST":
-            frames = await self._ask(Kind.CHALLENGE, await _body(scope, receive, 64)).more()
-            if not frames or frames[0].kind != Kind.SIGNED:
-                raise Refusal(400, "format", "a challenge has 32 bytes")
-            await _respond(send, 200, b"application/octet-stream", frames[0].payload)
-        elif path.startswith("/outbox/"):
-            await self._box(scope, path.removeprefix("/outbox/"), send)
-        elif path in ("/mail", "/instance", "/health", "/challenge"):
-            raise Refusal(405, "method", f"{path} does not take {method}")
-        else:
-            raise Refusal(404, "no such resource", "see spec/http.md for what a host serves")
-
-    async def _box(self, scope: Scope, name: str, send: Send) -> None:
-        query = dict(p.split("=", 1) for p in scope["query_string"].decode("ascii", "replace").split("&") if "=" in p)
-        if scope["method"] == "POST":
-            try:
-                session_id = bytes.fromhex(name)
-            except ValueError:
-                session_id = b""
-            if len(session_id) != 16:
-                raise Refusal(400, "format", "a session id is 32 hex digits")
-            box = self._outbox.claim(session_id)
-            if box is None:
-                raise Refusal(409, "session", "this session's outbox was claimed already")
-            await _respond(send, 201, b"application/json", json.dumps({"box": box}).encode())
-        elif scope["method"] == "GET":
-            mails = await self._outbox.read(name, min(_number(query.get("wait", "0")), 30.0))
-            if mails is None:
-                raise Refusal(404, "no such resource", "no such outbox")
-            await _respond(send, 200, MAILS_TYPE, b"".join(len(m).to_bytes(4, "big") + m for m in mails))
-        elif scope["method"] == "DELETE":
-            if not self._outbox.delete(name, int(_number(query.get("below", "0")))):
-                raise Refusal(404, "no such resource", "no such outbox")
-            await _respond(send, 204, b"text/plain", b"")
-        else:
-            raise Refusal(405, "method", "an outbox takes POST, GET and DELETE")
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
 
 async def _drop_when(left: Awaitable[None], link: Link, ask: Ask) -> None:
     await left
     link.drop(ask)
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 2**53:
-        raise Refusal(400, "format", "not a number in range")
-    return value
-
-
-def _join(frames: Iterable[Frame]) -> bytes:
-    return b"".join(len(f.payload).to_bytes(4, "big") + f.payload for f in frames if f.kind == Kind.REPLY)
-
-
-async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value) > limit:
-            raise Refusal(413, "too large", f"at most {limit} bytes are taken")
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if message.get("more_body"):
-        parts = [body]
-        size = len(body)
-        while message.get("more_body"):
-            message = await receive()
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
-                raise Refusal(413, "too large", f"at most {limit} bytes are taken")
-        body = b"".join(parts)
-    if len(body) > limit:
-        raise Refusal(413, "too large", f"at most {limit} bytes are taken")
-    return body
-
-
-async def _respond(send: Send, status: int, content_type: bytes, body: bytes) -> None:
-    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def log_to_stderr(event: dict[str, Any]) -> None:

@@ -21,8 +21,9 @@ class Pending:
     """One request that has no last reply yet.
 
     Attributes:
-        encrypted: the bytes sent in the present session; a retry in the same
-            session sends exactly these.
+        encrypted: the bytes sent in the present session, made when the request takes
+            its place, so that the session counts in the channel's order; a retry in
+            the same session sends exactly these.
         replies: authentic replies so far, in the enclave's order.
         abandoned: its caller went away; it is sent until answered all the same,
             because later requests are ordered behind it.
@@ -35,7 +36,7 @@ class Pending:
     body: bytes
     envelope: bytes
     sequence: int = 0
-    encrypted: bytes | None = None
+    encrypted: bytes = b""
     replies: list[Reply] = field(default_factory=list)
     done: bool = False
     abandoned: bool = False
@@ -62,53 +63,53 @@ class Conversation:
     def use(self, session: ClientSession, *, new_boot: bool) -> None:
         """Go on with a new session. A new boot of a stateless enclave counts from 0."""
         self.session = session
-        for item in self._pending.values():
-            item.encrypted = None
         if new_boot:
-            waiting = [self._pending[s] for s in sorted(self._pending)]
+            waiting = self.waiting()
             self._pending = {}
             self._next = 0
             self._received_below = 0
             self._above = set()
             for item in waiting:
                 self._enter(item)
+        else:
+            for item in self.waiting():
+                item.encrypted = self._encrypt(item)
 
     def _enter(self, item: Pending) -> None:
         item.sequence = self._next
+        item.encrypted = self._encrypt(item)
         self._pending[self._next] = item
         self._next += 1
 
+    def _encrypt(self, item: Pending) -> bytes:
+        if self.session is None:
+            raise RuntimeError("no session yet")
+        return self.session.encrypt(
+            Request(item.kind, item.flags, item.sequence, self.acknowledged, item.body, item.envelope)
+        )
+
     def add(self, kind: RequestKind, body: bytes, *, envelope: bytes = b"", flags: int = 0) -> Pending:
-        """Take a place in the channel's order."""
+        """Take a place in the channel's order.
+
+        Raises:
+            ValueError: body or envelope do not fit a mail; no place was taken.
+            SessionError: the session has ended in this process.
+        """
         item = Pending(kind, flags, body, envelope)
         self._enter(item)
         return item
-
-    def withdraw(self, item: Pending) -> None:
-        """Give back the newest place, if nothing was sent under it."""
-        if item.encrypted is None and item.sequence == self._next - 1:
-            self._pending.pop(item.sequence, None)
-            self._next -= 1
-        else:
-            item.abandoned = True
 
     def forget(self, item: Pending) -> None:
         """Drop a request that must not be sent to another boot."""
         self._pending.pop(item.sequence, None)
 
+    def holds(self, sequence: int) -> bool:
+        """Whether that request is still without its last reply."""
+        return sequence in self._pending
+
     def waiting(self) -> list[Pending]:
         """Requests without a last reply, in order."""
         return [self._pending[s] for s in sorted(self._pending)]
-
-    def encrypted(self, item: Pending) -> bytes:
-        """The mail of a request in the present session; the same bytes each time."""
-        if self.session is None:
-            raise RuntimeError("no session yet")
-        if item.encrypted is None:
-            item.encrypted = self.session.encrypt(
-                Request(item.kind, item.flags, item.sequence, self.acknowledged, item.body, item.envelope)
-            )
-        return item.encrypted
 
     def acknowledgement(self) -> bytes:
         """A mail that only acknowledges."""

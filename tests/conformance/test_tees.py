@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from tests.imitations import mounts
+from tests.imitations.gramine import Attestation, Registers
+from tests.imitations.nsm import Module, SevGuestDevice
+from tests.imitations.processor import Nitro, Sgx, Snp, Tdx
+from tests.imitations.tsm import Memory, Tsm
 
 from conclave._framing import FrameReader, PlatformKind
 from conclave.attestation import dcap, nitro, snp
@@ -22,11 +27,6 @@ from conclave.enclave.drivers.simulated import SimulatedTee
 from conclave.platform import launch
 from conclave.platform.machine import Machine
 from conclave.testing import TeeConformance
-from tests.imitations import mounts
-from tests.imitations.gramine import Attestation, Registers
-from tests.imitations.nsm import Module, SevGuestDevice
-from tests.imitations.processor import Nitro, Sgx, Snp, Tdx
-from tests.imitations.tsm import Memory, Tsm
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 
@@ -64,22 +64,22 @@ class Simulated(launch._Platform):
 class TestSimulated(TeeConformance):
     policies = frozenset({"code", "signer", "product"})
 
+    machine: Machine
+
     @pytest.fixture(autouse=True, scope="class")
-    def _machine(self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
-        request.cls.machine = Machine.open(tmp_path_factory.mktemp("processor"))
+    @classmethod
+    def _machine(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        cls.machine = Machine.open(tmp_path_factory.mktemp("processor"))
 
     def launch(self, mounted: Mounted) -> Tee:
         ours, theirs = socket.socketpair()
-        platform = Simulated(self.machine, mounted)  # type: ignore[attr-defined]
+        platform = Simulated(self.machine, mounted)
         threading.Thread(target=platform.serve, args=(theirs,), daemon=True).start()
         return SimulatedTee(ours)
 
     def verify(self, evidence: Evidence) -> EvidenceClaims:
-        machine = self.machine  # type: ignore[attr-defined]
-        quote = dcap.parse_quote(evidence.data)
-        return dcap.verify_quote(
-            quote, machine.endorsements(), anchors=frozenset({machine.anchor}), now=datetime.now(UTC)
-        )
+        quote, anchors = dcap.parse_quote(evidence.data), frozenset({self.machine.anchor})
+        return dcap.verify_quote(quote, self.machine.endorsements(), anchors=anchors, now=datetime.now(UTC))
 
 
 class TestGramine(TeeConformance):

@@ -80,7 +80,8 @@ class Host:
         )
         self._link: Link | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._endorsements = b""
+        # Evidence of some TEEs needs none; then they are known, and empty.
+        self._endorsements: bytes | None = None
         self._evidence: _Evidence | None = None
         self._ready: asyncio.Future[None] | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -167,7 +168,7 @@ class Host:
 
     async def _boot(self) -> None:
         self._lost.clear()
-        self._endorsements, self._evidence = b"", None
+        self._endorsements, self._evidence = None, None
         self._routes.clear()
         self._ready = asyncio.get_running_loop().create_future()
         try:
@@ -277,7 +278,7 @@ class Host:
     def _publish(self) -> None:
         """Hand out instance info once the enclave and its platform have both spoken."""
         given = self._evidence
-        if given is None or not self._endorsements:
+        if given is None or self._endorsements is None:
             return
         self.info = _codec.encode(
             {

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 from conclave.attestation.binding import bound_digest, names_bundle
@@ -108,7 +109,7 @@ class TeeConformance:
         """Is a mistake of the caller's, and nothing is asked."""
         tee = self.started()
         for size in (0, 1, 32, 63, 65, 128, 4096):
-            _refused(lambda size=size: tee.evidence(bytes(size)), ValueError)
+            _refused(partial(tee.evidence, bytes(size)), ValueError)
         assert bound_digest(self.verify(tee.evidence(b"\2" * 64))) == b"\2" * 64
 
     def test_threads_get_their_own_evidence(self) -> None:
@@ -149,7 +150,7 @@ class TeeConformance:
             tee = self.started(other)
             for policy in self.policies:
                 if policy != "code" and not any(other.signer):
-                    _refused(lambda p=policy, t=tee: t.sealing_key(p), UnsupportedPolicy)
+                    _refused(partial(tee.sealing_key, policy), UnsupportedPolicy)
                 elif policy != "code" or other.code != PROGRAM.code:
                     equal = tee.sealing_key(policy) == mine[policy]
                     assert equal == (policy in same.get(name, set())), (name, policy)
@@ -158,13 +159,13 @@ class TeeConformance:
         """Are refused by name, with the way out."""
         tee = self.started()
         for policy in {*POLICIES, "", "CODE", "code ", "machine"} - self.policies:
-            assert "KDS" in str(_refused(lambda p=policy: tee.sealing_key(p), UnsupportedPolicy))
+            assert "KDS" in str(_refused(partial(tee.sealing_key, policy), UnsupportedPolicy))
 
     def test_a_context_that_is_too_long(self) -> None:
         """Is a mistake of the caller's."""
         tee = self.started()
         for policy in POLICIES:
-            _refused(lambda p=policy: tee.sealing_key(p, bytes(MAX_CONTEXT + 1)), ValueError)
+            _refused(partial(tee.sealing_key, policy, bytes(MAX_CONTEXT + 1)), ValueError)
 
 
 def _rest(claims: EvidenceClaims) -> EvidenceClaims:

@@ -6,7 +6,7 @@ on is measured; certificates that come along are the host's word.
 Spec: spec/drivers.md.
 """
 
-from conclave.enclave.drivers.find import find
+from conclave.enclave.drivers.selection import find
 from conclave.enclave.drivers.tee import Evidence, Identity, Mounted, Tee
 
 __all__ = ["Evidence", "Identity", "Mounted", "Tee", "find"]

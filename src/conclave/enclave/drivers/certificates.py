@@ -3,7 +3,7 @@
 Runs inside the enclave. The host wrote it and nobody checked it: it becomes hints
 for whoever staples endorsements, and nothing here trusts a byte of it.
 
-Spec: spec/drivers.md section 3.1 (DRV-25). Source: AMD GHCB standardization,
+Spec: spec/drivers.md section 3.1 (DRV-17). Source: AMD GHCB standardization,
 MSG_REPORT_REQ (certificate table).
 """
 

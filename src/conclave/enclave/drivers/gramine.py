@@ -2,7 +2,7 @@
 
 Runs inside the enclave. The library OS that answers is part of MRENCLAVE.
 
-Spec: spec/drivers.md section 2 (DRV-10 to DRV-14).
+Spec: spec/drivers.md section 2 (DRV-7 to DRV-10).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Runs inside the enclave. The module is the hypervisor's, and here the vendor and the
 operator's landlord are the same company.
 
-Spec: spec/drivers.md section 4 (DRV-30 to DRV-36). Sources: the nsm driver of Linux
+Spec: spec/drivers.md section 4 (DRV-22 to DRV-25). Sources: the nsm driver of Linux
 (linux/nsm.h); the NSM library's description of requests, answers and the document.
 """
 

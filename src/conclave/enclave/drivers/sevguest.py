@@ -4,7 +4,7 @@ Runs inside the enclave, before author code, in a process of its own: the
 processor's key is the runtime's and not the bundle's, so the process that later runs
 author code never holds it.
 
-Spec: spec/drivers.md section 3.2 (DRV-26 to DRV-28). Sources: linux/sev-guest.h; AMD
+Spec: spec/drivers.md section 3.1 (DRV-18 to DRV-20). Sources: linux/sev-guest.h; AMD
 SEV-SNP firmware ABI, MSG_KEY_REQ.
 """
 

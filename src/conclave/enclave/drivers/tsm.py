@@ -3,7 +3,7 @@
 Runs inside the enclave. The kernel of the guest is measured; it speaks to the
 processor for us.
 
-Spec: spec/drivers.md section 3 (DRV-20 to DRV-29). Sources: the kernel's ABI pages
+Spec: spec/drivers.md section 3 (DRV-11 to DRV-21). Sources: the kernel's ABI pages
 configfs-tsm-report and sysfs-devices-virtual-misc-tdx_guest.
 """
 

@@ -206,7 +206,7 @@ def test_a_runtime_of_the_operators_own_on_genuine_hardware(info: bytes, honest:
     with secure_simulated(root, measurement=runtime_tree().measurement):
         assert verify_instance(info, Constraint.parse(code), now=datetime.now(UTC)).security == "SECURE"
     with secure_simulated(root, measurement=bytes(32)):
-        refused(info, code, AppraisalError, "knows no such measurement of that release")
+        refused(info, code, AppraisalError, "know no such measurement of that release")
 
 
 @pytest.mark.spec("T-09")

@@ -186,7 +186,7 @@ def test_info_read_and_written_is_the_same_bytes() -> None:
 INFO_REFUSED = {
     "version 0": INFO | {"version": 0},
     "version 2": INFO | {"version": 2},
-    "format": INFO | {"format": "tdx"},
+    "format": INFO | {"format": "tpm"},
     "a key too many": INFO | {"anchor": b""},
     "a key too few": {k: v for k, v in INFO.items() if k != "endorsements"},
     "another order": dict(reversed(INFO.items())),

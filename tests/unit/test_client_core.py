@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests._facts import evidence
 
 from conclave import _codec
 from conclave._crypto import SUITE_ID, DecryptionKey, SigningKey, random_bytes
@@ -62,7 +63,7 @@ class Instance:
             kds_constraint=None,
             interface=zero,
         )
-        return AttestationResult(claims, DIGEST, "simulated", "INSECURE", "UpToDate", (), zero, "", NOW, NOW)
+        return AttestationResult(claims, DIGEST, "simulated", "INSECURE", (), evidence(), zero, NOW)
 
     def answer(self, exchange: Exchange) -> Answer:
         received = self.box.receive(exchange.body, 1)
@@ -322,5 +323,5 @@ def test_a_stub_of_another_interface() -> None:
         client.check_interface(interface)
     result = instance.result()
     claims = msgspec.structs.replace(result.claims, interface=interface.digest())
-    client.instance = AttestationResult(claims, DIGEST, "simulated", "INSECURE", "", (), b"", "", NOW, NOW)
+    client.instance = dataclasses.replace(result, claims=claims)
     client.check_interface(interface)

@@ -9,10 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from tests._facts import evidence
 
 from conclave import _crypto
-from conclave.attestation import Claims, Constraint, InstanceClaims, constraint
+from conclave.attestation import Claims, Constraint, InstanceClaims, appraise, reference
+from conclave.attestation.claims import TEES
 from conclave.errors import AppraisalError, FormatError
 
 PLACE = Path(__file__).parents[2] / "vectors" / "constraint"
@@ -26,7 +29,8 @@ def of(*expect: str) -> list[str]:
 @pytest.fixture(autouse=True)
 def _known_release(monkeypatch: pytest.MonkeyPatch) -> None:
     """In all vectors the measurement is one that is known for the release."""
-    monkeypatch.setattr(constraint, "_release_measurements", {"conclave-9.9.9": frozenset({"3e" * 32})})
+    known = {"conclave-9.9.9": {tee: ["3e" * 32] for tee in TEES}}
+    monkeypatch.setattr(reference, "_built_in", msgspec.structs.replace(reference.built_in(), releases=known))
 
 
 def facts(said: dict[str, Any]) -> Claims:
@@ -52,12 +56,13 @@ def facts(said: dict[str, Any]) -> Claims:
         instance=instance,
         claims_digest=instance.digest(),
         tee=said["tee"],
-        debug=said["debug"],
-        tcb_status=said["tcb_status"],
-        advisories=tuple(said["advisories"]),
+        evidence=evidence(
+            debug=said["debug"],
+            tcb_status=said["tcb_status"],
+            advisories=tuple(said["advisories"]),
+            oldest_issue_date=datetime.fromisoformat(said["oldest_issue_date"]),
+        ),
         measurement=bytes.fromhex(said["measurement"]),
-        anchor="00" * 32,
-        oldest_issue_date=datetime.fromisoformat(said["oldest_issue_date"]),
         verified_at=datetime.fromisoformat(said["now"]),
     )
 
@@ -92,7 +97,7 @@ def test_what_is_written_out(name: str) -> None:
 @pytest.mark.parametrize("name", of("ok"))
 def test_what_is_accepted(name: str) -> None:
     case = CASES[name]
-    assert Constraint.parse(case["text"]).appraise(facts(case["facts"])).security == case["security"]
+    assert appraise(Constraint.parse(case["text"]), facts(case["facts"])).security == case["security"]
 
 
 @pytest.mark.spec("CON-4", "CON-5", "CON-6", "CON-7", "CON-8", "CON-9", "CON-11", "CON-12")
@@ -100,6 +105,6 @@ def test_what_is_accepted(name: str) -> None:
 def test_what_is_refused(name: str) -> None:
     case = CASES[name]
     with pytest.raises(AppraisalError) as refused:
-        Constraint.parse(case["text"]).appraise(facts(case["facts"]))
+        appraise(Constraint.parse(case["text"]), facts(case["facts"]))
     assert refused.value.code == "appraisal"
     assert [failure.partition(":")[0] for failure in refused.value.failures] == case["clauses"]

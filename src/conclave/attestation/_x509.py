@@ -3,7 +3,7 @@
 Runs at the relying party, on hostile bytes. Every refusal has a code that names
 what it is about, such as `pck-chain`, `pck-expired`, `pck-revoked`.
 
-Spec: spec/evidence.md section 3. Profile: RFC 5280.
+Spec: spec/evidence.md section 3 (EVID-2, EVID-3). Profile: RFC 5280.
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ class Certificate:
 
     def signed_by(self, issuer: Certificate) -> bool:
         """Whether that certificate's key made this one's signature."""
-        return self.issuer == issuer.subject and _signed(issuer.key, self.signature, self.signed, self.scheme, self.hash)
+        return self.issuer == issuer.subject and _signed(
+            issuer.key, self.signature, self.signed, self.scheme, self.hash
+        )
 
     def verify(self, signature: bytes, data: bytes, *, code: str) -> None:
         """Check an ECDSA signature (r ‖ s, big-endian) made with this certificate's key.
@@ -290,19 +292,3 @@ def is_self_signed_root(der: bytes, common_name: str) -> bool:
     except ChainError:
         return False
     return certificate.signed_by(certificate) and certificate.common_name == common_name
-
-
-def is_issued_by(der: bytes, issuer: bytes) -> bool:
-    """Whether `issuer` itself signed this certificate, with no other in between."""
-    try:
-        return Certificate(der, what="leaf").signed_by(Certificate(issuer, what="issuer"))
-    except ChainError:
-        return False
-
-
-def crl_issue_date(der: bytes) -> datetime:
-    """thisUpdate of a CRL. Raises ValueError."""
-    try:
-        return x509.load_der_x509_crl(der).last_update_utc
-    except x509.InvalidVersion:
-        raise ValueError from None

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 
 from conclave import _crypto
 from conclave.attestation.binding import measured_with_bundle
 from conclave.attestation.claims import InstanceClaims
 from conclave.attestation.constraint import MEASUREMENT, Constraint
 from conclave.attestation.evidence import EvidenceClaims
-from conclave.attestation.reference import BUILT_IN, ReferenceValues
+from conclave.attestation.reference import ReferenceValues, built_in
 from conclave.attestation.security import LEVELS, SIMULATED, Security, judge
 from conclave.attestation.tcb import reaches, subject_of, version_of
 from conclave.errors import AppraisalError
+
+_NAME_IT: Final = "if you have checked it, name the measurement"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,14 @@ class AttestationResult:
         return self.evidence.oldest_issue_date
 
 
-def appraise(constraint: Constraint, claims: Claims, *, reference: ReferenceValues = BUILT_IN) -> AttestationResult:
-    """Accept verified claims, or raise AppraisalError naming every reason."""
+def appraise(constraint: Constraint, claims: Claims, *, reference: ReferenceValues | None = None) -> AttestationResult:
+    """Accept verified claims, or raise AppraisalError naming every reason.
+
+    Args:
+        constraint: the data owner's.
+        claims: of the verifier.
+        reference: which measurements are which release; None for what this library knows.
+    """
     security, reasons, failures = weigh(constraint, claims, reference=reference)
     if failures:
         raise AppraisalError(failures)
@@ -94,9 +103,10 @@ def appraise(constraint: Constraint, claims: Claims, *, reference: ReferenceValu
 
 
 def weigh(
-    constraint: Constraint, claims: Claims, *, reference: ReferenceValues = BUILT_IN
+    constraint: Constraint, claims: Claims, *, reference: ReferenceValues | None = None
 ) -> tuple[Security, tuple[str, ...], tuple[str, ...]]:
     """The level of security, what keeps it from SECURE, and every clause that refuses."""
+    reference = reference or built_in()
     security, reasons = security_of(claims, reference=reference, constraint=constraint)
     checks = (
         _program(constraint, claims.instance),
@@ -113,12 +123,12 @@ def weigh(
 
 
 def security_of(
-    claims: Claims, *, reference: ReferenceValues = BUILT_IN, constraint: Constraint | None = None
+    claims: Claims, *, reference: ReferenceValues | None = None, constraint: Constraint | None = None
 ) -> tuple[Security, tuple[str, ...]]:
     """The level of security and what keeps it from SECURE, as a constraint sees it, or none."""
     subject = subject_of(claims.evidence)
     minimum = constraint.minimum_tcb.get(subject) if constraint else None
-    minimum = minimum or reference.minimum_tcb.get(subject)
+    minimum = minimum or (reference or built_in()).minimum_tcb.get(subject)
     return judge(
         claims.evidence,
         tee=claims.tee,
@@ -138,7 +148,8 @@ def _program(constraint: Constraint, instance: InstanceClaims | None) -> str | N
         return None
     accepted = [f"C:{c}" for c in sorted(constraint.codes)] + [f"S:{s}" for s in sorted(constraint.signers)]
     if instance is None:
-        return f"C/S: expected {' or '.join(accepted)}, but evidence alone names no program; verify the host's instance info"
+        wanted = " or ".join(accepted)
+        return f"C/S: expected {wanted}, but evidence alone names no program; verify the host's instance info"
     if instance.code.hex() in constraint.codes or instance.signer.hex() in constraint.signers:
         return None
     return (
@@ -178,8 +189,8 @@ def _level(constraint: Constraint, security: Security, reasons: tuple[str, ...],
     if LEVELS.index(security) >= LEVELS.index(constraint.security):
         return None
     hint = "for development only, say SEC:INSECURE" if security == "INSECURE" else "or accept SEC:STALE"
-    why = "; ".join(reasons)
-    return f"SEC: expected {constraint.security}, got {found}, because {why}; ask the operator to update the platform, {hint}"
+    found += ", because " + "; ".join(reasons)
+    return f"SEC: expected {constraint.security}, got {found}; ask the operator to update the platform, {hint}"
 
 
 def _age(constraint: Constraint, claims: Claims) -> str | None:
@@ -209,7 +220,7 @@ def _runtime(constraint: Constraint, claims: Claims, reference: ReferenceValues)
         # A release is known by what the reference values say of this measurement.
         if any(reference.knows(r, claims.tee, claims.measurement) for r in constraint.runtimes):
             return None
-        return f"RUNTIME: expected {expected}, got measurement {measurement}; if you have checked it, name the measurement"
+        return f"RUNTIME: expected {expected}, got measurement {measurement}; {_NAME_IT}"
     # The release is the runtime's own word: it must not pass for a measurement, and on
     # hardware it counts only together with the measurement of that very release.
     named = instance.runtime in constraint.runtimes and not MEASUREMENT.match(instance.runtime)
@@ -217,7 +228,7 @@ def _runtime(constraint: Constraint, claims: Claims, reference: ReferenceValues)
         return None
     hint = "upgrade the client library or name the release"
     if named:
-        hint = "the reference values know no such measurement of that release; if you have checked it, name the measurement"
+        hint = f"the reference values know no such measurement of that release; {_NAME_IT}"
     return f"RUNTIME: expected {expected}, got {instance.runtime} with measurement {measurement}; {hint}"
 
 

@@ -17,6 +17,7 @@ MAX_CLAIMS: Final = 8192
 MAX_INFO: Final = 1024 * 1024
 MAX_EVIDENCE: Final = 65536
 MAX_ENDORSEMENTS: Final = 524288
+TEES: Final = ("sgx", "tdx", "snp", "nitro")
 MODES: Final = ("release", "debug")
 SANDBOXES: Final = ("namespaces", "landlock", "none")
 
@@ -114,8 +115,8 @@ class InstanceInfo(_codec.Record, frozen=True):
 def parse_instance_info(data: bytes) -> InstanceInfo:
     """Read instance info from untrusted bytes. Raises FormatError."""
     info = _codec.decode(InstanceInfo, data, max_size=MAX_INFO, what="instance info")
-    if info.version != 1 or info.format != "sgx":
-        raise FormatError("instance info: only version 1 with evidence of format sgx is known")
+    if info.version != 1 or info.format not in TEES:
+        raise FormatError(f"instance info: only version 1 with evidence of {', '.join(TEES)} is known")
     limits = ((info.evidence, MAX_EVIDENCE), (info.endorsements, MAX_ENDORSEMENTS), (info.claims, MAX_CLAIMS))
     if any(len(part) > limit for part, limit in limits):
         raise FormatError("instance info: a part exceeds its limit")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import conclave
-from conclave.attestation.evidence import TEES as HARDWARE
+from conclave.attestation.claims import TEES as HARDWARE
 from conclave.attestation.security import LEVELS, SIMULATED, Security
 from conclave.attestation.tcb import parse_minimum
 from conclave.errors import FormatError
@@ -191,7 +191,9 @@ def _runtimes(values: dict[str, list[str]]) -> frozenset[str]:
         return frozenset({f"conclave-{conclave.__version__}"})
     for value in values["RUNTIME"]:
         if not _RELEASE.match(value) and not MEASUREMENT.match(value):
-            raise FormatError("RUNTIME: takes a release such as conclave-0.1.0, or a measurement of 64 or 96 hex digits")
+            raise FormatError(
+                "RUNTIME: takes a release such as conclave-0.1.0, or a measurement of 64 or 96 hex digits"
+            )
     return frozenset(v.lower() if MEASUREMENT.match(v) else v for v in values["RUNTIME"])
 
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
-
-TEES: Final = ("sgx", "tdx", "snp", "nitro")
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 Runs at the relying party. The file comes from anywhere and is hostile until its
 signature under the key that the relying party pinned verifies.
 
-Spec: spec/evidence.md section 7 (EVID-12 to EVID-15).
+Spec: spec/evidence.md section 7 (EVID-12 to EVID-14).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 
 from conclave import _crypto
 from conclave._crypto import SigningKey
-from conclave.attestation.evidence import TEES
+from conclave.attestation.claims import TEES
 from conclave.attestation.tcb import parse_minimum
 from conclave.errors import FormatError, SignatureError, VerificationError
 
@@ -58,9 +58,12 @@ class ReferenceValues(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 
 # What this release of the library knows by itself: no measurement of a runtime on hardware is published yet.
-BUILT_IN: Final = ReferenceValues(
-    version=1, number=0, issued="2026-11-24", releases={}, bundles={}, minimum_tcb={}
-)
+_built_in = ReferenceValues(version=1, number=0, issued="2026-11-24", releases={}, bundles={}, minimum_tcb={})
+
+
+def built_in() -> ReferenceValues:
+    """What this release of the library knows by itself. Tests extend it through `conclave.testing`."""
+    return _built_in
 
 
 def sign_reference_values(values: ReferenceValues, key: SigningKey) -> bytes:
@@ -101,7 +104,9 @@ def load_reference_values(data: bytes, *, publisher: bytes, at_least: int = 0) -
     try:
         _crypto.verify_signature(seal[:32], PURPOSE, _crypto.ZERO_DIGEST, text, seal[32:])
     except SignatureError:
-        raise SignatureError("the signature of the reference values does not verify", code="reference-signature") from None
+        raise SignatureError(
+            "the signature of the reference values does not verify", code="reference-signature"
+        ) from None
     values = _decode(text)
     if values.number < at_least:
         raise VerificationError("reference values older than those accepted before", code="reference-rollback")

@@ -3,7 +3,7 @@
 Runs at the relying party, on claims that were verified. What does not verify never
 gets here: it is an error, not a level.
 
-Spec: spec/evidence.md section 4 (EVID-4 to EVID-8).
+Spec: spec/evidence.md section 4 (EVID-5 to EVID-7).
 """
 
 from __future__ import annotations
@@ -23,11 +23,17 @@ STATUSES: Final[Mapping[str, tuple[Security, str]]] = {
     "UpToDate": ("SECURE", "the vendor says that the platform is up to date"),
     "SWHardeningNeeded": ("STALE", "the program must be hardened against the advisories named"),
     "ConfigurationNeeded": ("STALE", "the platform is configured in a way that the advisories named warn of"),
-    "ConfigurationAndSWHardeningNeeded": ("STALE", "platform and program must be hardened against the advisories named"),
+    "ConfigurationAndSWHardeningNeeded": (
+        "STALE",
+        "platform and program must be hardened, as the advisories named say",
+    ),
     "TDRelaunchAdvised": ("STALE", "the trust domain was launched before the platform was updated"),
     "TDRelaunchAdvisedConfigurationNeeded": ("STALE", "launched before an update, and the configuration is warned of"),
     "OutOfDate": ("STALE", "the platform lacks security updates"),
-    "OutOfDateConfigurationNeeded": ("STALE", "the platform lacks security updates, and its configuration is warned of"),
+    "OutOfDateConfigurationNeeded": (
+        "STALE",
+        "the platform lacks security updates, and is configured as is warned of",
+    ),
 }
 # Whoever names every advisory has decided about them; nobody can decide that an update is installed.
 LIFTABLE: Final = frozenset({"SWHardeningNeeded", "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded"})

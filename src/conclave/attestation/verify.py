@@ -21,7 +21,7 @@ from conclave.attestation.binding import bound_digest, names_bundle, runtime_mea
 from conclave.attestation.claims import bundle_id, claims_digest, parse_claims, parse_instance_info
 from conclave.attestation.constraint import Constraint
 from conclave.attestation.evidence import EvidenceClaims
-from conclave.attestation.reference import BUILT_IN, ReferenceValues
+from conclave.attestation.reference import ReferenceValues
 from conclave.attestation.security import SIMULATED
 from conclave.errors import AppraisalError, BindingError, ChainError, FormatError
 
@@ -32,7 +32,7 @@ _FOREIGN: Final = "the evidence does not lead to a trust anchor that the constra
 
 
 def verify_instance(
-    info: bytes, constraint: Constraint, *, now: datetime, reference: ReferenceValues = BUILT_IN
+    info: bytes, constraint: Constraint, *, now: datetime, reference: ReferenceValues | None = None
 ) -> AttestationResult:
     """Verify instance info and appraise it.
 
@@ -40,7 +40,8 @@ def verify_instance(
         info: as a host gave it, at most 1 MiB. Untrusted.
         constraint: decides trust anchors before anything of the evidence is read.
         now: aware UTC time at which everything must be valid.
-        reference: which measurements are which release. Trusted: `load_reference_values`.
+        reference: which measurements are which release, from `load_reference_values`;
+            None for what this library knows by itself. Trusted.
 
     Raises:
         ValueError: `now` has no time zone.
@@ -63,9 +64,7 @@ def authenticate_instance(info: bytes, constraint: Constraint, *, now: datetime)
     anchors = Anchors.of(constraint)
     anchors.demand(parsed.format)
     # 3. The evidence, under the one anchor its chain leads to (CLM-8).
-    tee, evidence = verify_evidence(
-        parsed.evidence, parsed.endorsements, kind=parsed.format, anchors=anchors, now=now
-    )
+    tee, evidence = verify_evidence(parsed.evidence, parsed.endorsements, kind=parsed.format, anchors=anchors, now=now)
     # 4. The TEE names the bundle (CLM-3), before anything else the claims say.
     claims = parse_claims(parsed.claims)
     if not names_bundle(evidence, claims.bundle_id, tee=tee):
@@ -173,3 +172,10 @@ def _select(anchors: Anchors, roots: frozenset[str], quote: dcap.Quote) -> tuple
     if anchors.pinned not in (None, fingerprint):
         raise ChainError("the evidence is of another simulated machine than TEE:simulated@… pins")
     return SIMULATED, frozenset({fingerprint})
+
+
+def anchor_name(quote: dcap.Quote) -> str:
+    """Whose root certificate a quote carries, for display. Carrying one proves nothing."""
+    if any(_crypto.sha256(der).hex() in _vendor_roots["sgx"] for der in quote.chain):
+        return "Intel SGX"
+    return SIMULATED if any(_x509.is_self_signed_root(der, SIMULATED_ROOT) for der in quote.chain) else "unknown"

@@ -86,7 +86,9 @@ class Machine:
 def mounted(root: Path, make: Callable[..., Parts], *arguments: Any, **options: Any) -> Iterator[Machine]:
     """Mount what `make` makes (in the other process) at a directory, until the block ends."""
     root.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")
+    # One process loads what all of them need; each is a fork of it, not of the tests.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "tests.imitations.processor", "mfusepy"])
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(str(root), theirs, make, arguments, options), daemon=True)
     process.start()

@@ -27,6 +27,9 @@ from tests.imitations.tsm import Handle, Tsm, refuse
 
 from conclave.enclave.drivers import gramine, tsm
 
+_CAP_SYS_ADMIN = 21
+_HELPERS = ("/bin/fusermount3", "/usr/bin/fusermount3")
+
 # Parts by the directory they are mounted at.
 Parts = dict[str, Any]
 
@@ -40,8 +43,12 @@ def why_not() -> str:
         import mfusepy  # noqa: F401
     except (ImportError, OSError) as error:
         return f"FUSE: {error}"
-    if os.geteuid() and not any(os.path.exists(f"{p}/fusermount3") for p in ("/bin", "/usr/bin", "/sbin")):
-        return "fusermount3 is missing (package fuse3)"
+    if os.geteuid() == 0:
+        status = Path("/proc/self/status").read_text()
+        if not int(status.partition("CapEff:")[2].split()[0], 16) >> _CAP_SYS_ADMIN & 1:
+            return "root may not mount here (no CAP_SYS_ADMIN)"
+    elif not any(os.stat(p).st_mode & stat.S_ISUID for p in _HELPERS if os.path.exists(p)):
+        return "fusermount3 is missing (package fuse3), or is not setuid"
     return ""
 
 

@@ -37,8 +37,8 @@ Parts = dict[str, Any]
 @cache
 def why_not() -> str:
     """Why nothing can be mounted here, or nothing."""
-    if not os.path.exists("/dev/fuse"):
-        return "there is no /dev/fuse"
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "there is no /dev/fuse, or it may not be opened"
     try:
         import mfusepy  # noqa: F401
     except (ImportError, OSError) as error:

@@ -18,6 +18,7 @@ from tests.imitations.processor import Sgx, Snp, Tdx
 from tests.imitations.tsm import Tsm
 
 from conclave.enclave.drivers import fields, find, gramine, nsm, tsm
+from conclave.enclave.drivers.files import Folder
 from conclave.errors import PlatformError
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -142,6 +143,39 @@ def test_mounted_machines(tmp_path: Path, no_platform: None) -> None:
 
 def both() -> mounts.Parts:
     return mounts.sgx_parts(Sgx(NOW)) | mounts.tsm_parts(Snp(NOW))
+
+
+@pytest.mark.spec("DRV-6")
+def test_files_that_are_really_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(tmp_path)
+    folder.mkdir("entry")
+    (tmp_path / "entry" / "word").write_bytes(b"0123456789")
+    assert folder.read("entry/word", 10) == b"0123456789"
+    with pytest.raises(PlatformError, match="word has more than 9 bytes"):
+        folder.read("entry/word", 9)
+    folder.write("entry/word", b"abc")
+    assert folder.read("entry/word", 10) == b"abc3456789"
+    monkeypatch.setattr("os.write", lambda descriptor, data: len(data) - 1)
+    with pytest.raises(OSError, match="2 of 3 bytes"):
+        folder.write("entry/word", b"abc")
+    before = len(os.listdir("/proc/self/fd"))
+    for work in (lambda: folder.write("entry/word", b"abc"), lambda: folder.read("entry/word", 1)):
+        with pytest.raises((OSError, PlatformError)):
+            work()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.spec("DRV-15")
+@pytest.mark.parametrize(("version", "body", "size"), [(4, 2, 48 + 584), (5, 2, 54 + 584), (5, 3, 54 + 648)])
+def test_every_cut_of_a_quote(version: int, body: int, size: int) -> None:
+    raw = Tdx(NOW, version=version, body=body).evidence(bytes(range(64))).raw
+    assert fields.TdQuote(raw[:size]).report_data == bytes(range(64))
+    for cut in range(size):
+        with pytest.raises(PlatformError, match="the quote is"):
+            fields.TdQuote(raw[:cut])
+    if version == 5:
+        with pytest.raises(PlatformError, match="another body"):
+            fields.TdQuote(raw[:48] + b"\1\0" + bytes(4) + raw[54:])
 
 
 # Fields of captured evidence -------------------------------------------------------------

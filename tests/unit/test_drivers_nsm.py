@@ -195,6 +195,17 @@ def test_a_module_that_does_not_do_what_it_says(module: Module, tee: NitroTee) -
     with pytest.raises(PlatformError, match="did not lock PCR16"):
         tee.identity(PROGRAM)
     module.launch()
+    module.answers = {}
+    lock = module._LockPCR
+
+    def late(index: int) -> Any:
+        module.registers[index] = extend(module.registers[index], b"x")
+        return lock(index)
+
+    module._LockPCR = late  # type: ignore[method-assign]
+    with pytest.raises(PlatformError, match="did not lock PCR16"):
+        tee.identity(PROGRAM)
+    module.launch()
     module.answers = {"ExtendPCR": cbor2.dumps({"ExtendPCR": {"data": NAMED}})}
     with pytest.raises(PlatformError, match="PCR16 holds something else"):
         tee.identity(PROGRAM)

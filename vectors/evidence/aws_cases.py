@@ -188,6 +188,7 @@ def headers(c: Cases) -> None:
         ("array-5", "Five parts.", document(lambda b: b"\x85" + b[1:] + b"\xf6")),
         ("map", "A map instead of the array.", document(lambda b: b"\xa2" + b[1:])),
         ("text", "Text instead of the array.", document(lambda _: cbor("COSE_Sign1"))),
+        ("number", "A number instead of the array.", document(lambda _: cbor(18))),
         ("detached", "The payload is elsewhere.", field(detached=True)),
         (
             "protected-map",
@@ -202,6 +203,11 @@ def headers(c: Cases) -> None:
         ("signature-97", "A signature of 97 bytes.", signature(lambda s: s + b"\0")),
         ("signature-empty-text", "A signature that is text.", document(lambda b: b[:-98] + cbor("x" * 96))),
         ("payload-empty", "An empty payload.", payload(lambda _: b"")),
+        (
+            "payload-padded",
+            "A payload of more than 16384 bytes, of empty pieces.",
+            said(user_data=Raw(b"\x5f" + b"\x40" * 13000 + b"\xff")),
+        ),
         ("payload-large", "A payload of 16385 bytes.", payload(lambda b: oversized(b, 16385))),
     ):
         c.refuse(BAD, "NITRO-3", name, comment, change)
@@ -280,6 +286,7 @@ def members(c: Cases) -> None:
         ("pcr-1-missing", "An enclave without register 1.", pcrs(lambda p: p.pop(1))),
         ("pcr-2-missing", "An enclave without register 2.", pcrs(lambda p: p.pop(2))),
         ("both-maps", "An enclave and an instance.", lambda d: d.payload.update(nitrotpm_pcrs=d.payload["pcrs"])),
+        ("tpm-empty", "An instance without registers.", said(pcrs=GONE, nitrotpm_pcrs={})),
         ("tpm-33", "33 registers of an instance.", said(pcrs=GONE, nitrotpm_pcrs={i: bytes(48) for i in range(33)})),
         ("tpm-size", "A register of 32 bytes of an instance.", said(pcrs=GONE, nitrotpm_pcrs={4: bytes(32)})),
     ):

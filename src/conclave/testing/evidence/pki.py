@@ -24,21 +24,12 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from conclave.platform.pki import der
 
-_CURVES: Final[dict[str, tuple[ec.EllipticCurve, int, int, hashes.HashAlgorithm, str]]] = {
-    "p256": (
-        ec.SECP256R1(),
-        32,
-        0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
-        hashes.SHA256(),
-        "1.2.840.10045.4.3.2",
-    ),
-    "p384": (
-        ec.SECP384R1(),
-        48,
-        0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973,
-        hashes.SHA384(),
-        "1.2.840.10045.4.3.3",
-    ),
+# The last two are of the same sizes, and used by no vendor.
+_CURVES: Final[dict[str, tuple[ec.EllipticCurve, hashes.HashAlgorithm, str]]] = {
+    "p256": (ec.SECP256R1(), hashes.SHA256(), "1.2.840.10045.4.3.2"),
+    "p384": (ec.SECP384R1(), hashes.SHA384(), "1.2.840.10045.4.3.3"),
+    "k256": (ec.SECP256K1(), hashes.SHA256(), "1.2.840.10045.4.3.2"),
+    "b384": (ec.BrainpoolP384R1(), hashes.SHA384(), "1.2.840.10045.4.3.3"),
 }
 # Made once: generating 4096-bit keys takes seconds. They stand in the package for everybody to read.
 RSA_KEYS: Final = ("ark", "ask", "asvk", "other")
@@ -115,12 +106,16 @@ class SigningKey(Protocol):
 
 
 class EcKey:
-    """An ECDSA key of a seed and a name: P-256 with SHA-256 or P-384 with SHA-384."""
+    """An ECDSA key of a seed and a name: on P-256 with SHA-256 (`p256`) or P-384 with SHA-384 (`p384`).
+
+    Or, to be refused, on secp256k1 (`k256`) or brainpoolP384r1 (`b384`).
+    """
 
     def __init__(self, seed: bytes, name: str, curve: str) -> None:
-        self._curve, self._size, order, self._hash, algorithm = _CURVES[curve]
+        kind, self._hash, algorithm = _CURVES[curve]
+        self._size, order = kind.key_size // 8, kind.group_order
         drawn = hashlib.sha512(b"conclave test key\0" + name.encode() + b"\0" + seed).digest()
-        self._key = ec.derive_private_key(int.from_bytes(drawn, "big") % (order - 1) + 1, self._curve)
+        self._key = ec.derive_private_key(int.from_bytes(drawn, "big") % (order - 1) + 1, kind)
         self.algorithm = sequence(oid(algorithm))
         self.public = self._key.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo

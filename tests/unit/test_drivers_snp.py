@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hmac
 import json
 import os
+import struct
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +25,7 @@ from conclave.attestation import snp
 from conclave.enclave.drivers import Mounted
 from conclave.enclave.drivers.certificates import hints, parse_table
 from conclave.enclave.drivers.sevguest import SevGuest
-from conclave.enclave.drivers.tee import bound_parts, key_from, policy_root
+from conclave.enclave.drivers.tee import bound_parts, check_echo, key_from, policy_root
 from conclave.enclave.drivers.tsm import Reports, SnpTee
 from conclave.errors import PlatformError, UnsupportedPolicy
 
@@ -73,9 +75,6 @@ def test_what_is_mixed_into_the_processors_key(path: Path) -> None:
 
 @pytest.mark.spec("DRV-18")
 def test_the_request_byte_for_byte(path: Path) -> None:
-    import ctypes
-    import struct
-
     reader, writer = os.pipe()
 
     def ioctl(descriptor: int, number: int, call: bytearray) -> None:
@@ -150,6 +149,37 @@ def test_no_keys_and_why(path: Path) -> None:
     with pytest.raises(UnsupportedPolicy, match="/dev/sev-guest: No such file"):
         guest.key()
     assert len(guest.tee.evidence(bytes(64)).data) == 1184
+
+
+@pytest.mark.spec("DRV-19", "DRV-6")
+@pytest.mark.parametrize("answer", [b"", b"\0", b"\0" + bytes(95), b"\0" + bytes(97), b"\1" + b"x" * 96])
+def test_half_an_answer_is_none(path: Path, answer: bytes) -> None:
+    guest = Guest(path)
+    guest.guest._answer = lambda *arguments: answer  # type: ignore[method-assign]
+    with pytest.raises(UnsupportedPolicy, match="gave no derived keys"):
+        guest.key()
+
+
+@pytest.mark.spec("DRV-6")
+@pytest.mark.parametrize(("status", "key"), [(0x16, b"k" * 32), (0, bytes(32))])
+def test_a_status_counts_and_so_does_a_key_of_zeros(path: Path, status: int, key: bytes) -> None:
+    def ioctl(descriptor: int, number: int, call: bytearray) -> None:
+        room = struct.unpack("=B7xQQQ", call)[2]
+        ctypes.memmove(room, status.to_bytes(4, "little") + bytes(28) + key, 64)
+
+    path.write_bytes(b"")
+    with pytest.raises(PlatformError, match="derives no key"):
+        SevGuest(path, ioctl=ioctl).roots(level=0, tcb=0, bound={"code": b"b"})
+
+
+@pytest.mark.spec("DRV-1")
+def test_evidence_that_nobody_could_hand_out() -> None:
+    check_echo(b"x", b"x", bytes(65536))
+    with pytest.raises(PlatformError, match="65537 bytes"):
+        check_echo(b"x", b"x", bytes(65537))
+    for echo in (None, b"y", b""):
+        with pytest.raises(PlatformError, match="other report data"):
+            check_echo(echo, b"x", b"")
 
 
 @pytest.mark.spec("DRV-3")

@@ -1,5 +1,6 @@
 # `make demo` and `make test` install what they need: Debian's python3-venv if the
 # interpreter cannot make a virtual environment, and the locked packages into .venv.
+# `make test` also installs Debian's fuse3, with which devices are imitated.
 # The system's Python is never touched.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	@$(BIN)/conclave demo
 
-test: $(STAMP)
+test: $(STAMP) $(VENV)/.system
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
@@ -42,6 +43,10 @@ install: $(STAMP)
 
 $(STAMP): requirements/dev.lock pyproject.toml
 	@sh requirements/install.sh "$(PYTHON)" "$(VENV)" requirements/dev.lock
+	@touch $@
+
+$(VENV)/.system: requirements/install.sh $(STAMP)
+	@sh requirements/install.sh --system fuse3
 	@touch $@
 
 $(VENV)/.fuzz: requirements/fuzz.lock

@@ -26,6 +26,7 @@ from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
 from conclave.host.routes import Receive, Routes, Scope, Send
 
+FORMATS: Final = frozenset({"sgx", "tdx", "snp", "nitro"})
 START_SECONDS: Final = 120.0
 SWEEP_SECONDS: Final = 2.0
 RENEW_SECONDS: Final = 86_400.0
@@ -42,7 +43,9 @@ class Launched(Protocol):
 
 class _Evidence(_codec.Record, frozen=True):
     claims: bytes
+    format: str
     evidence: bytes
+    hints: bytes
 
 
 class Host:
@@ -77,7 +80,8 @@ class Host:
         )
         self._link: Link | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._endorsements = b""
+        # Evidence of some TEEs needs none; then they are known, and empty.
+        self._endorsements: bytes | None = None
         self._evidence: _Evidence | None = None
         self._ready: asyncio.Future[None] | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -164,7 +168,7 @@ class Host:
 
     async def _boot(self) -> None:
         self._lost.clear()
-        self._endorsements, self._evidence = b"", None
+        self._endorsements, self._evidence = None, None
         self._routes.clear()
         self._ready = asyncio.get_running_loop().create_future()
         try:
@@ -261,22 +265,25 @@ class Host:
         if frame.kind != Kind.INSTANCE:
             return
         try:
-            self._evidence = _codec.decode(_Evidence, frame.payload, max_size=131072, what="instance frame")
+            given = _codec.decode(_Evidence, frame.payload, max_size=262144, what="instance frame")
+            if given.format not in FORMATS:
+                raise FormatError("the enclave's evidence has no format that is known here")
         except FormatError:
             if self._link is not None:
                 self._link.close()
             return
+        self._evidence = given
         self._publish()
 
     def _publish(self) -> None:
         """Hand out instance info once the enclave and its platform have both spoken."""
         given = self._evidence
-        if given is None or not self._endorsements:
+        if given is None or self._endorsements is None:
             return
         self.info = _codec.encode(
             {
                 "version": 1,
-                "format": "sgx",
+                "format": given.format,
                 "evidence": given.evidence,
                 "endorsements": self._endorsements,
                 "claims": given.claims,

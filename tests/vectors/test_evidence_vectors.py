@@ -17,7 +17,8 @@ import pytest
 
 from conclave.attestation import dcap, nitro, snp
 from conclave.attestation.anchors import ANCHORS
-from conclave.attestation.evidence import TEES, EvidenceClaims
+from conclave.attestation.claims import TEES
+from conclave.attestation.evidence import EvidenceClaims
 from conclave.errors import ChainError, Error
 
 ROOT = Path(__file__).parents[2]

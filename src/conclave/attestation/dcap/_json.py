@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from datetime import datetime
-from itertools import accumulate
 from typing import Any, Final, NoReturn
 
 from conclave.errors import FormatError
 
 MAX_DEPTH: Final = 8
 MAX_DIGITS: Final = 10
+_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _ASIDE: Final = bytes(c for c in range(256) if c not in b"[]{}")
-_STEP: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):\d\d:\d\dZ", re.ASCII)
 _ADVISORY: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
@@ -83,14 +81,16 @@ class Members:
 
     def svns(self, name: str) -> tuple[int, ...]:
         """The `svn` of each of 16 components."""
-        return self.sixteen([v.get("svn") if isinstance(v, dict) else None for v in self._values(name)])
-
-    def sixteen(self, values: Sequence[object]) -> tuple[int, ...]:
-        """Numbers from 0 to 65535. A component has at most 255, but Intel's own samples list levels above it."""
-        numbers = tuple(v for v in values if type(v) is int and 0 <= v <= 0xFFFF)
-        if len(values) != 16 or len(numbers) != 16:
+        try:
+            return self.sixteen([v["svn"] for v in self._values(name)])
+        except (TypeError, KeyError):
             _refuse(self.code)
-        return numbers
+
+    def sixteen(self, values: list[Any]) -> tuple[int, ...]:
+        """Numbers from 0 to 65535. A component has at most 255, but Intel's own samples list levels above it."""
+        if len(values) != 16 or not all(type(v) is int and 0 <= v <= 0xFFFF for v in values):
+            _refuse(self.code)
+        return tuple(values)
 
     def advisories(self) -> tuple[str, ...]:
         """`advisoryIDs`, which may be missing."""
@@ -111,8 +111,10 @@ class Members:
 
 def parse(data: bytes, *, code: str) -> Members:
     """An object in ASCII, each of its keys once, nested at most 8 deep, with no fractions. Raises FormatError."""
-    depths = accumulate(map(_STEP.__getitem__, data.translate(None, _ASIDE)))
-    if not data.isascii() or max(depths, default=0) > MAX_DEPTH:
+    brackets = data.translate(_BRACKETS, _ASIDE)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")
+    if brackets or not data.isascii():
         _refuse(code)
     try:
         # As text: of bytes, the decoder would guess the encoding.

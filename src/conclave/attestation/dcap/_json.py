@@ -31,7 +31,7 @@ class Members:
 
     def __init__(self, value: object, code: str) -> None:
         if not isinstance(value, dict):
-            _refuse(code)
+            raise _malformed(code)
         self._value: dict[str, Any] = value
         self.code = code
 
@@ -42,7 +42,7 @@ class Members:
     def text(self, name: str) -> str:
         value = self._value.get(name)
         if not isinstance(value, str):
-            _refuse(self.code)
+            raise _malformed(self.code)
         return value
 
     def hex(self, name: str, size: int | None = None) -> bytes:
@@ -51,17 +51,17 @@ class Members:
         try:
             value = bytes.fromhex(text)
         except ValueError:
-            _refuse(self.code)
+            raise _malformed(self.code) from None
         # fromhex passes over white space.
         if 2 * len(value) != len(text) or size not in (None, len(value)):
-            _refuse(self.code)
+            raise _malformed(self.code)
         return value
 
     def number(self, name: str, most: int) -> int:
         """From 0 to `most`."""
         value = self._value.get(name)
         if type(value) is not int or not 0 <= value <= most:
-            _refuse(self.code)
+            raise _malformed(self.code)
         return value
 
     def moment(self, name: str) -> datetime:
@@ -71,7 +71,7 @@ class Members:
                 raise ValueError
             return datetime.fromisoformat(text)
         except ValueError:
-            _refuse(self.code)
+            raise _malformed(self.code) from None
 
     def members(self, name: str) -> Members:
         return Members(self._value.get(name), self.code)
@@ -84,19 +84,19 @@ class Members:
         try:
             return self.sixteen([v["svn"] for v in self._values(name)])
         except (TypeError, KeyError):
-            _refuse(self.code)
+            raise _malformed(self.code) from None
 
     def sixteen(self, values: list[Any]) -> tuple[int, ...]:
         """Numbers from 0 to 65535. A component has at most 255, but Intel's own samples list levels above it."""
         if len(values) != 16 or not all(type(v) is int and 0 <= v <= 0xFFFF for v in values):
-            _refuse(self.code)
+            raise _malformed(self.code)
         return tuple(values)
 
     def advisories(self) -> tuple[str, ...]:
         """`advisoryIDs`, which may be missing."""
         found = self._values("advisoryIDs") if "advisoryIDs" in self._value else []
         if not all(isinstance(v, str) and _ADVISORY.fullmatch(v) for v in found):
-            _refuse(self.code)
+            raise _malformed(self.code)
         return tuple(found)
 
     def get(self, name: str) -> object:
@@ -105,7 +105,7 @@ class Members:
     def _values(self, name: str) -> list[Any]:
         value = self._value.get(name)
         if not isinstance(value, list):
-            _refuse(self.code)
+            raise _malformed(self.code)
         return value
 
 
@@ -115,7 +115,7 @@ def parse(data: bytes, *, code: str) -> Members:
     for _ in range(MAX_DEPTH):
         brackets = brackets.replace(b"[]", b"")
     if brackets or not data.isascii():
-        _refuse(code)
+        raise _malformed(code)
     try:
         # As text: of bytes, the decoder would guess the encoding.
         value = json.loads(
@@ -123,7 +123,7 @@ def parse(data: bytes, *, code: str) -> Members:
         )
     # Brackets inside of strings mislead the count above; then the decoder's own limit holds.
     except (ValueError, RecursionError):
-        _refuse(code)
+        raise _malformed(code) from None
     return Members(value, code)
 
 
@@ -144,6 +144,6 @@ def _never(text: str) -> NoReturn:
     raise ValueError
 
 
-def _refuse(code: str) -> NoReturn:
+def _malformed(code: str) -> FormatError:
     what = code.removesuffix("-format").replace("-", " ")
-    raise FormatError(f"{what}: not well-formed, or of a form that is not known", code=code) from None
+    return FormatError(f"{what}: not well-formed, or of a form that is not known", code=code)

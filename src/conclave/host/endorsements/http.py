@@ -43,20 +43,35 @@ class Answer:
     body: bytes
 
 
+# What each failure means, and whether it concerns the whole service.
+FAILURES: Final = {
+    "vendor-unreachable": ("the connection fails or breaks off", True),
+    "vendor-tls": ("its TLS certificate is not accepted", True),
+    "vendor-slow": ("it does not answer in time", True),
+    "vendor-busy": ("it asks to wait", True),
+    "vendor-failed": ("it failed", False),
+    "vendor-missing": ("it has no such document", False),
+    "vendor-refused": ("it refuses the request", False),
+    "vendor-redirect": ("it points elsewhere, which is not followed", False),
+    "vendor-content": ("its answer is not the document asked for", False),
+    "vendor-expired": ("the document that it gives is expired, or not valid yet", False),
+}
+
+
 class Failure(Exception):
     """No document came of it.
 
     Attributes:
-        code: one word of spec/endorsements.md section 8.
+        code: a key of `FAILURES`.
         retry_after: what a header of that name said, or "".
         everywhere: concerns the whole service, not only this document.
     """
 
-    def __init__(self, code: str, message: str, *, retry_after: str = "", everywhere: bool = False) -> None:
+    def __init__(self, code: str, detail: str = "", *, retry_after: str = "") -> None:
         self.code = code
         self.retry_after = retry_after
-        self.everywhere = everywhere
-        super().__init__(message)
+        meaning, self.everywhere = FAILURES[code]
+        super().__init__(f"{meaning} ({detail})" if detail else meaning)
 
 
 def check_address(url: str) -> None:
@@ -105,32 +120,36 @@ class Transport:
             ):
                 _check_status(answer.status_code, answer.headers.get("retry-after", ""))
                 if answer.headers.get("content-encoding", "identity") != "identity":
-                    raise Failure("vendor-content", "the answer is compressed, which was not asked for")
+                    raise Failure("vendor-content", "it is compressed, which was not asked for")
                 body = bytearray()
                 async for part in answer.aiter_raw():
                     body += part
                     if len(body) > max_size:
-                        raise Failure("vendor-content", f"the answer has more than {max_size} bytes")
+                        raise Failure("vendor-content", f"it has more than {max_size} bytes")
                 return Answer(answer.status_code, answer.headers, bytes(body))
         except (TimeoutError, httpx2.TimeoutException):
-            raise Failure("vendor-slow", "the service does not answer in time", everywhere=True) from None
+            raise Failure("vendor-slow") from None
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, ssl.SSLError, OSError) as error:
-            tls = isinstance(error.__cause__ or error.__context__, ssl.SSLError) or "CERTIFICATE" in str(error)
-            what = "its TLS certificate is not accepted" if tls else "the connection fails or breaks off"
-            raise Failure("vendor-unreachable", f"the service cannot be reached: {what}", everywhere=True) from None
+            raise Failure("vendor-tls" if _is_about_certificates(error) else "vendor-unreachable") from None
+
+
+def _is_about_certificates(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _check_status(status: int, retry_after: str) -> None:
     if status == 200:
         return
     if status in (404, 410):
-        raise Failure("vendor-missing", f"the service has no such document (status {status})")
-    if status in (429, 503):
-        raise Failure(
-            "vendor-busy", f"the service asks to wait (status {status})", retry_after=retry_after, everywhere=True
-        )
-    if 300 <= status < 400:
-        raise Failure("vendor-redirect", f"the service points elsewhere (status {status}), which is not followed")
-    if 400 <= status < 500:
-        raise Failure("vendor-refused", f"the service refuses the request (status {status})")
-    raise Failure("vendor-failed", f"the service failed (status {status})")
+        code = "vendor-missing"
+    elif status in (429, 503):
+        code = "vendor-busy"
+    elif 300 <= status < 400:
+        code = "vendor-redirect"
+    else:
+        code = "vendor-refused" if 400 <= status < 500 else "vendor-failed"
+    raise Failure(code, f"status {status}", retry_after=retry_after if code == "vendor-busy" else "")

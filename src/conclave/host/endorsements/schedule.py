@@ -30,13 +30,14 @@ FIRST_DELAY: Final = timedelta(seconds=2)
 LONGEST_DELAY: Final = timedelta(hours=1)
 MISSING_FOR: Final = timedelta(hours=1)
 LONGEST_RETRY_AFTER: Final = timedelta(days=1)
-# How old a document may become before it is asked for again, although it is still valid.
+# How old a document may become before it is asked for again, although it is still valid. AMD's keys and
+# what certifies them age alike: a new signing key comes with new certificates below it.
 MAXIMUM_AGE: Final[dict[type, timedelta]] = {
     RootList: timedelta(days=1),
     PckList: timedelta(days=1),
     TcbInfo: timedelta(days=1),
     QeIdentity: timedelta(days=1),
-    ChipCertificate: timedelta(days=30),
+    ChipCertificate: timedelta(days=7),
     FamilyChain: timedelta(days=7),
     FamilyList: timedelta(days=1),
 }

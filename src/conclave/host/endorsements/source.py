@@ -32,7 +32,7 @@ from conclave.host.endorsements.documents import (
     read_document,
     vendor,
 )
-from conclave.host.endorsements.http import Failure, TimeLimits, Transport, check_address
+from conclave.host.endorsements.http import FAILURES, Failure, TimeLimits, Transport, check_address
 from conclave.host.endorsements.intel import IntelService
 from conclave.host.endorsements.platform import (
     PRODUCTS,
@@ -208,7 +208,7 @@ class Endorsements:
                 raise each
         return {d.wanted.name: d for d in found if isinstance(d, Document)}
 
-    def offer(self, certificate: bytes) -> Document:
+    async def offer(self, certificate: bytes) -> Document:
         """Take an AMD certificate that came with the machine: a VLEK, or a VCEK that need not be fetched.
 
         Args:
@@ -218,7 +218,8 @@ class Endorsements:
             FormatError: not a VCEK's or VLEK's certificate.
         """
         document = read_document(amd.describe(certificate), certificate, b"", fetched=self._clock.now())
-        self._keep(document)
+        self._held[document.wanted.name] = document
+        await self._store(document)
         return document
 
     # One document ------------------------------------------------------------------------
@@ -250,10 +251,11 @@ class Endorsements:
                     return held
                 raise self._nothing(wanted, held)
             if act in (Act.WAIT, Act.REFUSE):
-                wait = max((t.until for t in self._all_trouble(wanted)), default=give_up) - self._clock.now()
-                if act is Act.REFUSE or self._clock.now() + wait > give_up:
+                hindrance = self._hindrance(wanted)
+                if act is Act.REFUSE or (hindrance is not None and hindrance.until > give_up):
                     raise self._nothing(wanted, held)
-                await self._clock.sleep(max(wait.total_seconds(), 0.0))
+                if hindrance is not None:
+                    await self._clock.sleep((hindrance.until - self._clock.now()).total_seconds())
                 continue
             async with self._lanes[vendor(wanted)], self._cache.exclusive(wanted.name):
                 # Another task or process may have been quicker, or have been told to wait.
@@ -279,8 +281,11 @@ class Endorsements:
         found = [t for t in (self._troubles.get(name), self._cache.trouble(name)) if t is not None]
         return max(found, key=lambda t: t.until, default=None)
 
-    def _all_trouble(self, wanted: Wanted) -> list[Trouble]:
-        return [t for t in map(self._trouble, (wanted.name, vendor(wanted))) if t is not None]
+    def _hindrance(self, wanted: Wanted) -> Trouble | None:
+        """What makes this document wait longest now, its own trouble or its vendor's."""
+        now = self._clock.now()
+        found = [t for t in map(self._trouble, (wanted.name, vendor(wanted))) if t and schedule.ahead(t.until, now)]
+        return max(found, key=lambda t: t.until, default=None)
 
     def _can_ask(self, wanted: Wanted) -> bool:
         given_to_anybody = not isinstance(wanted, ChipCertificate) or wanted.key == "vcek"
@@ -302,7 +307,9 @@ class Endorsements:
             # Not what another document was told in the meantime.
             if trouble is not None and not schedule.ahead(trouble.until, now):
                 self._settle(name)
-        self._keep(document)
+        self._held[wanted.name] = document
+        # Writing waits for the disk; the host's clients should not.
+        await self._store(document)
 
     async def _ask(self, wanted: Wanted) -> Document:
         name = vendor(wanted)
@@ -326,9 +333,9 @@ class Endorsements:
             body, chain = read(wanted, answer.body, answer.headers)
             document = read_document(wanted, body, chain, fetched=self._clock.now())
         except FormatError as error:
-            raise Failure("vendor-content", f"the answer is not the document asked for: {error}") from None
+            raise Failure("vendor-content", str(error)) from None
         if not _known(document).usable(document.fetched):
-            raise Failure("vendor-content", "the document that the service gives is expired, or not valid yet")
+            raise Failure("vendor-expired")
         return document
 
     async def _pace(self, name: str) -> None:
@@ -337,7 +344,7 @@ class Endorsements:
         bucket, wait = self._buckets.get(name, Bucket.full(burst, interval, now)).take(now)
         if wait > self._patience:
             raise Failure(
-                "vendor-busy", "too many requests for this service", retry_after=f"{wait.total_seconds():.0f}"
+                "vendor-busy", "as many requests as it allows are waiting", retry_after=f"{wait.total_seconds():.0f}"
             )
         self._buckets[name] = bucket
         if wait:
@@ -345,10 +352,9 @@ class Endorsements:
 
     # What was learnt ---------------------------------------------------------------------
 
-    def _keep(self, document: Document) -> None:
-        self._held[document.wanted.name] = document
+    async def _store(self, document: Document) -> None:
         try:
-            self._cache.store(document)
+            await asyncio.to_thread(self._cache.store, document)
         except OSError as error:
             self._warn(f"cannot write the cache of endorsements: {error.strerror}; it is kept in memory")
 
@@ -390,14 +396,16 @@ class Endorsements:
             if isinstance(wanted, ChipCertificate) and wanted.key == "vlek":
                 how = "offer the certificate that came with the machine"
             return PlatformError(f"there is no {wanted.name}{copy}; {how}", code="endorsements-missing")
-        trouble = max(self._all_trouble(wanted), key=lambda t: t.until, default=None)
+        trouble = self._hindrance(wanted)
         who = _VENDORS[vendor(wanted)]
         if trouble is None:
             return TransportError(f"there is no {wanted.name}{copy}", code="vendor-failed")
         again = f"it is asked again from {_moment(trouble.until)}"
         if trouble.missing:
             return PlatformError(f"{who} has no {wanted.name}{copy}; {again}", code="vendor-missing")
-        return TransportError(f"no {wanted.name} from {who} ({trouble.code}){copy}; {again}", code=trouble.code)
+        return TransportError(
+            f"no {wanted.name} from {who}: {FAILURES[trouble.code][0]}{copy}; {again}", code=trouble.code
+        )
 
 
 def _known(document: Document) -> Held:

@@ -13,7 +13,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+
+import msgspec
 
 from conclave.errors import FormatError
 from conclave.host.endorsements import der, documents
@@ -93,6 +96,39 @@ def assemble(found: Mapping[str, Document]) -> bytes:
         "crl": "" if revoked is None else revoked.body.hex(),
     }
     return json.dumps(parts, separators=(",", ":")).encode()
+
+
+class _Parts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    certificate: str
+    chain: str
+    crl: str
+
+
+def parts(endorsements: bytes, *, fetched: datetime) -> tuple[Document, ...]:
+    """The documents that endorsements were made of; the inverse of `assemble`.
+
+    Args:
+        endorsements: untrusted; chain and list may be empty.
+        fetched: to be noted.
+
+    Raises:
+        FormatError: not of that format, or a part is of another family than the certificate.
+    """
+    try:
+        if len(endorsements) > documents.MAX_ENDORSEMENTS:
+            raise ValueError
+        given = msgspec.json.decode(endorsements, type=_Parts)
+        certificate, crl = bytes.fromhex(given.certificate), bytes.fromhex(given.crl)
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        raise FormatError("endorsements are not of the format for SEV-SNP", code="endorsements-format") from None
+    leaf = describe(certificate)
+    found = [documents.read_document(leaf, certificate, b"", fetched=fetched)]
+    if given.chain:
+        chain = FamilyChain(leaf.key, leaf.product)
+        found.append(documents.read_document(chain, *read_answer(chain, given.chain.encode(), {}), fetched=fetched))
+    if crl:
+        found.append(documents.read_document(FamilyList(leaf.key, leaf.product), crl, b"", fetched=fetched))
+    return tuple(found)
 
 
 def describe(certificate: bytes) -> ChipCertificate:

@@ -53,12 +53,13 @@ _VENDORS: Final = {"intel": "Intel", "amd": "AMD"}
 class EndorsementSource(Protocol):
     """Gives a host what it staples to its enclave's evidence."""
 
-    async def endorsements(self, evidence: bytes, kind: str) -> bytes:
+    async def endorsements(self, evidence: bytes, kind: str, hints: bytes = b"") -> bytes:
         """Endorsements for this evidence, valid now.
 
         Args:
             evidence: as the enclave gave it.
             kind: `sgx`, `tdx`, `snp` or `nitro`.
+            hints: endorsements as far as the machine had them, in the format of that kind.
 
         Raises:
             FormatError: no such evidence.
@@ -158,11 +159,13 @@ class Endorsements:
         for transport in self._transports.values():
             await transport.close()
 
-    async def endorsements(self, evidence: bytes, kind: str) -> bytes:
+    async def endorsements(self, evidence: bytes, kind: str, hints: bytes = b"") -> bytes:
         """See `EndorsementSource`."""
         platform = read_platform(evidence, kind)
         if isinstance(platform, NitroPlatform):
             return b""
+        if isinstance(platform, AmdPlatform) and hints:
+            await self._take(platform, hints)
         documents = await self.documents(platform)
         try:
             if isinstance(platform, IntelPlatform):
@@ -186,11 +189,9 @@ class Endorsements:
         return await self._amd(platform)
 
     async def _amd(self, platform: AmdPlatform) -> Mapping[str, Document]:
-        """A report of version 2 does not say of which family it is: those in question, the one known here first."""
-        products = (self._product,) if self._product and len(platform.products) > 1 else platform.products
-        sets = [amd.wanted(platform, p, revocation_lists=self._revocation_lists) for p in products]
         refused: PlatformError | None = None
-        for leaf, above in sorted(sets, key=lambda wanted: self._newest(wanted[0]) is None):
+        families = self._families(platform)
+        for leaf, above in sorted(families, key=lambda family: self._newest(family[0]) is None):
             try:
                 found = await self._document(leaf)
             except PlatformError as error:
@@ -201,6 +202,27 @@ class Endorsements:
                 return {leaf.name: found, **await self._all(above)}
         raise refused or AssertionError
 
+    def _families(self, platform: AmdPlatform) -> list[tuple[ChipCertificate, tuple[Wanted, ...]]]:
+        """What is wanted if it is of this family or that: a report of version 2 does not say."""
+        products = (self._product,) if self._product and len(platform.products) > 1 else platform.products
+        return [amd.wanted(platform, p, revocation_lists=self._revocation_lists) for p in products]
+
+    async def _take(self, platform: AmdPlatform, hints: bytes) -> None:
+        """Keep what hints hold of this platform's documents, where there is nothing better."""
+        now = self._clock.now()
+        try:
+            parts = amd.parts(hints, fetched=now)
+        except FormatError as error:
+            self._warn(f"what came with the machine is no use: {error}")
+            return
+        wanted = [w for leaf, above in self._families(platform) for w in (leaf, *above)]
+        for document in parts:
+            held = self._newest(document.wanted)
+            better = held is None or not _known(held).usable(now)
+            if document.wanted in wanted and better and _known(document).usable(now):
+                self._held[document.wanted.name] = document
+                await self._store(document)
+
     async def _all(self, wanted: tuple[Wanted, ...]) -> dict[str, Document]:
         found = await asyncio.gather(*(self._document(w) for w in wanted), return_exceptions=True)
         for each in found:
@@ -209,7 +231,7 @@ class Endorsements:
         return {d.wanted.name: d for d in found if isinstance(d, Document)}
 
     async def offer(self, certificate: bytes) -> Document:
-        """Take an AMD certificate that came with the machine: a VLEK, or a VCEK that need not be fetched.
+        """Take an AMD certificate that came with the machine: a VLEK's, or a VCEK's that need not be fetched.
 
         Args:
             certificate: DER, untrusted.
@@ -392,7 +414,7 @@ class Endorsements:
                 _moment(held.window.valid_until if late else held.window.issued)
             )
         if not self._can_ask(wanted):
-            how = "import one (conclave endorsements import)"
+            how = "import it (conclave endorsements import), or say where to fetch it"
             if isinstance(wanted, ChipCertificate) and wanted.key == "vlek":
                 how = "offer the certificate that came with the machine"
             return PlatformError(f"there is no {wanted.name}{copy}; {how}", code="endorsements-missing")

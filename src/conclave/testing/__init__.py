@@ -1,6 +1,7 @@
-"""For tests and demonstrations: an enclave served, a hostile host. Public."""
+"""For tests and demonstrations: an enclave served, a hostile host, the vendors' services. Public."""
 
 from conclave.testing.hostile import HostileHost
 from conclave.testing.server import HostServer, ServedEnclave, serve_enclave
+from conclave.testing.vendors import VendorServer
 
-__all__ = ["HostServer", "HostileHost", "ServedEnclave", "serve_enclave"]
+__all__ = ["HostServer", "HostileHost", "ServedEnclave", "VendorServer", "serve_enclave"]

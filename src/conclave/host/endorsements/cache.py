@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import hashlib
+import math
 import os
 import tempfile
 import time
@@ -45,7 +46,7 @@ class _Entry(_codec.Record, frozen=True):
 class _Trouble(_codec.Record, frozen=True):
     version: int
     failures: int
-    until: int
+    until_ms: int
     missing: bool
     code: str
 
@@ -173,7 +174,9 @@ class Cache:
             return None
         try:
             found = _codec.decode(_Trouble, data, max_size=_MAX_FILE, what="cache entry")
-            return Trouble(found.failures, datetime.fromtimestamp(found.until, UTC), found.missing, found.code)
+            return Trouble(
+                found.failures, datetime.fromtimestamp(found.until_ms / 1000, UTC), found.missing, found.code
+            )
         except (FormatError, ValueError, OverflowError, OSError):
             self._discard(self._directory / (name + _TROUBLE))
             return None
@@ -184,9 +187,13 @@ class Cache:
         if trouble is None:
             path.unlink(missing_ok=True)
             return
-        # Rounded up: a second early is early.
-        until = -int(-trouble.until.timestamp() // 1)
-        entry = _Trouble(version=1, failures=trouble.failures, until=until, missing=trouble.missing, code=trouble.code)
+        entry = _Trouble(
+            version=1,
+            failures=trouble.failures,
+            until_ms=math.ceil(trouble.until.timestamp() * 1000),
+            missing=trouble.missing,
+            code=trouble.code,
+        )
         os.replace(self._stage(_codec.encode(entry)), path)
 
     @asynccontextmanager

@@ -12,6 +12,7 @@ import asyncio
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -49,6 +50,7 @@ FAILURES: Final = {
     "vendor-tls": ("its TLS certificate is not accepted", True),
     "vendor-slow": ("it does not answer in time", True),
     "vendor-busy": ("it asks to wait", True),
+    "vendor-paced": ("requests to it are spaced, and too many are waiting", False),
     "vendor-failed": ("it failed", False),
     "vendor-missing": ("it has no such document", False),
     "vendor-refused": ("it refuses the request", False),
@@ -91,17 +93,20 @@ def check_address(url: str) -> None:
         raise FormatError("the address of a service begins with https://", code="service-address")
 
 
+@cache
+def _usual_authorities() -> ssl.SSLContext:
+    # Reading a hundred certificates takes longer than a request.
+    return httpx2.create_ssl_context()
+
+
 class Transport:
     """A client of one service."""
 
     def __init__(self, *, ca_file: Path | None, limits: TimeLimits) -> None:
         """Raises OSError if the file cannot be read."""
         self._limits = limits
-        verify: ssl.SSLContext | bool = True
-        if ca_file is not None:
-            verify = ssl.create_default_context(cafile=str(ca_file))
         self._client = httpx2.AsyncClient(
-            verify=verify,
+            verify=_usual_authorities() if ca_file is None else ssl.create_default_context(cafile=str(ca_file)),
             follow_redirects=False,
             timeout=httpx2.Timeout(limits.answer_seconds, connect=limits.connect_seconds),
             limits=httpx2.Limits(max_connections=4, max_keepalive_connections=2),

@@ -148,16 +148,18 @@ class Endorsements:
         self._flights: dict[str, asyncio.Task[Document]] = {}
         self._transports: dict[str, Transport] = {}
         self._buckets: dict[str, Bucket] = {}
-        self._lanes = {name: asyncio.Semaphore(lanes) for name, (_, _, lanes) in RATES.items()}
+        self._lanes = _lanes()
 
     async def close(self) -> None:
-        """Give up what is under way and close the connections."""
+        """Give up what is under way and close the connections; another event loop may use it then."""
         for flight in list(self._flights.values()):
             flight.cancel()
             with suppress(asyncio.CancelledError, Error):
                 await flight
         for transport in self._transports.values():
             await transport.close()
+        self._transports.clear()
+        self._lanes = _lanes()
 
     async def endorsements(self, evidence: bytes, kind: str, hints: bytes = b"") -> bytes:
         """See `EndorsementSource`."""
@@ -189,8 +191,11 @@ class Endorsements:
         return await self._amd(platform)
 
     async def _amd(self, platform: AmdPlatform) -> Mapping[str, Document]:
-        refused: PlatformError | None = None
         families = self._families(platform)
+        if len(families) == 1:
+            leaf, above = families[0]
+            return await self._all((leaf, *above))
+        refused: PlatformError | None = None
         for leaf, above in sorted(families, key=lambda family: self._newest(family[0]) is None):
             try:
                 found = await self._document(leaf)
@@ -282,7 +287,7 @@ class Endorsements:
             async with self._lanes[vendor(wanted)], self._cache.exclusive(wanted.name):
                 # Another task or process may have been quicker, or have been told to wait.
                 if self._decide(wanted)[0] is act:
-                    await self._fetch(wanted, held)
+                    await self._fetch(wanted, held, give_up)
 
     def _decide(self, wanted: Wanted) -> tuple[Act, Document | None]:
         held = self._newest(wanted)
@@ -313,9 +318,10 @@ class Endorsements:
         given_to_anybody = not isinstance(wanted, ChipCertificate) or wanted.key == "vcek"
         return vendor(wanted) in self._services and given_to_anybody
 
-    async def _fetch(self, wanted: Wanted, held: Document | None) -> None:
+    async def _fetch(self, wanted: Wanted, held: Document | None, give_up: datetime) -> None:
         """Ask once; note the document, or the trouble."""
         try:
+            await self._pace(vendor(wanted), give_up)
             document = await self._ask(wanted)
         except Failure as failure:
             self._note(wanted, failure)
@@ -336,7 +342,6 @@ class Endorsements:
     async def _ask(self, wanted: Wanted) -> Document:
         name = vendor(wanted)
         service = self._services[name]
-        await self._pace(name)
         if name not in self._transports:
             try:
                 self._transports[name] = Transport(ca_file=service.ca_file, limits=self._limits)
@@ -360,14 +365,13 @@ class Endorsements:
             raise Failure("vendor-expired")
         return document
 
-    async def _pace(self, name: str) -> None:
+    async def _pace(self, name: str, give_up: datetime) -> None:
+        """Wait for this vendor's turn; not at all if it is too far away."""
         burst, interval, _ = RATES[name]
         now = self._clock.now()
         bucket, wait = self._buckets.get(name, Bucket.full(burst, interval, now)).take(now)
-        if wait > self._patience:
-            raise Failure(
-                "vendor-busy", "as many requests as it allows are waiting", retry_after=f"{wait.total_seconds():.0f}"
-            )
+        if wait and now + wait > give_up:
+            raise Failure("vendor-paced", retry_after=f"{wait.total_seconds():.0f}")
         self._buckets[name] = bucket
         if wait:
             await self._clock.sleep(wait.total_seconds())
@@ -428,6 +432,10 @@ class Endorsements:
         return TransportError(
             f"no {wanted.name} from {who}: {FAILURES[trouble.code][0]}{copy}; {again}", code=trouble.code
         )
+
+
+def _lanes() -> dict[str, asyncio.Semaphore]:
+    return {name: asyncio.Semaphore(lanes) for name, (_, _, lanes) in RATES.items()}
 
 
 def _known(document: Document) -> Held:

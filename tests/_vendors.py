@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from tests._evidence import ABSENT, evidence_dir
 
+from conclave.errors import FormatError
 from conclave.platform.machine import Machine
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -68,6 +70,15 @@ class AmdPlatform:
         """Arguments of `VendorServer.publish_amd` after the product."""
         own = {"certificate": self.certificate, "report": self.evidence} if self.key == "vcek" else {}
         return {"key": self.key, "chain": self.chain, "crl": self.crl or None, **own}
+
+
+def refusal(work: Callable[[], object]) -> str:
+    """The code of the FormatError that it raises, or ""."""
+    try:
+        work()
+    except FormatError as error:
+        return error.code
+    return ""
 
 
 def simulated(place: Path, *, now: datetime = NOW) -> Platform:
@@ -164,6 +175,7 @@ def report(*, version: int = 3, cpuid: bytes = b"\x19\x01\x01", tcb: bytes, chip
     return bytes(made)
 
 
+@cache
 def amd_platform(
     product: str = "Milan", *, key: str = "vcek", version: int = 3, chip: bytes = b"", now: datetime = NOW
 ) -> AmdPlatform:

@@ -185,13 +185,15 @@ def common_name(name: Element) -> str:
 
 
 def _time(element: Element) -> datetime:
-    form = {_UTC_TIME: "%y%m%d%H%M%SZ", _LONG_TIME: "%Y%m%d%H%M%SZ"}.get(element.tag)
+    """Either of the two forms that RFC 5280 allows, and no other."""
+    digits, zone = element.content[:-1], element.content[-1:]
+    size = {_UTC_TIME: 12, _LONG_TIME: 14}.get(element.tag)
+    if len(digits) != size or not digits.isdigit() or zone != b"Z":
+        raise FormatError("DER: not a time")
+    if element.tag == _UTC_TIME:
+        digits = (b"19" if digits >= b"5" else b"20") + digits
     try:
-        text = element.content.decode("ascii")
-        # RFC 5280 allows exactly these two lengths; strptime alone would take shorter fields.
-        if form is None or len(text) != {_UTC_TIME: 13, _LONG_TIME: 15}[element.tag]:
-            raise ValueError
-        return datetime.strptime(text, form).replace(tzinfo=UTC)
+        return datetime.strptime(digits.decode(), "%Y%m%d%H%M%S").replace(tzinfo=UTC)
     except ValueError:
         raise FormatError("DER: not a time") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -19,7 +19,9 @@ from cryptography.x509.oid import NameOID
 from tests._evidence import ABSENT, evidence_dir
 
 from conclave.errors import FormatError
+from conclave.host.endorsements import AmdService, Endorsements, IntelService, TimeLimits
 from conclave.platform.machine import Machine
+from conclave.testing import VendorServer
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -214,3 +216,42 @@ def amd_platform(
         revocation_list(f"ARK-{product}", begin=now - DAY, end=now + 365 * DAY),
         now,
     )
+
+
+class Operator:
+    """A host's source, its clock, and what it was told."""
+
+    def __init__(self, vendors: VendorServer, place: Path, now: datetime = NOW, **options: Any) -> None:
+        self.clock = FakeClock(now)
+        self.events: list[dict[str, Any]] = []
+        self.chances: list[float] = []
+        defaults: dict[str, Any] = {
+            "intel": IntelService(vendors.url),
+            "amd": AmdService(vendors.url),
+            "limits": TimeLimits(2.0, 2.0),
+            "chance": lambda: 0.0,
+        }
+        self.source = Endorsements(place, clock=self.clock, on_event=self.events.append, **(defaults | options))
+
+    def run(self, *work: Callable[[], Awaitable[Any]]) -> list[Any]:
+        """The works at the same time; their results or errors."""
+
+        async def main() -> list[Any]:
+            try:
+                return await asyncio.gather(*(w() for w in work), return_exceptions=True)
+            finally:
+                await self.source.close()
+
+        return asyncio.run(main())
+
+    def ask(self, platform: Platform | AmdPlatform, times: int = 1, **options: Any) -> Any:
+        """One result, from so many that ask at the same time."""
+        kind = platform.kind if isinstance(platform, Platform) else "snp"
+        done = self.run(*[lambda: self.source.endorsements(platform.evidence, kind, **options)] * times)
+        assert len({d if isinstance(d, bytes) else str(d) for d in done}) == 1, done
+        if isinstance(done[0], BaseException):
+            raise done[0]
+        return done[0]
+
+    def codes(self) -> list[str]:
+        return [e["code"] for e in self.events]

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,8 +28,7 @@ from tests._evidence import samples
 from tests._vendors import (
     DAY,
     NOW,
-    AmdPlatform,
-    FakeClock,
+    Operator,
     Platform,
     amd_platform,
     amd_sample,
@@ -55,45 +54,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Platform:
 def vendors() -> Iterator[VendorServer]:
     with VendorServer() as server:
         yield server
-
-
-class Operator:
-    """A host's source, its clock, and what it was told."""
-
-    def __init__(self, vendors: VendorServer, place: Path, now: datetime = NOW, **options: Any) -> None:
-        self.clock = FakeClock(now)
-        self.events: list[dict[str, Any]] = []
-        self.chances: list[float] = []
-        defaults: dict[str, Any] = {
-            "intel": IntelService(vendors.url),
-            "amd": AmdService(vendors.url),
-            "limits": TimeLimits(2.0, 2.0),
-            "chance": lambda: 0.0,
-        }
-        self.source = Endorsements(place, clock=self.clock, on_event=self.events.append, **(defaults | options))
-
-    def run(self, *work: Callable[[], Awaitable[Any]]) -> list[Any]:
-        """The works at the same time; their results or errors."""
-
-        async def main() -> list[Any]:
-            try:
-                return await asyncio.gather(*(w() for w in work), return_exceptions=True)
-            finally:
-                await self.source.close()
-
-        return asyncio.run(main())
-
-    def ask(self, platform: Platform | AmdPlatform, times: int = 1, **options: Any) -> Any:
-        """One result, from so many that ask at the same time."""
-        kind = platform.kind if isinstance(platform, Platform) else "snp"
-        done = self.run(*[lambda: self.source.endorsements(platform.evidence, kind, **options)] * times)
-        assert len({d if isinstance(d, bytes) else str(d) for d in done}) == 1, done
-        if isinstance(done[0], BaseException):
-            raise done[0]
-        return done[0]
-
-    def codes(self) -> list[str]:
-        return [e["code"] for e in self.events]
 
 
 def paths(vendors: VendorServer) -> list[str]:

@@ -9,10 +9,12 @@ Spec: spec/endorsements.md section 6.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import hashlib
 import math
 import os
+import stat
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -49,6 +51,16 @@ class _Trouble(_codec.Record, frozen=True):
     until_ms: int
     missing: bool
     code: str
+
+
+def read_regular(path: Path, size: int) -> bytes:
+    """Up to so many bytes of an ordinary file; links are not followed, pipes not waited for. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(size)
 
 
 class Cache:
@@ -94,8 +106,7 @@ class Cache:
     def _contents(self, path: Path) -> bytes | None:
         """What follows a right digest."""
         try:
-            with path.open("rb") as file:
-                data = file.read(_MAX_FILE + 1)
+            data = read_regular(path, _MAX_FILE + 1)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -23,7 +21,7 @@ from typing import Final
 import msgspec
 
 from conclave.errors import ExpiredError, FormatError
-from conclave.host.endorsements.cache import MAX_DOCUMENTS
+from conclave.host.endorsements.cache import MAX_DOCUMENTS, read_regular
 from conclave.host.endorsements.documents import Document, form, parse_name, read_document
 from conclave.host.endorsements.schedule import CLOCK_SKEW
 
@@ -185,13 +183,8 @@ def _digested(path: Path, limit: int, digest: str) -> bytes:
 
 
 def _contents(path: Path, limit: int) -> bytes:
-    """An ordinary file, up to a size; links are not followed."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FormatError(f"{path.name} is not a file", code="export-file")
-            data = file.read(limit + 1)
+        data = read_regular(path, limit + 1)
     except OSError as error:
         raise FormatError(f"{path.name} cannot be read: {error.strerror}", code="export-file") from None
     if len(data) > limit:

@@ -314,7 +314,11 @@ class Host:
 
     def _unasked(self, frame: Frame) -> None:
         if frame.kind == Kind.INSTANCE:
-            self._instance(frame)
+            # Once a boot: more would have an enclave decide how often a vendor is asked.
+            if self._evidence is None:
+                self._instance(frame)
+            elif self._link is not None:
+                self._link.close()
         elif frame.kind == Kind.REPLY:
             self._outbox.put(frame.payload, time.monotonic())
         elif frame.kind == Kind.FAILED:

@@ -6,8 +6,10 @@ import io
 import json
 import struct
 import zipfile
+from urllib.parse import quote
 
 import msgspec
+from tests._vendors import amd_platform
 
 from fuzz.engine import CORPUS
 
@@ -72,6 +74,27 @@ def states() -> None:
     keep("inspect", "info", bytes.fromhex(json.loads((VECTORS / "claims" / "info.json").read_text())["info"]))
 
 
+def fetched(info: dict[str, bytes]) -> None:
+    parts = json.loads(info["endorsements"])
+    chain = b"\0\0\0\0" + parts["tcb_info_issuer_chain"].encode()
+    platform = amd_platform()
+    hints = {"certificate": platform.certificate.hex(), "chain": platform.chain, "crl": platform.crl.hex()}
+    for name, kind, data in (
+        ("quote", 0, info["evidence"].rstrip(b"\0")),
+        ("report", 2, platform.evidence),
+        ("root-list", 3, bytes.fromhex(parts["root_ca_crl"])),
+        ("pck-list", 4, bytes.fromhex(parts["pck_crl"]) + b"\0\0\0\0" + parts["pck_crl_issuer_chain"].encode()),
+        ("tcb", 5, f'{{"tcbInfo":{parts["tcb_info"]},"signature":"{"0" * 128}"}}'.encode() + chain),
+        ("identity", 6, f'{{"enclaveIdentity":{parts["qe_identity"]},"signature":"{"0" * 128}"}}'.encode() + chain),
+        ("certificate", 7, platform.certificate),
+        ("chain", 8, platform.chain.encode()),
+        ("list", 9, platform.crl),
+        ("hints", 10, json.dumps(hints).encode()),
+        ("header", 11, quote(parts["pck_crl_issuer_chain"]).encode()),
+    ):
+        keep("fetched", name, bytes((kind,)) + data)
+
+
 def main() -> None:
     for area, fields in FIELDS.items():
         for path in sorted((VECTORS / area).glob("*.json")):
@@ -84,6 +107,7 @@ def main() -> None:
                             keep(target, path.stem, data)
     states()
     info = msgspec.msgpack.decode(bytes.fromhex(json.loads((VECTORS / "claims" / "info.json").read_text())["info"]))
+    fetched(info)
     keep("quote", "info", info["evidence"])
     keep("endorsements", "info", info["endorsements"])
     start = info["evidence"].find(b"-----BEGIN")

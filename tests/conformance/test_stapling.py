@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 from tests.conftest import Author, Serve
 
+from conclave import _codec
+from conclave._framing import Frame, Kind
 from conclave.attestation import Constraint, parse_instance_info, verify_instance
 from conclave.bundle import Bundle
 from conclave.client import Client
@@ -124,3 +127,22 @@ def test_without_endorsements_there_is_no_start(bundle: Bundle, serve: Serve, tm
 def test_the_simulated_platform_gives_its_own(bundle: Bundle, serve: Serve, machine: Path) -> None:
     with serve(bundle) as server:
         assert stapled(server) == Machine.open(machine).endorsements()
+
+
+@pytest.mark.spec("END-27")
+def test_evidence_that_nobody_asked_for_is_taken_once(bundle: Bundle, serve: Serve, machine: Path) -> None:
+    source = Scripted(b"endorsements")
+    with serve(bundle, endorsements=source) as server:
+        taken = server.host._evidence
+        assert taken is not None
+        again = Frame(Kind.INSTANCE, 0, _codec.encode({"claims": taken.claims, "evidence": b"another platform"}))
+
+        async def flood() -> None:
+            for _ in range(100):
+                server.host._unasked(again)
+                await asyncio.sleep(0)
+
+        server.run(flood())
+        # Whoever sends more is no enclave of ours: its channel ends.
+        until(lambda: server.host.info is None)
+        assert len(source.asked) == 1

@@ -39,7 +39,7 @@ from tests._vendors import (
 
 from conclave.attestation._x509 import Certificate, RevocationList, path, split_pem
 from conclave.errors import Error, FormatError, PlatformError, TransportError
-from conclave.host.endorsements import AmdService, Endorsements, IntelService, TimeLimits
+from conclave.host.endorsements import AmdService, Endorsements, IntelService, TimeLimits, cache, source
 from conclave.testing import VendorServer
 
 HOUR = timedelta(hours=1)
@@ -613,6 +613,24 @@ def test_a_queue_that_is_too_long_is_an_error(vendors: VendorServer, tmp_path: P
     # Two chips with what is above all of them at once, one more after ten seconds.
     assert sum(isinstance(d, bytes) for d in done) == 3
     assert len(vendors.requests) == 5
+
+
+@pytest.mark.spec("END-27")
+def test_ever_new_platforms_neither_flood_nor_fill(
+    vendors: VendorServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an enclave invents: a minute of it costs AMD ten requests, and a bounded number of files and entries."""
+    monkeypatch.setattr(cache, "MAX_DOCUMENTS", 8)
+    monkeypatch.setattr(source, "MAX_DOCUMENTS", 8)
+    operator = Operator(vendors, tmp_path, patience_seconds=0)
+    for number in range(1, 61):
+        with pytest.raises(Error):
+            operator.ask(amd_platform(chip=bytes((number,)) * 64))
+        operator.clock.time += timedelta(seconds=1)
+    assert len(vendors.requests) <= 10
+    assert len(list(tmp_path.glob("*.trouble"))) <= 8
+    assert len(list((tmp_path / "locks").iterdir())) <= 16
+    assert len(operator.source._troubles) <= 8
 
 
 @pytest.mark.spec("END-14")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
@@ -184,6 +185,20 @@ def test_quotes_that_are_none(machine: Platform, at: int, value: bytes, code: st
     with pytest.raises(FormatError) as caught:
         read_platform(quote, "sgx")
     assert caught.value.code == code
+
+
+@pytest.mark.spec("END-2", "END-26")
+def test_a_chain_of_very_many_elements_takes_no_time(machine: Platform) -> None:
+    at = machine.evidence.index(b"-----BEGIN")
+    chain = b"\x30\0" * 60000
+    for body in (chain, b"\x30\x83" + len(chain).to_bytes(3, "big") + chain):
+        lengths = (at - 436 + len(body)).to_bytes(4, "little"), len(body).to_bytes(4, "little")
+        quote = machine.evidence[:432] + lengths[0] + machine.evidence[436 : at - 4] + lengths[1] + body
+        began = time.monotonic()
+        with pytest.raises(FormatError) as caught:
+            read_platform(quote, "sgx")
+        assert caught.value.code == "quote-certificate"
+        assert time.monotonic() - began < 1
 
 
 @pytest.mark.spec("END-2")

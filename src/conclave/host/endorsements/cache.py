@@ -71,7 +71,8 @@ class Cache:
         self._directory = directory
         self._warn = warn
         try:
-            (directory / "locks").mkdir(parents=True, exist_ok=True, mode=0o700)
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            (directory / "locks").mkdir(exist_ok=True, mode=0o700)
             self._sweep()
         except OSError as error:
             raise PlatformError(
@@ -152,7 +153,7 @@ class Cache:
             for temporary, _ in staged:
                 with suppress(OSError):
                     os.unlink(temporary)
-        self._thin()
+        self._thin(_DOCUMENT)
 
     def _place(self, name: str) -> Path:
         return self._directory / (name + _DOCUMENT)
@@ -170,13 +171,14 @@ class Cache:
             raise
         return temporary
 
-    def _thin(self) -> None:
-        """Keep the cache within its bound: what was written longest ago goes first."""
+    def _thin(self, ending: str) -> None:
+        """Keep the cache within its bounds: what was written longest ago goes first."""
         with suppress(OSError):
-            paths = list(self._directory.glob(f"*{_DOCUMENT}"))
+            paths = list(self._directory.glob(f"*{ending}"))
             if len(paths) > MAX_DOCUMENTS:
                 for path in sorted(paths, key=lambda p: p.stat().st_mtime)[: len(paths) - MAX_DOCUMENTS]:
                     path.unlink(missing_ok=True)
+                    (self._directory / "locks" / path.name.removesuffix(ending)).unlink(missing_ok=True)
 
     def trouble(self, name: str) -> Trouble | None:
         """What went wrong with a document, or with a whole service."""
@@ -206,6 +208,7 @@ class Cache:
             code=trouble.code,
         )
         os.replace(self._stage(_codec.encode(entry)), path)
+        self._thin(_TROUBLE)
 
     @asynccontextmanager
     async def exclusive(self, name: str) -> AsyncIterator[None]:

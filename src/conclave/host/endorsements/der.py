@@ -55,14 +55,15 @@ class Element:
 
 def elements(data: bytes) -> Iterator[Element]:
     """Elements one after the other, to the last byte. Raises FormatError."""
-    at = 0
-    while at < len(data):
-        element = first(data[at:])
+    # A view: many small elements must not mean as many copies of all that follows.
+    view, at = memoryview(data), 0
+    while at < len(view):
+        element = first(view[at:])
         yield element
         at += len(element.raw)
 
 
-def first(data: bytes) -> Element:
+def first(data: bytes | memoryview) -> Element:
     """The element that begins here. Raises FormatError."""
     if len(data) < 2 or data[0] & 0x1F == 0x1F:
         raise FormatError("DER: no element")
@@ -75,7 +76,7 @@ def first(data: bytes) -> Element:
             raise FormatError("DER: a length is not in its one form")
     if at + size > len(data):
         raise FormatError("DER: cut short")
-    return Element(data[0], data[at : at + size], data[: at + size])
+    return Element(data[0], bytes(data[at : at + size]), bytes(data[: at + size]))
 
 
 def single(data: bytes) -> Element:

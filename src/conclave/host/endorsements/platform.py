@@ -195,8 +195,8 @@ def _amd(report: bytes) -> AmdPlatform:
     if len(report) != REPORT_SIZE:
         raise FormatError(f"an SEV-SNP report has {REPORT_SIZE} bytes", code="report-format")
     version = int.from_bytes(report[:4], "little")
-    if not 2 <= version <= 5:
-        raise FormatError("not an SEV-SNP report of version 2 to 5", code="report-format")
+    if version not in (2, 3, 5):
+        raise FormatError("not an SEV-SNP report of version 2, 3 or 5", code="report-format")
     tcb, chip = report[0x180:0x188], report[0x1A0:0x1E0]
     # Version 2 has no CPUID: the two families that make it are tried in turn.
     products = ("Milan", "Genoa") if version == 2 else (_product(report[0x188], report[0x189]),)

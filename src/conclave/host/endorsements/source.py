@@ -16,12 +16,12 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from conclave.errors import Error, FormatError, PlatformError, TransportError
 from conclave.host.endorsements import amd, intel, schedule
 from conclave.host.endorsements.amd import AmdService
-from conclave.host.endorsements.cache import Cache
+from conclave.host.endorsements.cache import MAX_DOCUMENTS, Cache
 from conclave.host.endorsements.documents import (
     MAX_ENDORSEMENTS,
     ChipCertificate,
@@ -44,9 +44,11 @@ from conclave.host.endorsements.platform import (
 )
 from conclave.host.endorsements.schedule import Act, Bucket, Held, Trouble
 
+T = TypeVar("T")
+
 PATIENCE_SECONDS: Final = 60.0
 # Requests at once and then one in each interval; and how many may be under way.
-RATES: Final = {"intel": (20, timedelta(seconds=1), 4), "amd": (4, timedelta(seconds=10), 1)}
+RATES: Final = {"intel": (20, timedelta(seconds=5), 4), "amd": (4, timedelta(seconds=10), 1)}
 _VENDORS: Final = {"intel": "Intel", "amd": "AMD"}
 
 
@@ -85,6 +87,16 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+class _Bounded(dict[str, T]):
+    """Forgets what was put in longest ago, so that no stream of platforms fills the memory."""
+
+    def __setitem__(self, name: str, value: T) -> None:
+        self.pop(name, None)
+        super().__setitem__(name, value)
+        if len(self) > MAX_DOCUMENTS:
+            del self[next(iter(self))]
 
 
 class Endorsements:
@@ -143,8 +155,8 @@ class Endorsements:
         self._chance = chance
         self._on_event = on_event or (lambda event: None)
         self._cache = Cache(directory, warn=self._warn)
-        self._held: dict[str, Document] = {}
-        self._troubles: dict[str, Trouble] = {}
+        self._held: _Bounded[Document] = _Bounded()
+        self._troubles: _Bounded[Trouble] = _Bounded()
         self._flights: dict[str, asyncio.Task[Document]] = {}
         self._transports: dict[str, Transport] = {}
         self._buckets: dict[str, Bucket] = {}

@@ -28,6 +28,9 @@ from conclave.bundle.manifest import parse_manifest
 from conclave.bundle.source import read_source
 from conclave.bundle.wheels import members
 from conclave.errors import Error
+from conclave.host.endorsements import amd, intel
+from conclave.host.endorsements.documents import parse_name, read_document
+from conclave.host.endorsements.platform import read_platform
 from conclave.rpc.interface import decode_call
 from fuzz.states import STATES
 
@@ -161,10 +164,40 @@ def lock(data: bytes) -> None:
     read_lock(read_source(path))
 
 
+_KINDS: Final = ("sgx", "tdx", "snp")
+_DOCUMENTS: Final = tuple(
+    parse_name(name)
+    for name in (
+        "intel-root-crl",
+        "intel-pck-crl-platform",
+        "intel-sgx-tcb-000000000000-standard",
+        "intel-sgx-qe-standard",
+        f"amd-vcek-milan-{bytes(range(1, 65)).hex()}-04010000000018db",
+        "amd-vcek-milan-chain",
+        "amd-vcek-milan-crl",
+    )
+)
+
+
+def fetched(data: bytes) -> None:
+    """The first byte says as what the rest is read: evidence, a document, hints, an answer of Intel's."""
+    kind, rest = data[0] % 12 if data else 0, data[1:]
+    if kind < 3:
+        str(read_platform(rest, _KINDS[kind]))
+    elif kind < 10:
+        body, _, chain = rest.partition(b"\0\0\0\0")
+        read_document(_DOCUMENTS[kind - 3], body, chain, fetched=_NOW)
+    elif kind == 10:
+        amd.parts(rest, fetched=_NOW)
+    else:
+        header = {"SGX-PCK-CRL-Issuer-Chain": rest[:2000].decode("latin-1")}
+        intel.read_answer(_DOCUMENTS[1], rest, header)
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     f.__name__: f
     for f in (
         claims, instance_info, quote, endorsements, pem, constraint, mail, frames, call, manifest, archive, wheel,
-        source, lock, snp_report, snp_endorsements, nitro_document,
+        source, lock, fetched, snp_report, snp_endorsements, nitro_document,
     )
 } | STATES  # fmt: skip

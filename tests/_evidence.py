@@ -1,18 +1,18 @@
-"""Where the samples of real evidence lie: CONCLAVE_EVIDENCE, or ../shared/evidence."""
+"""Where the captured evidence of real hardware is, which is no part of this repository."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-ABSENT = "no samples of evidence: set CONCLAVE_EVIDENCE to their folder"
+ABSENT = "captured evidence of real processors is not here (CONCLAVE_EVIDENCE, or ../shared/evidence)"
 
 
 def evidence_dir() -> Path | None:
-    """The folder, or None where it is absent."""
+    """The folder with `sgx`, `tdx`, `snp`, `nitro`, `roots`; None if this machine has none."""
     named = os.environ.get("CONCLAVE_EVIDENCE")
     place = Path(named) if named else Path(__file__).parents[2] / "shared" / "evidence"
-    return place if (place / "README.md").is_file() else None
+    return place if place.is_dir() else None
 
 
 def samples(kind: str) -> list[Path]:

@@ -7,14 +7,17 @@ import re
 from pathlib import Path
 
 import pytest
+from tests._intel import intel
 
-from conclave.attestation.dcap import _layout
+from conclave.attestation import dcap
+from conclave.attestation.dcap import _layout, pck
 from conclave.attestation.dcap._layout import HEADER, SGX_REPORT, TD_REPORT_10, TD_REPORT_15, Layout, size_of
 from conclave.attestation.dcap.collateral import MODULE_STATUSES, PLATFORM_STATUSES, QE_STATUSES
 from conclave.attestation.dcap.tcb import converge, relaunched
 from conclave.errors import FormatError
 
-SPEC = Path(__file__).parents[2] / "spec" / "dcap.md"
+ROOT = Path(__file__).parents[2]
+SPEC, MANUAL = ROOT / "spec" / "dcap.md", ROOT / "docs" / "guide" / "checked-intel.md"
 # Up to date, hardening, configuration, both, old, old and configuration, revoked.
 U, H, C, CH, OLD, OC, R = (
     "UpToDate",
@@ -99,3 +102,41 @@ def test_the_table_of_the_specification() -> None:
     rows = re.findall(r"^\| (\w+) \| (\w+) \| (\w+) \| (\w+) \|$", SPEC.read_text(), re.MULTILINE)
     table = {row[0]: row[1:] for row in rows if row[0] in LEVELS}
     assert table == {s: (converge([s, OLD]), converge([s, C]), relaunched(OLD, s)) for s in LEVELS}
+
+
+# The specification, the code and the manual say the same.
+
+SOURCE = Path(dcap.__file__).parent
+# Codes that are put together of a subject and a reason.
+COMPOSED = {
+    *(f"{what}-{why}" for what in ("tcb-info", "qe-identity") for why in ("chain", "signature", "expired", "format")),
+    *(f"{what}-{why}" for what in ("root-crl", "pck-crl") for why in ("format", "issuer", "expired")),
+    *(f"{what}-revoked" for what in ("pck", "pck-ca", "tcb-signer")),
+    "pck-chain",
+    "pck-expired",
+}
+
+
+def test_every_code_is_in_the_table_of_the_specification() -> None:
+    table = SPEC.read_text().partition("## 7.")[2].partition("## 8.")[0]
+    listed = {c for line in table.splitlines() if line.startswith("| `") for c in re.findall(r"`([a-z-]+)`", line)}
+    raised = {
+        c for p in SOURCE.glob("*.py") for c in re.findall(r'code = ?"([a-z-]+)"|code="([a-z-]+)"', p.read_text())
+    }
+    assert {a or b for a, b in raised} | COMPOSED == listed
+
+
+def test_the_steps_are_the_same_in_code_specification_manual_and_claims() -> None:
+    code = re.findall(r"^ +# (\d+)\. ([^:]+):", (SOURCE / "verify.py").read_text(), re.MULTILINE)
+    listed = re.findall(r"^(\d+)\. \*\*([^*]+)\*\*:", SPEC.read_text(), re.MULTILINE)
+    manual = re.findall(r"^(\d+)\. \*\*([^*]+)\*\*:", MANUAL.read_text(), re.MULTILINE)
+    assert code == listed == manual
+    assert [int(n) for n, _ in code] == list(range(1, 15))
+    assert [name.casefold() for _, name in code] == [s.name.casefold() for s in intel().verify().steps]
+
+
+def test_every_remark_is_in_the_table_of_the_specification() -> None:
+    table = SPEC.read_text().partition("**DCAP-23**")[2].partition("**DCAP-24**")[0]
+    listed = set(re.findall(r"`([a-z-]+)`", table))
+    made = set(re.findall(r'yield "([a-z-]+)"', (SOURCE / "_claims.py").read_text()))
+    assert made | set(pck._CONFIGURATION.values()) == listed

@@ -78,9 +78,9 @@ def verify_quote(quote: Quote, endorsements: bytes, *, anchors: frozenset[str], 
     signers = _check_documents(given, path[-1], now)
     # 9. Revocation: neither the PCK certificate nor its CA nor a signer.
     _check_revocation(given, path, signers, now)
-    # 10. TCB info: for this TEE and this kind of processor.
+    # 10. TCB info match: for this TEE and this kind of processor.
     _check_match(given.tcb_info, quote, pck)
-    # 11. QE: the enclave that the vendor's QE identity describes.
+    # 11. QE identity match: the enclave that the vendor's QE identity describes.
     qe_level = _check_qe(quote, given.qe_identity)
     # 12. TDX module: the one that the vendor signs for.
     _check_module(quote, given.tcb_info)

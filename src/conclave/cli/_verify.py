@@ -9,6 +9,7 @@ Spec: spec/verify.md.
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +36,6 @@ from conclave.cli._artefact import INSTANCE, Artefact, is_url, read_artefact
 from conclave.cli._explain import Finding, explained, summary
 from conclave.cli._files import constraint_line, misuse, read_file
 from conclave.cli._folders import Places, find_endorsements, find_roots
-from conclave.cli._reference import parse_publisher
 from conclave.errors import AppraisalError, FormatError, VerificationError
 
 MISSING: Final = "endorsements-missing"
@@ -99,7 +99,10 @@ def verify_command(
         reference=reference,
         publisher=publisher,
     )
-    finding = judge(question)
+    with warnings.catch_warnings():
+        # A parser's remarks about a stranger's certificate are not for the reader of the answer.
+        warnings.simplefilter("ignore")
+        finding = judge(question)
     if as_json:
         print(json.dumps(msgspec.to_builtins(finding.answer)))
     else:
@@ -235,6 +238,8 @@ def _reference_values(file: Path | None, publisher: str | None) -> ReferenceValu
         return None
     if file is None or publisher is None:
         raise misuse("--reference and --publisher go together: a file, and whose signature counts")
+    from conclave.cli._reference import parse_publisher
+
     return load_reference_values(read_file(file, limit=MAX_SIZE), publisher=parse_publisher(publisher))
 
 

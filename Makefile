@@ -17,8 +17,8 @@ test: $(STAMP) $(VENV)/.system
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
-	@$(BIN)/ruff check src tests fuzz mutation bench examples vectors
-	@$(BIN)/ruff format --check src tests fuzz mutation bench examples vectors
+	@$(BIN)/ruff check src tests fuzz mutation bench examples vectors docs
+	@$(BIN)/ruff format --check src tests fuzz mutation bench examples vectors docs
 	@$(BIN)/mypy
 
 bench: $(STAMP) $(VENV)/.bench

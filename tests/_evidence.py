@@ -13,3 +13,9 @@ def evidence_dir() -> Path | None:
     named = os.environ.get("CONCLAVE_EVIDENCE")
     places = [Path(named)] if named else [Path(__file__).parents[2] / "shared" / "evidence"]
     return next((p for p in places if p.is_dir()), None)
+
+
+def samples(kind: str) -> list[Path]:
+    """The samples of a kind; none where the folder is absent."""
+    place = evidence_dir()
+    return sorted(p.parent for p in (place / kind).glob("*/meta.json")) if place else []

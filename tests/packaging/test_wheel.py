@@ -21,7 +21,7 @@ def test_the_wheel(tmp_path: Path) -> None:
     ours = {
         str(p.relative_to(ROOT / "src"))
         for p in (ROOT / "src").rglob("*")
-        if p.is_file() and p.suffix in (".py", ".lock", ".typed")
+        if p.is_file() and p.suffix in (".py", ".lock", ".typed", ".pem")
     }
     assert {n for n in names if not n.startswith("conclave_core-")} == ours
     assert {"conclave/py.typed", "conclave/demo/hospitals.lock", "conclave/enclave/bootstrap.py"} <= ours

@@ -69,6 +69,8 @@ def test_only_named_modules_touch_cryptography() -> None:
     allowed = {"_crypto/__init__.py", "attestation/_x509.py"}
     # The simulated processor makes certificates and quotes; it verifies nothing.
     allowed |= {"platform/pki.py", "platform/machine.py"}
+    # So does the evidence builder, for tests.
+    allowed |= {"testing/evidence/pki.py"}
     for path in SOURCE.rglob("*.py"):
         names = {a.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import) for a in n.names}
         names |= {n.module or "" for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)}

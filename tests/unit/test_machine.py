@@ -253,9 +253,9 @@ def test_policies_that_nobody_can_have(place: Path) -> None:
 
 
 def test_der_lengths() -> None:
-    assert pki._der(4, b"x" * 127)[:2] == b"\x04\x7f"
-    assert pki._der(4, b"x" * 128)[:3] == b"\x04\x81\x80"
-    assert pki._der(4, b"x" * 256)[:4] == b"\x04\x82\x01\x00"
+    assert pki.der(4, b"x" * 127)[:2] == b"\x04\x7f"
+    assert pki.der(4, b"x" * 128)[:3] == b"\x04\x81\x80"
+    assert pki.der(4, b"x" * 256)[:4] == b"\x04\x82\x01\x00"
 
 
 def test_keys_read_and_written() -> None:

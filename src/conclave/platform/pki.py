@@ -11,6 +11,7 @@ Formats: Intel SGX PCK Certificate and CRL Specification; Intel PCS API v4
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -44,7 +45,8 @@ _FOREVER: Final = timedelta(days=365 * 20)
 _VALID: Final = timedelta(days=30)
 
 
-def _der(tag: int, content: bytes) -> bytes:
+def der(tag: int, content: bytes) -> bytes:
+    """One DER element with a one-byte tag."""
     size = len(content)
     if size < 128:
         return bytes((tag, size)) + content
@@ -52,23 +54,50 @@ def _der(tag: int, content: bytes) -> bytes:
     return bytes((tag, 0x80 | len(length))) + length + content
 
 
+def sgx_values(
+    *,
+    ppid: bytes,
+    fmspc: bytes,
+    cpu_svn: bytes = bytes((CPU_SVN,)) * 16,
+    pce_svn: int = PCE_SVN,
+    pce_id: str = PCE_ID,
+) -> dict[str, bytes]:
+    """What the SGX extension of a PCK certificate says, for `sgx_extension`."""
+    return {
+        "1": der(4, ppid),
+        **{f"2.{i}": _number(svn) for i, svn in enumerate(cpu_svn, 1)},
+        "2.17": _number(pce_svn),
+        "2.18": der(4, cpu_svn),
+        "3": der(4, bytes.fromhex(pce_id)),
+        "4": der(4, fmspc),
+        "5": der(0x0A, b"\0"),
+    }
+
+
+def sgx_extension(values: Iterable[tuple[str, bytes]]) -> bytes:
+    """The SGX extension: values in DER, each after the end of its OID, 1.2.840.113741.1.13.1.
+
+    Values such as `2.1` become parts of one value `2`, which stands where the first of them does.
+    """
+    elements: dict[str, bytes] = {}
+    nested = set()
+    for suffix, value in values:
+        top, dot, _ = suffix.partition(".")
+        elements[top] = elements.get(top, b"") + der(0x30, _oid(suffix) + value)
+        nested |= {top} if dot else set()
+    return der(
+        0x30,
+        b"".join(der(0x30, _oid(top) + der(0x30, e)) if top in nested else e for top, e in elements.items()),
+    )
+
+
 def _oid(suffix: str) -> bytes:
     # 1.2.840.113741.1.13.1 and arcs below 128 after it.
-    return _der(6, bytes.fromhex("2a864886f84d010d01") + bytes(int(p) for p in suffix.split(".") if p))
+    return der(6, bytes.fromhex("2a864886f84d010d01") + bytes(int(p) for p in suffix.split(".")))
 
 
-def _sgx_extension(ppid: bytes, fmspc: bytes) -> bytes:
-    components = [_der(0x30, _oid(f"2.{i}") + _der(2, bytes((CPU_SVN,)))) for i in range(1, 17)]
-    components.append(_der(0x30, _oid("2.17") + _der(2, bytes((PCE_SVN,)))))
-    components.append(_der(0x30, _oid("2.18") + _der(4, bytes((CPU_SVN,)) * 16)))
-    return _der(
-        0x30,
-        _der(0x30, _oid("1") + _der(4, ppid))
-        + _der(0x30, _oid("2") + _der(0x30, b"".join(components)))
-        + _der(0x30, _oid("3") + _der(4, bytes.fromhex(PCE_ID)))
-        + _der(0x30, _oid("4") + _der(4, fmspc))
-        + _der(0x30, _oid("5") + _der(0x0A, b"\0")),
-    )
+def _number(value: int) -> bytes:
+    return der(2, value.to_bytes(value.bit_length() // 8 + 1, "big"))
 
 
 def _name(common: str) -> x509.Name:
@@ -198,7 +227,7 @@ class Pki:
             ca_key,
             now=now,
             authority=False,
-            extension=_sgx_extension(ppid, fmspc),
+            extension=sgx_extension(sgx_values(ppid=ppid, fmspc=fmspc).items()),
         )
         tcb = _certificate("Conclave Simulated TCB Signing", tcb_key, root, root_key, now=now, authority=False)
         return cls(root_key, root, ca_key, ca, pck_key, pck, tcb_key, tcb, fmspc)
@@ -206,10 +235,10 @@ class Pki:
     def endorsements(self, *, now: datetime, status: str, advisories: tuple[str, ...], number: int) -> bytes:
         """CRLs, TCB info and QE identity as of now, in the format of claims.md section 4."""
         revoked = (self.pck.serial_number,) if status == "Revoked" else ()
-        tcb_info = _json(self._tcb_info(now, status, advisories, number))
-        identity = _json(_qe_identity(now, number))
+        tcb_info = json_text(sgx_tcb_info(self.fmspc, now=now, status=status, advisories=advisories, number=number))
+        identity = json_text(qe_identity(now=now, number=number))
         signer = pem(self.tcb, self.root)
-        return _json(
+        return json_text(
             {
                 "pck_crl_issuer_chain": pem(self.ca, self.root),
                 "root_ca_crl": _crl(self.root, self.root_key, now=now).hex(),
@@ -223,28 +252,33 @@ class Pki:
             }
         ).encode()
 
-    def _tcb_info(self, now: datetime, status: str, advisories: tuple[str, ...], number: int) -> dict[str, Any]:
-        level = {
-            "tcb": {"sgxtcbcomponents": [{"svn": CPU_SVN}] * 16, "pcesvn": PCE_SVN},
-            "tcbDate": _text(now),
-            "tcbStatus": status,
-        }
-        if advisories:
-            level["advisoryIDs"] = list(advisories)
-        return {
-            "id": "SGX",
-            "version": 3,
-            "issueDate": _text(now),
-            "nextUpdate": _text(now + _VALID),
-            "fmspc": self.fmspc.hex().upper(),
-            "pceId": PCE_ID,
-            "tcbType": 0,
-            "tcbEvaluationDataNumber": number,
-            "tcbLevels": [level],
-        }
+
+def sgx_tcb_info(
+    fmspc: bytes, *, now: datetime, status: str, advisories: tuple[str, ...], number: int
+) -> dict[str, Any]:
+    """TCB info of version 3 with one level, which this platform has."""
+    level = {
+        "tcb": {"sgxtcbcomponents": [{"svn": CPU_SVN} for _ in range(16)], "pcesvn": PCE_SVN},
+        "tcbDate": _text(now),
+        "tcbStatus": status,
+    }
+    if advisories:
+        level["advisoryIDs"] = list(advisories)
+    return {
+        "id": "SGX",
+        "version": 3,
+        "issueDate": _text(now),
+        "nextUpdate": _text(now + _VALID),
+        "fmspc": fmspc.hex().upper(),
+        "pceId": PCE_ID,
+        "tcbType": 0,
+        "tcbEvaluationDataNumber": number,
+        "tcbLevels": [level],
+    }
 
 
-def _qe_identity(now: datetime, number: int) -> dict[str, Any]:
+def qe_identity(*, now: datetime, number: int) -> dict[str, Any]:
+    """The identity of Intel's quoting enclave, version 2, with one level."""
     return {
         "id": "QE",
         "version": 2,
@@ -261,7 +295,8 @@ def _qe_identity(now: datetime, number: int) -> dict[str, Any]:
     }
 
 
-def _json(value: object) -> str:
+def json_text(value: object) -> str:
+    """Compact JSON, as the vendor signs it."""
     return json.dumps(value, separators=(",", ":"))
 
 

@@ -26,7 +26,7 @@ bench: $(STAMP) $(VENV)/.bench
 # Coverage-guided, SECONDS for each target; `make fuzz TARGETS=wheel SECONDS=600` for one.
 SECONDS ?= 60
 TARGETS ?= claims instance_info quote endorsements pem constraint mail frames call manifest archive wheel source lock \
-	mailbox conversation arguments result mails keys inspect http
+	mailbox conversation arguments result mails keys inspect http snp_report snp_endorsements nitro_document
 fuzz: $(STAMP) $(VENV)/.fuzz
 	@for t in $(TARGETS); do $(BIN)/python -m fuzz $(SECONDS) $$t || exit 1; done
 

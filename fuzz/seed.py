@@ -8,6 +8,8 @@ import struct
 import zipfile
 
 import msgspec
+from tests._amd import Amd
+from tests._aws import Aws, emulated, nitrotpm
 
 from fuzz.engine import CORPUS
 
@@ -72,6 +74,28 @@ def states() -> None:
     keep("inspect", "info", bytes.fromhex(json.loads((VECTORS / "claims" / "info.json").read_text())["info"]))
 
 
+def evidence() -> None:
+    """Made-up reports and documents. Their keys are random, so what is there stays."""
+    if (CORPUS / "nitro_document").exists():
+        return
+    milan, vlek = Amd(), Amd(kind="VLEK")
+    keep("snp_report", "milan", milan.report())
+    keep("snp_report", "milan-2", milan.but(fields={"version": 2}).report())
+    keep("snp_report", "milan-vlek", vlek.report())
+    keep("snp_report", "turin-5", Amd("Turin", fields={"version": 5, "launch_mit_vector": 1}).report())
+    keep("snp_report", "unsigned", milan.but(fields={"key_info": 28}).report())
+    keep("snp_endorsements", "milan", milan.endorsements())
+    keep("snp_endorsements", "milan-list", milan.but(crl={"revoked": (5,)}).endorsements())
+    keep("snp_endorsements", "milan-vlek", vlek.endorsements())
+    keep("snp_endorsements", "turin", Amd("Turin").endorsements())
+    enclave = Aws(members={"nonce": b"nonce", "user_data": b""})
+    keep("nitro_document", "enclave", enclave.document())
+    keep("nitro_document", "tagged", enclave.but(tagged=True).document())
+    keep("nitro_document", "open", enclave.but(payload=b"\xbf" + enclave.payload_bytes()[1:] + b"\xff").document())
+    keep("nitro_document", "nitrotpm", nitrotpm().document())
+    keep("nitro_document", "emulated", emulated().document())
+
+
 def main() -> None:
     for area, fields in FIELDS.items():
         for path in sorted((VECTORS / area).glob("*.json")):
@@ -83,6 +107,7 @@ def main() -> None:
                         for target in targets:
                             keep(target, path.stem, data)
     states()
+    evidence()
     info = msgspec.msgpack.decode(bytes.fromhex(json.loads((VECTORS / "claims" / "info.json").read_text())["info"]))
     keep("quote", "info", info["evidence"])
     keep("endorsements", "info", info["endorsements"])

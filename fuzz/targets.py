@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import IntEnum
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +20,8 @@ from conclave.attestation import Constraint, verify_instance
 from conclave.attestation._x509 import split_pem
 from conclave.attestation.claims import parse_claims, parse_instance_info
 from conclave.attestation.dcap import parse_endorsements, parse_quote
+from conclave.attestation.nitro import parse_document, verify_document
+from conclave.attestation.snp import parse_report, verify_report
 from conclave.bundle.archive import read_bundle
 from conclave.bundle.lockfile import read_lock
 from conclave.bundle.manifest import parse_manifest
@@ -28,6 +33,9 @@ from fuzz.states import STATES
 
 _NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _CONSTRAINT: Final = Constraint.parse("C:" + "10" * 32 + " SEC:INSECURE")
+# When the made-up reports and documents of the corpus are valid.
+_THEN: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+_CORPUS: Final = Path(__file__).parent / "corpus"
 _PLACE: Final = Path(tempfile.mkdtemp(prefix="conclave-fuzz-"))
 
 
@@ -47,6 +55,43 @@ def quote(data: bytes) -> None:
 
 def endorsements(data: bytes) -> None:
     parse_endorsements(data)
+
+
+@cache
+def _vouched(name: str) -> tuple[bytes, frozenset[str]]:
+    """Endorsements of the corpus, and the anchor at the end of their chain."""
+    data = (_CORPUS / "snp_endorsements" / name).read_bytes()
+    return data, _anchor(split_pem(json.loads(data)["chain"].encode())[-1])
+
+
+@cache
+def _nitro_anchor() -> frozenset[str]:
+    return _anchor(parse_document((_CORPUS / "nitro_document" / "enclave").read_bytes()).cabundle[0])
+
+
+def _anchor(der: bytes) -> frozenset[str]:
+    return frozenset({hashlib.sha256(der).hexdigest()})
+
+
+def snp_report(data: bytes) -> None:
+    report = parse_report(data)
+    assert report.raw == data
+    assert len(report.signature) == 96
+    endorsements, anchors = _vouched("milan-vlek" if report.signing_key == "VLEK" else "milan")
+    verify_report(report, endorsements, anchors=anchors, now=_THEN)
+
+
+def snp_endorsements(data: bytes) -> None:
+    _, anchors = _vouched("milan")
+    report = parse_report((_CORPUS / "snp_report" / "milan").read_bytes())
+    verify_report(report, data, anchors=anchors, now=_THEN)
+
+
+def nitro_document(data: bytes) -> None:
+    document = parse_document(data)
+    assert document.payload in data
+    claims = verify_document(document, anchors=_nitro_anchor(), now=_THEN)
+    assert claims.platform == document.module_id
 
 
 def pem(data: bytes) -> None:
@@ -117,6 +162,6 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     f.__name__: f
     for f in (
         claims, instance_info, quote, endorsements, pem, constraint, mail, frames, call, manifest, archive, wheel,
-        source, lock,
+        source, lock, snp_report, snp_endorsements, nitro_document,
     )
 } | STATES  # fmt: skip

@@ -669,7 +669,7 @@ def passing(c: Cases) -> None:
             )
     for product in ("Milan", "Turin"):
         c.accept(
-            "SNP-16",
+            "SNP-15",
             f"{product.lower()}-vlek",
             f"{product}, signed by a cloud's key: the report names no chip.",
             claims={"debug": False, "remarks": ["masked-chip-id", *smt, "vlek"]},

@@ -1,14 +1,16 @@
 """Makes the evidence vectors with the public builder, `conclave.testing.evidence`.
 
 The verifiers of `conclave` are not used: what each case must give is written down beside
-it. Evidence and endorsements are files in `blobs/`, named by their SHA-256, since cases
-share them. Everything is signed by test keys, and the same every time.
+it. Evidence and endorsements are files in `blobs/`, since cases share them: compressed by
+gzip, named by the SHA-256 of what is inside. Everything is signed by test keys, and the
+same every time (gzip's own bytes may differ between its implementations).
 
 Usage: python vectors/evidence/generate.py [DIRECTORY]
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import sys
@@ -37,7 +39,9 @@ def main() -> None:
 
     def keep(data: bytes) -> str:
         name = hashlib.sha256(data).hexdigest()
-        (blobs / name).write_bytes(data)
+        path = blobs / f"{name}.gz"
+        if not path.exists():
+            path.write_bytes(gzip.compress(data, 9, mtime=0))
         return name
 
     for case in cases():

@@ -116,7 +116,7 @@ class QeIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A signed text, its signature (r ‖ s) and its signer's certificates (DER)."""
+    """A signed text, its signature (r ‖ s) and certificates (DER), its signer's first."""
 
     text: bytes
     signature: bytes
@@ -169,12 +169,12 @@ def parse_endorsements(data: bytes) -> Endorsements:
     tcb_info = Document(
         texts["tcb_info"],
         members.hex("tcb_info_signature", 64),
-        leaf_first(_chain(texts["tcb_info_issuer_chain"], code)),
+        _chain(texts["tcb_info_issuer_chain"], code),
     )
     qe_identity = Document(
         texts["qe_identity"],
         members.hex("qe_identity_signature", 64),
-        leaf_first(_chain(texts["qe_identity_issuer_chain"], code)),
+        _chain(texts["qe_identity_issuer_chain"], code),
     )
     return Endorsements(
         _tcb_info(_json.parse(tcb_info.text, code="tcb-info-format")),

@@ -17,7 +17,7 @@ from conclave.attestation import _x509
 from conclave.attestation._x509 import Certificate
 from conclave.attestation.dcap._claims import collect
 from conclave.attestation.dcap._layout import number
-from conclave.attestation.dcap.collateral import Document, Endorsements, Level, QeIdentity, TcbInfo, parse_endorsements
+from conclave.attestation.dcap.collateral import Endorsements, Level, QeIdentity, TcbInfo, parse_endorsements
 from conclave.attestation.dcap.pck import PckExtension, pck_extension
 from conclave.attestation.dcap.quote import Quote
 from conclave.attestation.dcap.tcb import enclave_level, evaluate, module_of
@@ -75,22 +75,18 @@ def verify_quote(quote: Quote, endorsements: bytes, *, anchors: frozenset[str], 
     # 7. Endorsements: well-formed.
     given = given or parse_endorsements(endorsements)
     # 8. TCB info and QE identity: signed by a signer of the anchor, and valid now.
-    info, identity, root = given.tcb_info, given.qe_identity, path[-1]
-    signers = [
-        _check_document(given.tcb_info_document, info, root, now=now, what="tcb-info"),
-        _check_document(given.qe_identity_document, identity, root, now=now, what="qe-identity"),
-    ]
+    signers = _check_documents(given, path[-1], now)
     # 9. Revocation: neither the PCK certificate nor its CA nor a signer.
     _check_revocation(given, path, signers, now)
-    # 10. TCB info: for this TEE and this kind of processor.
-    _check_match(info, quote, pck)
-    # 11. QE: the enclave that the vendor's QE identity describes.
-    qe_level = _check_qe(quote, identity)
+    # 10. TCB info match: for this TEE and this kind of processor.
+    _check_match(given.tcb_info, quote, pck)
+    # 11. QE identity match: the enclave that the vendor's QE identity describes.
+    qe_level = _check_qe(quote, given.qe_identity)
     # 12. TDX module: the one that the vendor signs for.
-    _check_module(quote, info)
+    _check_module(quote, given.tcb_info)
     # 13. TCB level: of each part, and one status for all.
     evaluation = evaluate(
-        info,
+        given.tcb_info,
         components=pck.components,
         pce_svn=pck.pce_svn,
         qe=qe_level,
@@ -122,18 +118,27 @@ def _check_binding(quote: Quote) -> None:
         raise BindingError("the quoting enclave certified another attestation key", code="qe-binding")
 
 
-def _check_document(
-    document: Document, content: TcbInfo | QeIdentity, root: Certificate, *, now: datetime, what: str
-) -> Certificate:
-    """Check signer, signature and period; returns the signer."""
-    signer = Certificate(document.chain[0], what=what)
+def _check_documents(given: Endorsements, root: Certificate, now: datetime) -> list[Certificate]:
+    """Check signer, signature and period of both documents; returns the signers, which are mostly one."""
+    known: dict[bytes, Certificate] = {}
+    for what, document, content in (
+        ("tcb-info", given.tcb_info_document, given.tcb_info),
+        ("qe-identity", given.qe_identity_document, given.qe_identity),
+    ):
+        der = document.chain[0]
+        signer = known[der] = known.get(der) or _signer(der, root, now, what)
+        signer.verify(document.signature, document.text, code=f"{what}-signature")
+        _x509.check_time(content.issue_date, content.next_update, now=now, what=what)
+    return list(known.values())
+
+
+def _signer(der: bytes, root: Certificate, now: datetime, what: str) -> Certificate:
+    signer = Certificate(der, what=what)
     # The anchor itself must have issued the signer. Any path to the anchor is not enough: a
     # processor has one too, and could then sign that its own platform is up to date.
     _x509.path((root,), signer, anchors={root.fingerprint}, now=now, what=what)
     if signer.authority or not signer.common_name.endswith(TCB_SIGNER):
         raise ChainError("TCB info or QE identity is signed by a certificate for another use", code=f"{what}-chain")
-    signer.verify(document.signature, document.text, code=f"{what}-signature")
-    _x509.check_time(content.issue_date, content.next_update, now=now, what=what)
     return signer
 
 

@@ -11,8 +11,8 @@ ABSENT = "captured evidence of real processors is not here (CONCLAVE_EVIDENCE, o
 def evidence_dir() -> Path | None:
     """The folder with `sgx`, `tdx`, `snp`, `nitro`, `roots`; None if this machine has none."""
     named = os.environ.get("CONCLAVE_EVIDENCE")
-    places = [Path(named)] if named else [Path(__file__).parents[2] / "shared" / "evidence"]
-    return next((p for p in places if p.is_dir()), None)
+    place = Path(named) if named else Path(__file__).parents[2] / "shared" / "evidence"
+    return place if place.is_dir() else None
 
 
 def samples(kind: str) -> list[Path]:

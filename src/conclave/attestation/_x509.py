@@ -3,7 +3,7 @@
 Runs at the relying party, on hostile bytes. Every refusal has a code that names
 what it is about, such as `pck-chain`, `pck-expired`, `pck-revoked`.
 
-Spec: spec/evidence.md section 3. Profile: RFC 5280.
+Spec: spec/evidence.md section 3 (EVID-2, EVID-3). Profile: RFC 5280.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Final
 
 from cryptography import x509
@@ -78,14 +79,13 @@ class Certificate:
             self.scheme: Any = parsed.signature_algorithm_parameters
             self.hash = parsed.signature_hash_algorithm
             self.key: Any = parsed.public_key()
-            self.subject = parsed.subject.public_bytes()
-            self.issuer = parsed.issuer.public_bytes()
+            self.issuer, self.subject = _names(self.signed)
             self.not_before = parsed.not_valid_before_utc
             self.not_after = parsed.not_valid_after_utc
             self._extensions = {e.oid.dotted_string: e for e in parsed.extensions}
-            self._common = [str(a.value) for a in parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
         except Exception:
             raise ChainError("a certificate does not parse", code=f"{what}-chain") from None
+        self._parsed = parsed
         self.der = der
         self.fingerprint = hashlib.sha256(der).hexdigest()
         basic = self._value(ExtensionOID.BASIC_CONSTRAINTS)
@@ -93,10 +93,14 @@ class Certificate:
         self.authority = bool(basic and basic.ca and (usage is None or usage.key_cert_sign))
         self.path_length: int | None = basic.path_length if basic else None
 
-    @property
+    @cached_property
     def common_name(self) -> str:
         """The subject's common name; empty if there is none, or more than one."""
-        return self._common[0] if len(self._common) == 1 else ""
+        try:
+            found = self._parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        except ValueError:
+            return ""
+        return str(found[0].value) if len(found) == 1 else ""
 
     @property
     def understood(self) -> bool:
@@ -171,6 +175,23 @@ def _signed(key: Any, signature: bytes, data: bytes, scheme: Any, digest: Any) -
 def _header(der: bytes, at: int) -> int:
     """Where the contents of the element at `at` begin."""
     return at + 2 + (der[at + 1] & 0x7F if der[at + 1] & 0x80 else 0)
+
+
+def _end(der: bytes, at: int) -> int:
+    """Where the element at `at` ends. The library has checked that all of them fit."""
+    begin = _header(der, at)
+    return begin + (int.from_bytes(der[at + 2 : begin], "big") if der[at + 1] & 0x80 else der[at + 1])
+
+
+def _names(signed: bytes) -> tuple[bytes, bytes]:
+    """DER of issuer and subject, as they stand in what was signed: making objects of them is slow."""
+    at = _header(signed, 0)
+    if signed[at] == 0xA0:
+        at = _end(signed, at)
+    # Serial number, algorithm; issuer; validity; subject.
+    issuer = _end(signed, _end(signed, at))
+    subject = _end(signed, _end(signed, issuer))
+    return signed[issuer : _end(signed, issuer)], signed[subject : _end(signed, subject)]
 
 
 def _with_positive_serial(der: bytes) -> bytes:
@@ -287,24 +308,10 @@ def _crl_signed(crl: Any, key: Any, scheme: Any) -> bool:
 
 def is_self_signed_root(der: bytes, common_name: str) -> bool:
     """Whether this is a self-signed certificate with that subject common name."""
+    if common_name.encode() not in der:
+        return False
     try:
         certificate = Certificate(der, what="root")
     except ChainError:
         return False
     return certificate.signed_by(certificate) and certificate.common_name == common_name
-
-
-def is_issued_by(der: bytes, issuer: bytes) -> bool:
-    """Whether `issuer` itself signed this certificate, with no other in between."""
-    try:
-        return Certificate(der, what="leaf").signed_by(Certificate(issuer, what="issuer"))
-    except ChainError:
-        return False
-
-
-def crl_issue_date(der: bytes) -> datetime:
-    """thisUpdate of a CRL. Raises ValueError."""
-    try:
-        return x509.load_der_x509_crl(der).last_update_utc
-    except x509.InvalidVersion:
-        raise ValueError from None

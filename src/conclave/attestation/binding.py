@@ -3,7 +3,7 @@
 Runs at the relying party, on claims that were verified. Author code shares a process
 with the runtime: only what the TEE holds where that code cannot reach counts.
 
-Spec: spec/claims.md section 2 (CLM-1), spec/evidence.md section 5.
+Spec: spec/claims.md section 2 (CLM-1), spec/evidence.md section 5 (EVID-8 to EVID-10).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Runs at the relying party. The file comes from anywhere and is hostile until its
 signature under the key that the relying party pinned verifies.
 
-Spec: spec/evidence.md section 7 (EVID-12 to EVID-15).
+Spec: spec/evidence.md section 7 (EVID-12 to EVID-14).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Runs at the relying party, on claims that were verified. What does not verify never
 gets here: it is an error, not a level.
 
-Spec: spec/evidence.md section 4 (EVID-4 to EVID-8).
+Spec: spec/evidence.md section 4 (EVID-5 to EVID-7).
 """
 
 from __future__ import annotations

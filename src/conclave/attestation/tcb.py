@@ -2,7 +2,7 @@
 
 Runs at the relying party, on claims that were verified.
 
-Spec: spec/evidence.md section 6 (EVID-9 to EVID-11).
+Spec: spec/evidence.md section 6 (EVID-11).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SNP_PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "turin": ("fmc", "boot_loader", "tee", "snp", "microcode"),
 }
 SUBJECTS: Final = ("sgx", "tdx", "nitro", *(f"snp-{product}" for product in SNP_PARTS))
-_DATE = re.compile(r"\d{4}-\d\d-\d\d")
-_PART = re.compile(r"0|[1-9]\d{0,2}")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_PART = re.compile(r"0|[1-9][0-9]{0,2}")
 
 
 def parse_minimum(subject: str, text: str) -> str:

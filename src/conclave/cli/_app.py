@@ -212,3 +212,39 @@ def call(
     from conclave.cli._client import call_command
 
     return call_command(url, method, arguments, constraint, identity=identity, timeout_seconds=timeout)
+
+
+reference = App(name="reference", help="Reference values: which measurements are which release, signed.")
+app.command(reference)
+
+
+@reference.command(name="sign")
+def reference_sign(values: Path, *, key: Path, output: Annotated[Path, Parameter(alias="-o")]) -> int:
+    """Sign reference values; prints the publisher that clients pin.
+
+    Example: conclave reference sign values.json --key publisher.key -o reference.values
+
+    Args:
+        values: JSON with version, number, issued, releases, bundles and minimum_tcb (spec/evidence.md section 7).
+        key: the publisher's key file (`conclave build --sign` makes one).
+        output: the signed file to write.
+    """
+    from conclave.cli._reference import sign_command
+
+    return sign_command(values, key=key, output=output)
+
+
+@reference.command(name="show")
+def reference_show(path: Path, *, publisher: str, json: bool = False) -> int:
+    """Verify reference values and show them.
+
+    Example: conclave reference show reference.values --publisher 64HEX
+
+    Args:
+        path: the signed file.
+        publisher: SHA-256 of the key whose word counts, 64 hex digits.
+        json: print one JSON object.
+    """
+    from conclave.cli._reference import show_command
+
+    return show_command(path, publisher=publisher, as_json=json)

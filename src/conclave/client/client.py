@@ -15,7 +15,7 @@ from typing import Any, Generic, Self, TypeVar, cast
 
 import httpx2
 
-from conclave.attestation import AttestationResult, Constraint
+from conclave.attestation import AttestationResult, Constraint, ReferenceValues
 from conclave.client.core import Answer, ClientCore, Exchange, Pause, ReceivedMail
 from conclave.client.identity import Identity
 from conclave.mail.padding import Padding, padme
@@ -71,6 +71,7 @@ class _Base:
         padding: Padding = padme,
         timeout_seconds: float = 30.0,
         attempts: int = 6,
+        reference: ReferenceValues | None = None,
     ) -> None:
         """Prepare a client; nothing is sent yet.
 
@@ -81,6 +82,8 @@ class _Base:
             padding: how mails are padded.
             timeout_seconds: how long one request waits for the host.
             attempts: how often a request is sent before `TransportError`.
+            reference: which measurements are which release, from `load_reference_values`;
+                None for what this library knows by itself.
 
         Raises:
             FormatError: the constraint does not parse.
@@ -88,7 +91,11 @@ class _Base:
         if not url.startswith(("http://", "https://")):
             raise ValueError("url begins with http:// or https://")
         self._core = ClientCore(
-            constraint=_constraint(constraint), identity=identity, padding=padding, attempts=attempts
+            constraint=_constraint(constraint),
+            identity=identity,
+            padding=padding,
+            attempts=attempts,
+            reference=reference,
         )
         self._url = url.rstrip("/")
         self._timeout = timeout_seconds

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey
-from conclave.attestation import AttestationResult, Constraint, verify_instance
+from conclave.attestation import AttestationResult, Constraint, ReferenceValues, verify_instance
 from conclave.client.identity import Identity
 from conclave.errors import (
     AppraisalError,
@@ -119,6 +119,7 @@ class ClientCore:
         identity: Identity | None = None,
         padding: Padding = padme,
         attempts: int = 6,
+        reference: ReferenceValues | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.constraint = constraint
@@ -126,6 +127,7 @@ class ClientCore:
         self.instance: AttestationResult | None = None
         self._padding = padding
         self._attempts = attempts
+        self._reference = reference
         self._now = now
         self._reply_key = DecryptionKey.generate()
         self._topics: dict[str, _Topic] = {}
@@ -145,7 +147,7 @@ class ClientCore:
         self._asked += 1
         turn = self._asked
         answer = yield from self._get_info()
-        result = verify_instance(answer.body, self.constraint, now=self._now())
+        result = verify_instance(answer.body, self.constraint, now=self._now(), reference=self._reference)
         if turn < self._told and self.instance is not None:
             # Calls verify side by side. What was asked for earlier may be of a boot that is
             # gone: going back to it would count the channels of its successor twice.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -22,7 +22,7 @@ import msgspec
 from conclave.attestation import dcap
 from conclave.attestation.claims import MAX_ENDORSEMENTS
 from conclave.attestation.rehearse import Enclave
-from conclave.errors import FormatError
+from conclave.errors import ExpiredError, FormatError
 
 CODE: Final = "announcement-format"
 _CHAIN: Final = re.compile(
@@ -137,14 +137,31 @@ def announce(enclaves: Iterable[Enclave], announcements: Iterable[Announcement])
 
 
 def in_force(now: Iterable[Enclave], then: Iterable[Enclave], moment: datetime) -> datetime:
-    """The first time, not before `moment`, at which no endorsement that was announced is of the future."""
-    dates = [moment]
-    for before, after in zip(now, then, strict=True):
-        if before.endorsements != after.endorsements:
-            given = dcap.parse_endorsements(after.endorsements)
-            dates += [given.tcb_info.issue_date, given.qe_identity.issue_date]
-            dates += [crl.this_update for crl in (given.root_crl, given.pck_crl) if crl]
-    return max(dates)
+    """The first time, not before `moment`, at which everything that was announced is valid.
+
+    Raises:
+        ExpiredError: `announcement-expired`: there is none; it was announced long ago.
+    """
+    periods = [p for before, after in zip(now, then, strict=True) if before != after for p in _new(before, after)]
+    first = max((moment, *(begin for begin, _ in periods)))
+    if any(end < first for _, end in periods):
+        raise ExpiredError(
+            f"what was announced is not valid any more at {first:%Y-%m-%dT%H:%M:%SZ}: it is of the past, not to come",
+            code="announcement-expired",
+        )
+    return first
+
+
+def _new(before: Enclave, after: Enclave) -> Iterator[tuple[datetime, datetime]]:
+    """From when to when each document is valid that an enclave will have, and has not now."""
+    old, new = (dcap.parse_endorsements(e.endorsements) for e in (before, after))
+    if old.tcb_info_document.text != new.tcb_info_document.text:
+        yield new.tcb_info.issue_date, new.tcb_info.next_update
+    if old.qe_identity_document.text != new.qe_identity_document.text:
+        yield new.qe_identity.issue_date, new.qe_identity.next_update
+    for known, crl in ((old.root_crl, new.root_crl), (old.pck_crl, new.pck_crl)):
+        if crl and (known is None or (known.this_update, known.number) != (crl.this_update, crl.number)):
+            yield crl.this_update, crl.next_update
 
 
 def _malformed(why: str) -> FormatError:

@@ -55,12 +55,11 @@ class Enclave:
         parsed = parse_instance_info(info)
         return cls(name, parsed.format, parsed.evidence, parsed.endorsements, parsed.claims)
 
-    def authenticate(self, constraint: Constraint, now: datetime) -> Claims:
-        """Verify, under the trust anchors that a constraint allows. Raises what `verify_instance` does."""
+    def authenticate(self, anchors: Anchors, now: datetime) -> Claims:
+        """Verify as a client does, without policy. Raises what `verify_instance` raises."""
         if self.claims is not None:
             info = InstanceInfo(1, self.kind, self.evidence, self.endorsements, self.claims)
-            return authenticate_instance(info.encode(), constraint, now=now)
-        anchors = Anchors.of(constraint)
+            return authenticate_instance(info.encode(), anchors, now=now)
         anchors.demand(self.kind)
         tee, evidence = verify_evidence(self.evidence, self.endorsements, kind=self.kind, anchors=anchors, now=now)
         return Claims(None, b"", tee, evidence, runtime_measurement(evidence), now)
@@ -72,11 +71,15 @@ class Situation:
 
     Attributes:
         reference: None for what this library knows.
+        genuine: root certificates of simulated machines, SHA-256 in hex, that count as genuine
+            hardware here, for constraints that do not accept simulated ones anyway. Nothing
+            but a rehearsal comes of it: no result that a client would take.
     """
 
     enclaves: tuple[Enclave, ...]
     now: datetime
     reference: ReferenceValues | None = None
+    genuine: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,8 @@ def rehearse(now: Situation, then: Situation, constraints: Mapping[str, Constrai
     """
     if [e.name for e in now.enclaves] != [e.name for e in then.enclaves]:
         raise ValueError("both situations are about the same enclaves")
+    if any(situation.now.utcoffset() is None for situation in (now, then)):
+        raise ValueError("now must be an aware datetime")
     outcomes: list[Outcome] = []
     for before, after in zip(now.enclaves, then.enclaves, strict=True):
         first, second = _Bench(before, now), _Bench(after, then)
@@ -160,18 +165,22 @@ class _Bench:
 
     def __init__(self, enclave: Enclave, situation: Situation) -> None:
         self._enclave = enclave
-        self._now = situation.now
+        self._situation = situation
         self._reference = situation.reference or built_in()
         self._verified: dict[tuple[frozenset[str], str | None], Claims | Error] = {}
 
     def _authenticated(self, constraint: Constraint) -> Claims | Error:
-        anchors = (constraint.tees, constraint.simulated_anchor)
-        if anchors not in self._verified:
+        key = (constraint.tees, constraint.simulated_anchor)
+        if key not in self._verified:
+            anchors = Anchors.of(constraint)
+            if "sgx" in anchors.roots and not anchors.simulated:
+                roots = {**anchors.roots, "sgx": anchors.roots["sgx"] | self._situation.genuine}
+                anchors = replace(anchors, roots=roots)
             try:
-                self._verified[anchors] = self._enclave.authenticate(constraint, self._now)
+                self._verified[key] = self._enclave.authenticate(anchors, self._situation.now)
             except (FormatError, VerificationError, AppraisalError) as error:
-                self._verified[anchors] = error
-        return self._verified[anchors]
+                self._verified[key] = error
+        return self._verified[key]
 
     def standing(self, constraint: Constraint) -> Standing:
         found = self._authenticated(constraint)
@@ -180,6 +189,9 @@ class _Bench:
             return Standing(False, found.code, None, "", "", (), (), failures, ())
         if found.instance is None:
             constraint = _of_platforms(constraint, found)
+        elif found.evidence.anchor in self._situation.genuine and found.instance.runtime in constraint.runtimes:
+            # No reference values name the runtime of a simulated machine.
+            constraint = replace(constraint, runtimes=constraint.runtimes | {found.measurement.hex()})
         security, reasons, failures = weigh(constraint, found, reference=self._reference)
         evidence = found.evidence
         subject = subject_of(evidence)

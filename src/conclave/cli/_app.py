@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 import conclave
+from conclave.cli._tcb import tcb
 from conclave.errors import BundleError
 
 Port = Annotated[int, Parameter(validator=Number(gte=0, lte=65535))]
@@ -280,3 +281,6 @@ def reference_show(path: Path, *, publisher: str, json: bool = False) -> int:
     from conclave.cli._reference import show_command
 
     return show_command(path, publisher=publisher, as_json=json)
+
+
+app.command(tcb)

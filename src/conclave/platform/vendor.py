@@ -10,6 +10,7 @@ Spec: spec/tcb.md section 2 (TCB-1 to TCB-6).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Self
@@ -43,6 +44,7 @@ VALID: Final = timedelta(days=30)
 _MICROCODE: Final = 2
 _COMPONENTS: Final = 16
 _MOST_SVN: Final = 255
+_ADVISORY: Final = re.compile(r"[A-Z0-9-]{1,32}")
 Svn = Annotated[int, Meta(ge=0, le=65535)]
 Moment = Annotated[datetime, Meta(tz=True)]
 
@@ -150,6 +152,7 @@ class Vendor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ValueError: saying what cannot be published.
         """
         _demand(status_of_older, STATUSES, "a TCB status")
+        _demand_advisories(advisories)
         if not parts:
             raise ValueError("a new level raises at least one part")
         for part in parts:
@@ -177,9 +180,10 @@ class Vendor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Say something else of the level that a machine has, with no level above it.
 
         Raises:
-            ValueError: that is no status.
+            ValueError: that is no status, or no id of an advisory.
         """
         _demand(status, STATUSES, "a TCB status")
+        _demand_advisories(advisories)
         level = self.level_of(tcb)
         other = msgspec.structs.replace(level, status=status, advisories=tuple(sorted(set(advisories))))
         return self._next(levels=tuple(other if found is level else found for found in self.levels))
@@ -269,6 +273,11 @@ def _entry(level: Level, tcb: dict[str, Any]) -> dict[str, Any]:
 def _demand(value: str, known: Collection[str], what: str) -> None:
     if value not in known:
         raise ValueError(f"{what} is one of {', '.join(known)}")
+
+
+def _demand_advisories(names: Iterable[str]) -> None:
+    if not all(_ADVISORY.fullmatch(name) for name in names):
+        raise ValueError("the id of an advisory is such as INTEL-SA-00615: 1 to 32 of A to Z, 0 to 9 and -")
 
 
 def _text(moment: datetime) -> str:

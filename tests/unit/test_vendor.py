@@ -51,13 +51,15 @@ def test_a_new_level_is_above_all_others() -> None:
     ],
 )
 def test_a_level_raises_the_parts_it_is_about(parts: tuple[str, ...], changed: set[Any]) -> None:
-    vendor = FIRST_DAY.publish(date=NOW, parts=parts)
+    vendor = FIRST_DAY.publish(date=NOW + DAY, parts=parts)
     found: set[Any] = {i for i in range(17) if vendor.newest.platform[i] != FIRST.platform[i]}
     assert found | ({"qe"} if vendor.newest.qe != FIRST.qe else set()) == changed
     assert vendor.level_of(FIRST).status == ("OutOfDate" if changed != {"qe"} else "UpToDate")
     assert vendor.qe_level_of(FIRST).status == ("OutOfDate" if "qe" in changed else "UpToDate")
     assert vendor.level_of(vendor.newest) is vendor.levels[0]
     assert vendor.qe_level_of(vendor.newest) is vendor.qe_levels[0]
+    # As real vendors do: what is good is good as of the newest level.
+    assert vendor.levels[0].date == vendor.qe_levels[0].date == NOW + DAY
 
 
 def test_a_level_is_never_praised_by_a_later_one() -> None:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from conclave.cli._files import misuse
 from conclave.cli._places import platform_directory
 
 if TYPE_CHECKING:
+    from conclave.errors import FormatError
     from conclave.platform.machine import Machine
     from conclave.platform.vendor import Level, Vendor
 
@@ -90,9 +90,9 @@ def rehearse(
     if publish is not None:
         plan = _plan(publish, part, status_of_older, advisory)
     elif part or advisory or status_of_older != "OutOfDate":
-        raise misuse("--part, --status-of-older and --advisory say what --publish would publish: give that too")
+        raise _misuse("--part, --status-of-older and --advisory say what --publish would publish: give that too")
     if plan is not None and platform is None:
-        raise misuse("--publish is for a simulated machine: name its directory with --platform")
+        raise _misuse("--publish is for a simulated machine: name its directory with --platform")
     now = datetime.now(UTC) if at is None else parse_time("--at", at)
     given = Given(source, tuple(constraint), now, endorsements, reference, publisher)
     coming = Coming(
@@ -235,9 +235,16 @@ def parse_time(option: str, text: str) -> datetime:
             raise ValueError
         return moment.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise misuse(
+        raise _misuse(
             f"{option} takes a date such as 2026-01-31, or a time with its zone such as 2026-01-31T12:00:00Z"
         ) from None
+
+
+def _misuse(why: str) -> FormatError:
+    # Every command loads this module; what it needs waits.
+    from conclave.cli._files import misuse
+
+    return misuse(why)
 
 
 def _plan(
@@ -260,7 +267,7 @@ def _tell(platform: Path | None, change: Callable[[Vendor], Vendor], *, as_json:
     try:
         machine.tell(change)
     except ValueError as error:
-        raise misuse(str(error)) from None
+        raise _misuse(str(error)) from None
     _print(machine, as_json=as_json)
 
 

@@ -140,7 +140,7 @@ class Vendor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         status_of_older: str = "OutOfDate",
         advisories: Collection[str] = (),
     ) -> Vendor:
-        """A new level, above all others.
+        """A new level, above all others. Parts that it does not raise stay good, as of its date.
 
         Args:
             date: of the level; not before that of the newest.
@@ -165,13 +165,9 @@ class Vendor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         raised = [*(range(_MICROCODE) if "cpu" in parts else ()), *((_COMPONENTS,) if "pce" in parts else ())]
         for part in raised:
             platform[part] += 1
-        levels, qe_levels = self.levels, self.qe_levels
-        if raised:
-            older = tuple(level.overtaken(status_of_older, advisories) for level in levels)
-            levels = (Level(tuple(platform), date), *older)
-        if "qe" in parts:
-            older = tuple(level.overtaken(status_of_older, advisories) for level in qe_levels)
-            qe_levels = (Level((qe_levels[0].versions[0] + 1,), date), *older)
+        qe = (self.qe_levels[0].versions[0] + ("qe" in parts),)
+        levels = _topped(self.levels, Level(tuple(platform), date), status_of_older, advisories)
+        qe_levels = _topped(self.qe_levels, Level(qe, date), status_of_older, advisories)
         if max(*levels[0].versions[:_COMPONENTS], qe_levels[0].versions[0]) > _MOST_SVN:
             raise ValueError(f"a version is at most {_MOST_SVN}")
         return self._next(levels=levels, qe_levels=qe_levels)
@@ -258,6 +254,13 @@ class Vendor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "isvprodid": QE_PRODUCT,
             "tcbLevels": [_entry(level, {"isvsvn": level.versions[0]}) for level in self.qe_levels],
         }
+
+
+def _topped(levels: tuple[Level, ...], top: Level, status: str, advisories: Iterable[str]) -> tuple[Level, ...]:
+    """Levels with a newer one above them; one of the same versions takes its place: only the date is another."""
+    if top.versions == levels[0].versions:
+        return (msgspec.structs.replace(levels[0], date=top.date), *levels[1:])
+    return (top, *(level.overtaken(status, advisories) for level in levels))
 
 
 def _level(levels: Iterable[Level], versions: tuple[int, ...]) -> Level:

@@ -75,6 +75,8 @@ class Coming:
 
 def rehearse_command(given: Given, coming: Coming, *, as_json: bool) -> int:
     """Rehearse, and say what was found; the exit status tells whether anybody would lose access."""
+    if not given.sources:
+        raise misuse("name the enclaves: URLs of hosts, files or folders")
     if coming.nothing:
         raise misuse("say what is to come: --announced, --advance-to, --minimum, or --platform")
     constraints = _constraints(given.constraints)
@@ -87,8 +89,6 @@ def rehearse_command(given: Given, coming: Coming, *, as_json: bool) -> int:
 
 def _situations(given: Given, coming: Coming) -> tuple[Situation, Situation]:
     enclaves = tuple(_enclave(source, given.endorsements) for source in given.sources)
-    if not enclaves:
-        raise misuse("name the enclaves: URLs of hosts, files or folders")
     reference = _reference_values(given.reference, given.publisher)
     later = announce(enclaves, [a for path in coming.announced for a in _announcements(path)])
     moment = coming.advance_to or in_force(enclaves, later, given.now)

@@ -134,7 +134,7 @@ def publish(
     Example: conclave tcb publish --advisory INTEL-SA-00001
 
     Args:
-        date: of the level: a date, or a time with its zone (default: now).
+        date: of the level: a date, or a time with its zone (default: today).
         part: what machines have to update: cpu (microcode), pce, qe; may be repeated (default: cpu).
         status_of_older: what machines below the new level are from now on.
         advisory: id of an advisory that it is about; may be repeated.
@@ -236,7 +236,7 @@ def parse_time(option: str, text: str) -> datetime:
         return moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise _misuse(
-            f"{option} takes a date such as 2026-01-31, or a time with its zone such as 2026-01-31T12:00:00Z"
+            f"{option} is a date such as 2026-01-31, or a time with its zone such as 2026-01-31T12:00:00Z"
         ) from None
 
 
@@ -250,7 +250,9 @@ def _misuse(why: str) -> FormatError:
 def _plan(
     date: str | None, part: list[Part] | None, status_of_older: str, advisory: list[str] | None
 ) -> Callable[[Vendor], Vendor]:
-    moment = datetime.now(UTC) if date is None else parse_time("a TCB level", date)
+    from conclave.platform.vendor import start_of_day
+
+    moment = start_of_day(datetime.now(UTC)) if date is None else parse_time("the date of a TCB level", date)
     return lambda vendor: vendor.publish(
         date=moment, parts=part or ("cpu",), status_of_older=status_of_older, advisories=advisory or ()
     )

@@ -27,7 +27,7 @@ from conclave.errors import PlatformError, UnsupportedPolicy
 from conclave.platform import pki
 from conclave.platform.pki import Pki
 from conclave.platform.quote import ATTRIBUTES, QuotingEnclave
-from conclave.platform.vendor import FIRST, Moment, Tcb, Vendor
+from conclave.platform.vendor import FIRST, Moment, Tcb, Vendor, start_of_day
 
 _REISSUE_AFTER: Final = timedelta(days=1)
 _PARTS: Final = ("root", "ca", "tcb")
@@ -254,7 +254,7 @@ def _create(directory: Path, now: datetime) -> None:
     _write(place / "attestation.key", pki.private_der(pki.new_private()))
     long_ago = datetime.min.replace(tzinfo=UTC)
     secret = _crypto.random_bytes(32).hex()
-    bare = _Settings(secret, fmspc.hex(), ppid.hex(), FIRST, "", "", (), Vendor.first(now), long_ago)
+    bare = _Settings(secret, fmspc.hex(), ppid.hex(), FIRST, "", "", (), Vendor.first(start_of_day(now)), long_ago)
     _write(place / "settings.json", msgspec.json.encode(bare.certified(keys, FIRST)))
     try:
         place.rename(directory / "machine")

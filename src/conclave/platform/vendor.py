@@ -256,6 +256,11 @@ class Vendor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         }
 
 
+def start_of_day(moment: datetime) -> datetime:
+    """Its first moment, in UTC: vendors date levels by days."""
+    return moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
 def _topped(levels: tuple[Level, ...], top: Level, status: str, advisories: Iterable[str]) -> tuple[Level, ...]:
     """Levels with a newer one above them; one of the same versions takes its place: only the date is another."""
     if top.versions == levels[0].versions:

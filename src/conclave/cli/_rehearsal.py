@@ -5,6 +5,7 @@ Spec: spec/tcb.md section 5, spec/tcb-rehearsal.schema.json.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Final
 
@@ -16,7 +17,7 @@ from conclave.attestation.expiry import expiries
 from conclave.attestation.rehearse import Enclave, Outcome, Situation, Standing
 from conclave.attestation.security import Security
 from conclave.cli._answer import Code, Time, text_of
-from conclave.cli._terminal import safe, wrapped
+from conclave.cli._terminal import WIDTH, safe
 from conclave.errors import Error
 
 _SHOWN: Final = 3
@@ -176,14 +177,14 @@ def _about(enclave: EnclaveFacts, found: Rehearsal, name: str) -> Iterator[str]:
     for pair in pairs:
         if not pair.then.accepted:
             for failure in pair.then.failures:
-                lines += wrapped(f"  {safe(pair.constraint)}: ", failure, indent=4)
+                lines += _hanging(f"{pair.constraint}: {failure}")
     gaps = {(g.part, g.has, g.needs): None for p in pairs if not p.then.accepted for g in p.then.gaps}
     for part, has, needs in gaps:
-        lines += wrapped("  update: ", f"{part} is {has}, and has to be {needs}", indent=4)
+        lines += _hanging(f"update: {part} is {has}, and has to be {needs}")
     ended = [e for e in enclave.expires if e.until < found.then] or enclave.expires[:1]
     for end in ended[:_SHOWN]:
         who = "the host fetches a newer one" if end.renewable else "only the vendor can renew it"
-        lines += wrapped("  expires: ", f"{end.what}, {end.until}; {who}", indent=4)
+        lines += _hanging(f"expires: {end.what}, {end.until}; {who}")
     if len(ended) > _SHOWN:
         lines.append(f"  expires: and {len(ended) - _SHOWN} more until then (--json has all)")
     if not enclave.changes and enclave.kind in ("sgx", "tdx") and any(e.changes for e in found.enclaves):
@@ -192,6 +193,10 @@ def _about(enclave: EnclaveFacts, found: Rehearsal, name: str) -> Iterator[str]:
         yield f"{name}"
         yield from lines
         yield ""
+
+
+def _hanging(text: str) -> list[str]:
+    return textwrap.wrap(safe(text), WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _short(names: Iterable[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 import conclave
+from conclave.cli._tcb import tcb
 from conclave.errors import BundleError
 
 Port = Annotated[int, Parameter(validator=Number(gte=0, lte=65535))]
@@ -361,3 +362,6 @@ def endorsements_list(*, cache: Path | None = None, json: bool = False) -> int:
     from conclave.cli._endorsements import list_command
 
     return list_command(cache=cache, as_json=json)
+
+
+app.command(tcb)

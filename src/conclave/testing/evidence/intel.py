@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 
-from conclave.platform import pki as simulated
-from conclave.platform.machine import ATTRIBUTES, QE_VENDOR
+from conclave.platform import vendor as simulated
+from conclave.platform.pki import sgx_extension, sgx_values
+from conclave.platform.quote import ATTRIBUTES, QE_VENDOR
 from conclave.testing.evidence.draft import AFTER, BEFORE, SIGNATURE, BuiltEvidence, Draft, Layout, Record, fingerprint
 from conclave.testing.evidence.pki import CertificateDraft, KeyRing, ListDraft, pem
 
@@ -151,17 +152,16 @@ class IntelDraft(Draft):
         self.qe_auth = bytes(range(32))
         self.point = pki.ring.ec("attestation").point
         self.binding: bytes | None = None
-        self.sgx = simulated.sgx_values(ppid=pki.ppid, fmspc=pki.fmspc)
+        self.sgx = sgx_values(ppid=pki.ppid, fmspc=pki.fmspc)
         # Members of certificates for platforms with several processors.
         self.sgx |= {"5": b"\x0a\1\1", "6": b"\4\x10" + _digest("platform instance")[:16]}
         self.sgx |= {f"7.{i}": b"\1\1" + (b"\xff" if i == 1 else b"\0") for i in (1, 2, 3)}
         day = pki.now - _DAY
         self.pck_crl: ListDraft | None = ListDraft(_name("pck_ca"), day, pki.now + 29 * _DAY)
         self.root_crl: ListDraft | None = ListDraft(_name("root"), day, pki.now + 300 * _DAY)
-        self.tcb_info: dict[str, Any] = simulated.sgx_tcb_info(
-            pki.fmspc, now=day, status="UpToDate", advisories=(), number=17
-        )
-        self.qe_identity: dict[str, Any] = simulated.qe_identity(now=day, number=17)
+        vendor = simulated.Vendor.first(day, number=17)
+        self.tcb_info: dict[str, Any] = vendor.tcb_info(pki.fmspc, now=day)
+        self.qe_identity: dict[str, Any] = vendor.qe_identity(now=day)
         self.chains = {
             "quote": ["pck", "pck_ca", "root"],
             "pck_crl": ["pck_ca", "root"],
@@ -202,7 +202,7 @@ class IntelDraft(Draft):
     def build(self) -> BuiltEvidence:
         """Sign everything, innermost first."""
         if self.sgx:
-            extension = simulated.sgx_extension(self.sgx.items())
+            extension = sgx_extension(self.sgx.items())
             self.certificates["pck"].extensions[SGX_EXTENSION] = (False, extension)
         raw = self._quote()
         return self._finish(self.tee, raw, self._apply(AFTER, "endorsements", self._endorsements()))

@@ -46,7 +46,7 @@ CODE = "tcb-info-format"
         "1",
         '"text"',
         "[]",
-        '{"a":' + "[" * 8 + "]" * 8 + "}",
+        '{"a":' + "[" * 16 + "]" * 16 + "}",
         "[" * 200_000,
         '{"a":' * 100_000,
         '["]",' * 100_000,
@@ -72,7 +72,7 @@ def test_no_encoding_is_guessed() -> None:
 
 @pytest.mark.spec("DCAP-5")
 def test_what_is_read() -> None:
-    members = _json.parse(b' {"a" : [[[[[[[1]]]]]]], "b":"[][][]","n":2147483647, "h":"aAbB"}\n', code=CODE)
+    members = _json.parse(b' {"a" : [[[[[[[[[[[[[[[1]]]]]]]]]]]]]]], "b":"[][][]","n":2147483647, "h":"aAbB"}\n', code=CODE)
     assert members.names == {"a", "b", "n", "h"}
     assert members.text("b") == "[]" * 3
     assert members.number("n", 2**31 - 1) == 2**31 - 1

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 
 from conclave.errors import FormatError
 
-MAX_DEPTH: Final = 8
+MAX_DEPTH: Final = 16
 MAX_DIGITS: Final = 10
 _BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _ASIDE: Final = bytes(c for c in range(256) if c not in b"[]{}")
@@ -110,7 +110,7 @@ class Members:
 
 
 def parse(data: bytes, *, code: str) -> Members:
-    """An object in ASCII, each of its keys once, nested at most 8 deep, with no fractions. Raises FormatError."""
+    """An object in ASCII, each of its keys once, nested at most 16 deep, with no fractions. Raises FormatError."""
     brackets = data.translate(_BRACKETS, _ASIDE)
     for _ in range(MAX_DEPTH):
         brackets = brackets.replace(b"[]", b"")
@@ -121,7 +121,7 @@ def parse(data: bytes, *, code: str) -> Members:
         value = json.loads(
             data.decode(), object_pairs_hook=_once, parse_int=_integer, parse_float=_never, parse_constant=_never
         )
-    # Brackets inside of strings mislead the count above; then the decoder's own limit holds.
+    # Brackets inside of strings count too, and can mislead the count; then the decoder's own limit holds.
     except (ValueError, RecursionError):
         raise _malformed(code) from None
     return Members(value, code)

@@ -116,9 +116,13 @@ def _enclave(source: str, endorsements: Path | None) -> Enclave:
         raise FormatError(f"{safe(source)}: {error}", code=error.code) from None
     if kind == INSTANCE:
         return _named(source, artefact.data)
-    return Enclave(
-        source, kind, artefact.data, find_endorsements(kind, artefact.data, Places(artefact.folder, endorsements))
-    )
+    found = find_endorsements(kind, artefact.data, Places(artefact.folder, endorsements))
+    if found is None:
+        raise FormatError(
+            f"{safe(source)}: no endorsements beside it; name their folder with --endorsements",
+            code="endorsements-missing",
+        )
+    return Enclave(source, kind, artefact.data, found)
 
 
 def _named(source: str, info: bytes) -> Enclave:

@@ -1,5 +1,6 @@
 # `make demo` and `make test` install what they need: Debian's python3-venv if the
 # interpreter cannot make a virtual environment, and the locked packages into .venv.
+# `make test` also installs Debian's fuse3, with which devices are imitated.
 # The system's Python is never touched.
 
 PYTHON ?= python3
@@ -12,12 +13,12 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	@$(BIN)/conclave demo
 
-test: $(STAMP)
+test: $(STAMP) $(VENV)/.system
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
-	@$(BIN)/ruff check src tests fuzz mutation bench examples vectors
-	@$(BIN)/ruff format --check src tests fuzz mutation bench examples vectors
+	@$(BIN)/ruff check src tests fuzz mutation bench examples vectors docs
+	@$(BIN)/ruff format --check src tests fuzz mutation bench examples vectors docs
 	@$(BIN)/mypy
 
 bench: $(STAMP) $(VENV)/.bench
@@ -26,7 +27,7 @@ bench: $(STAMP) $(VENV)/.bench
 # Coverage-guided, SECONDS for each target; `make fuzz TARGETS=wheel SECONDS=600` for one.
 SECONDS ?= 60
 TARGETS ?= claims instance_info quote endorsements pem constraint mail frames call manifest archive wheel source lock \
-	mailbox conversation arguments result mails keys inspect http snp_report snp_endorsements nitro_document
+	fetched mailbox conversation arguments result mails keys inspect http snp_report snp_endorsements nitro_document
 fuzz: $(STAMP) $(VENV)/.fuzz
 	@for t in $(TARGETS); do $(BIN)/python -m fuzz $(SECONDS) $$t || exit 1; done
 
@@ -42,6 +43,10 @@ install: $(STAMP)
 
 $(STAMP): requirements/dev.lock pyproject.toml
 	@sh requirements/install.sh "$(PYTHON)" "$(VENV)" requirements/dev.lock
+	@touch $@
+
+$(VENV)/.system: requirements/install.sh $(STAMP)
+	@sh requirements/install.sh --system fuse3
 	@touch $@
 
 $(VENV)/.fuzz: requirements/fuzz.lock

@@ -6,10 +6,13 @@ import io
 import json
 import struct
 import zipfile
+from urllib.parse import quote
 
 import msgspec
 from tests._amd import Amd
 from tests._aws import Aws, emulated, nitrotpm
+from tests._intel import intel
+from tests._vendors import amd_platform
 
 from fuzz.engine import CORPUS
 
@@ -96,6 +99,38 @@ def evidence() -> None:
     keep("nitro_document", "emulated", emulated().document())
 
 
+def intel_evidence() -> None:
+    """Kept once: their signatures are random."""
+    if (CORPUS / "endorsements" / "tdx").exists():
+        return
+    for version, body_type in ((4, 1), (4, 2), (5, 1), (5, 3)):
+        keep("quote", f"version-{version}-body-{body_type}", intel(version, body_type).quote())
+    for kind, size in ((1, 36), (3, 404)):
+        keep("quote", f"names-processor-{kind}", intel(4, 2).but(certification=(kind, bytes(size))).quote())
+    keep("endorsements", "tdx", intel(5, 3).endorsements())
+
+
+def fetched(info: dict[str, bytes]) -> None:
+    parts = json.loads(info["endorsements"])
+    chain = b"\0\0\0\0" + parts["tcb_info_issuer_chain"].encode()
+    platform = amd_platform()
+    hints = {"certificate": platform.certificate.hex(), "chain": platform.chain, "crl": platform.crl.hex()}
+    for name, kind, data in (
+        ("quote", 0, info["evidence"].rstrip(b"\0")),
+        ("report", 2, platform.evidence),
+        ("root-list", 3, bytes.fromhex(parts["root_ca_crl"])),
+        ("pck-list", 4, bytes.fromhex(parts["pck_crl"]) + b"\0\0\0\0" + parts["pck_crl_issuer_chain"].encode()),
+        ("tcb", 5, f'{{"tcbInfo":{parts["tcb_info"]},"signature":"{"0" * 128}"}}'.encode() + chain),
+        ("identity", 6, f'{{"enclaveIdentity":{parts["qe_identity"]},"signature":"{"0" * 128}"}}'.encode() + chain),
+        ("certificate", 7, platform.certificate),
+        ("chain", 8, platform.chain.encode()),
+        ("list", 9, platform.crl),
+        ("hints", 10, json.dumps(hints).encode()),
+        ("header", 11, quote(parts["pck_crl_issuer_chain"]).encode()),
+    ):
+        keep("fetched", name, bytes((kind,)) + data)
+
+
 def main() -> None:
     for area, fields in FIELDS.items():
         for path in sorted((VECTORS / area).glob("*.json")):
@@ -109,8 +144,10 @@ def main() -> None:
     states()
     evidence()
     info = msgspec.msgpack.decode(bytes.fromhex(json.loads((VECTORS / "claims" / "info.json").read_text())["info"]))
+    fetched(info)
     keep("quote", "info", info["evidence"])
     keep("endorsements", "info", info["endorsements"])
+    intel_evidence()
     start = info["evidence"].find(b"-----BEGIN")
     keep("pem", "chain", info["evidence"][start:].rstrip(b"\0"))
     frames = [struct.pack(">IB3sQ", 3, kind, bytes(3), kind) + b"abc" for kind in range(1, 12)]

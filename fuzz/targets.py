@@ -19,7 +19,7 @@ from conclave._mailheader import address_of, parse_mail
 from conclave.attestation import Constraint, verify_instance
 from conclave.attestation._x509 import split_pem
 from conclave.attestation.claims import parse_claims, parse_instance_info
-from conclave.attestation.dcap import parse_endorsements, parse_quote
+from conclave.attestation.dcap import parse_endorsements, parse_quote, verify_quote
 from conclave.attestation.nitro import parse_document, verify_document
 from conclave.attestation.snp import parse_report, verify_report
 from conclave.bundle.archive import read_bundle
@@ -28,10 +28,13 @@ from conclave.bundle.manifest import parse_manifest
 from conclave.bundle.source import read_source
 from conclave.bundle.wheels import members
 from conclave.errors import Error
+from conclave.host.endorsements import amd, intel
+from conclave.host.endorsements.documents import parse_name, read_document
+from conclave.host.endorsements.platform import read_platform
 from conclave.rpc.interface import decode_call
 from fuzz.states import STATES
 
-_NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
+_NOW: Final = datetime(2026, 3, 2, tzinfo=UTC)
 _CONSTRAINT: Final = Constraint.parse("C:" + "10" * 32 + " SEC:INSECURE")
 # When the made-up reports and documents of the corpus are valid.
 _THEN: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -50,7 +53,10 @@ def instance_info(data: bytes) -> None:
 
 
 def quote(data: bytes) -> None:
-    parse_quote(data)
+    parsed = parse_quote(data)
+    # As far as what it proves by itself, under the root that it carries.
+    anchors = frozenset(hashlib.sha256(c).hexdigest() for c in parsed.chain[-1:])
+    verify_quote(parsed, b"", anchors=anchors, now=_NOW)
 
 
 def endorsements(data: bytes) -> None:
@@ -158,10 +164,40 @@ def lock(data: bytes) -> None:
     read_lock(read_source(path))
 
 
+_KINDS: Final = ("sgx", "tdx", "snp")
+_DOCUMENTS: Final = tuple(
+    parse_name(name)
+    for name in (
+        "intel-root-crl",
+        "intel-pck-crl-platform",
+        "intel-sgx-tcb-000000000000-standard",
+        "intel-sgx-qe-standard",
+        f"amd-vcek-milan-{bytes(range(1, 65)).hex()}-04010000000018db",
+        "amd-vcek-milan-chain",
+        "amd-vcek-milan-crl",
+    )
+)
+
+
+def fetched(data: bytes) -> None:
+    """The first byte says as what the rest is read: evidence, a document, hints, an answer of Intel's."""
+    kind, rest = data[0] % 12 if data else 0, data[1:]
+    if kind < 3:
+        str(read_platform(rest, _KINDS[kind]))
+    elif kind < 10:
+        body, _, chain = rest.partition(b"\0\0\0\0")
+        read_document(_DOCUMENTS[kind - 3], body, chain, fetched=_NOW)
+    elif kind == 10:
+        amd.parts(rest, fetched=_NOW)
+    else:
+        header = {"SGX-PCK-CRL-Issuer-Chain": rest[:2000].decode("latin-1")}
+        intel.read_answer(_DOCUMENTS[1], rest, header)
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     f.__name__: f
     for f in (
         claims, instance_info, quote, endorsements, pem, constraint, mail, frames, call, manifest, archive, wheel,
-        source, lock, snp_report, snp_endorsements, nitro_document,
+        source, lock, fetched, snp_report, snp_endorsements, nitro_document,
     )
 } | STATES  # fmt: skip

@@ -17,18 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "conclave"
 FILES = (
-    "attestation/verify.py",
-    "attestation/_der.py",
-    "attestation/dcap/_json.py",
-    "attestation/dcap/_layout.py",
-    "attestation/dcap/collateral.py",
-    "attestation/dcap/pck.py",
-    "attestation/dcap/quote.py",
-    "attestation/dcap/tcb.py",
-    "attestation/dcap/verify.py",
-    "attestation/_x509.py",
-    "attestation/claims.py",
-    "attestation/constraint.py",
+    *(p.relative_to(PACKAGE).as_posix() for p in sorted((PACKAGE / "attestation").rglob("*.py"))),
+    *(p.relative_to(PACKAGE).as_posix() for p in sorted((PACKAGE / "enclave" / "drivers").glob("*.py"))),
     "mail/session.py",
     "mail/mailbox.py",
     "mail/conversation.py",

@@ -1,13 +1,9 @@
 #!/bin/sh
 # Make the virtual environment and install the locked packages into it.
 # Usage: install.sh PYTHON VENV LOCK
+# Or: install system packages that some tests use, as far as they are missing.
+# Usage: install.sh --system PACKAGE...
 set -eu
-python=$1 venv=$2 lock=$3
-
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-    echo "error: $python is missing or older than 3.11; set PYTHON=... to a newer one" >&2
-    exit 1
-fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 quietly() {
@@ -18,6 +14,28 @@ quietly() {
     }
 }
 
+if [ "$1" = --system ]; then
+    shift
+    run= missing=
+    for package in "$@"; do
+        dpkg -s "$package" >/dev/null 2>&1 || missing="$missing $package"
+    done
+    [ -n "$missing" ] || exit 0
+    [ "$(id -u)" = 0 ] || run=sudo
+    echo "installing the system packages$missing (some tests need them)"
+    install="apt-get update -q && env DEBIAN_FRONTEND=noninteractive apt-get install -q -y$missing"
+    $run sh -c "$install" >"$log" 2>&1 || {
+        tail -n 3 "$log" >&2
+        echo "not installed:$missing; tests that need them say so and are skipped"
+    }
+    exit 0
+fi
+python=$1 venv=$2 lock=$3
+
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    echo "error: $python is missing or older than 3.11; set PYTHON=... to a newer one" >&2
+    exit 1
+fi
 if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     echo "installing the system package python3-venv (needed to make a virtual environment)"
     run=

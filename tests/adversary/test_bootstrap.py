@@ -174,10 +174,11 @@ def fake_platform(place: Path, bundle_id: bytes, *more: int) -> Iterator[tuple[s
     host.settimeout(60)
     platform.settimeout(60)
     try:
-        (asked,) = FrameReader(PlatformKind).feed(platform.recv(4096))
-        assert asked.kind == PlatformKind.IDENTITY
-        facts = {"tee": "simulated", "bundle_id": bundle_id, "sandbox": "landlock"}
-        platform.sendall(pack(PlatformKind.IDENTITY_IS, asked.request, _codec.encode(facts)))
+        # A manifest that does not parse is refused before the TEE is asked.
+        for asked in FrameReader(PlatformKind).feed(platform.recv(4096)):
+            assert asked.kind == PlatformKind.IDENTITY
+            facts = {"tee": "simulated", "bundle_id": bundle_id, "sandbox": "landlock"}
+            platform.sendall(pack(PlatformKind.IDENTITY_IS, asked.request, _codec.encode(facts)))
         yield host, process
     finally:
         host.close()

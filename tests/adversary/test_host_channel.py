@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -50,7 +51,7 @@ class Target(Enclave):
     @rpc
     def quote(self, report_data: bytes) -> bytes:
         tee = self._context._evidence.__self__
-        return tee.evidence(report_data)
+        return tee.evidence(report_data).data
 """
 
 
@@ -102,10 +103,12 @@ class Wire:
 
     def result(self, frame: Frame) -> AttestationResult:
         assert frame.kind == Kind.INSTANCE
-        given = _codec._decoder(dict[str, bytes]).decode(frame.payload)
-        info = {"version": 1, "format": "sgx", "evidence": given["evidence"], "endorsements": self.endorsements}
+        given = _codec._decoder(dict[str, Any]).decode(frame.payload)
+        assert given["hints"] == b""
+        info = {"version": 1, "format": given["format"], "evidence": given["evidence"]}
+        info |= {"endorsements": self.endorsements, "claims": given["claims"]}
         constraint = Constraint.parse(f"C:{self.bundle.code.hex()} SEC:INSECURE")
-        return verify_instance(_codec.encode({**info, "claims": given["claims"]}), constraint, now=datetime.now(UTC))
+        return verify_instance(_codec.encode(info), constraint, now=datetime.now(UTC))
 
     def session(self, topic: str = "t") -> Conversation:
         conversation = Conversation()

@@ -81,8 +81,9 @@ def bundle(author: Callable[..., Bundle], request: pytest.FixtureRequest) -> Bun
         HEADER.pack(2**32 - 1, 66, bytes(3), 1),
         pack(Kind.REPLY, 1, b"no mail") + os.urandom(64),
         pack(Kind.INSTANCE, 0, b"junk"),
+        pack(Kind.INSTANCE, 0, _codec.encode({"claims": b"", "format": "x", "evidence": b"", "hints": b""})),
     ],
-    ids=["random", "huge", "reply and junk", "junk instance"],
+    ids=["random", "huge", "reply and junk", "junk instance", "unknown format"],
 )
 def test_author_code_that_writes_into_the_host_channel(
     serve: Callable[..., HostServer], bundle: Bundle, only: Callable[[Bundle], str], data: bytes
@@ -163,7 +164,8 @@ class Stage:
     def __init__(self, **options: object) -> None:
         self.options = options
         self.enclave: socket.socket | None = None
-        self.opening = pack(Kind.INSTANCE, 0, _codec.encode({"claims": b"c", "evidence": b"e"}))
+        instance = {"claims": b"c", "format": "sgx", "evidence": b"e", "hints": b""}
+        self.opening = pack(Kind.INSTANCE, 0, _codec.encode(instance))
 
     def launch(self) -> Played:
         ours, self.enclave = socket.socketpair()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests._intel import intel
 
 from conclave.attestation.claims import parse_instance_info
 from conclave.bundle import Bundle, build, generate_key, read_bundle, signing_request
@@ -141,6 +142,24 @@ def test_a_host(serve: Callable[..., HostServer], built: Bundle, capsys: pytest.
             assert client.verify().claims_digest.hex() == said["claims"]["claims_digest"]
         assert "status 404" in inspect(capsys, server.url + "/elsewhere", status=1)
     assert "is the host running?" in inspect(capsys, server.url, status=1)
+
+
+@pytest.mark.parametrize(("version", "body_type"), [(3, 1), (4, 1), (4, 2), (5, 1), (5, 2), (5, 3)])
+def test_quotes_of_every_version(version: int, body_type: int, tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "quote"
+    file.write_bytes(intel(version, body_type).quote())
+    said = facts(capsys, file)
+    tee, measurement, size = ("SGX", "mrenclave", 32) if body_type == 1 else ("TDX", "mrtd", 48)
+    assert said["format"] == f"{tee} ECDSA quote, version {version}"
+    assert said[measurement] == bytes(range(size)).hex()
+    assert (said["anchor"], said["certificates"], said["debug"]) == ("simulated", 3, False)
+    assert said["report_data"] == bytes(range(64)).hex()
+
+
+def test_endorsements_of_domains(tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "endorsements"
+    file.write_bytes(intel().endorsements())
+    assert facts(capsys, file)["tcb_info_fmspc"] == "00806f050000"
 
 
 STEERING = "\x1b[31m[bold]\u202e"

@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests._intel import intel
 
 from conclave import _codec, _crypto
 from conclave.attestation import (
@@ -456,6 +457,16 @@ def test_instance_info_above_its_limit(processor: Machine) -> None:
 @pytest.mark.parametrize("change", [{"version": 0}, {"version": 2}, {"format": "tpm"}, {"format": ""}])
 def test_instance_info_of_an_unknown_kind(processor: Machine, change: dict[str, Any]) -> None:
     refused(FormatError, info(processor, **change), match="only version 1 with evidence of sgx, tdx, snp, nitro")
+
+
+def test_evidence_of_another_format_than_it_says(processor: Machine) -> None:
+    refused(FormatError, info(processor, evidence=intel().quote()), match="another format than it says")
+
+
+def test_evidence_without_certificates_leads_nowhere(processor: Machine) -> None:
+    evidence = intel(3, 1).but(certification=(3, bytes(404))).quote()
+    for constraint in (ANY, INSECURE, f"{INSECURE} TEE:simulated@{processor.anchor}"):
+        refused(ChainError, info(processor, evidence=evidence), constraint, match=r"trust anchor|another simulated")
 
 
 def test_a_time_without_a_zone_is_a_bug_of_the_caller(processor: Machine) -> None:

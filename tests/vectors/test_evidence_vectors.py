@@ -17,7 +17,8 @@ import pytest
 
 from conclave.attestation import dcap, nitro, snp
 from conclave.attestation.anchors import ANCHORS
-from conclave.attestation.evidence import TEES, EvidenceClaims
+from conclave.attestation.claims import TEES
+from conclave.attestation.evidence import EvidenceClaims
 from conclave.errors import ChainError, Error
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,7 @@ PLACE = ROOT / "vectors" / "evidence"
 CASES: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text()) for path in sorted(PLACE.glob("*.json"))}
 PASSING = [name for name, case in CASES.items() if case["expect"] == "authentic"]
 REFUSED = [name for name in CASES if name not in PASSING]
+TIMES = ("oldest_issue_date", "valid_from", "valid_until")
 SPECS = {"DCAP": "dcap.md", "SNP": "snp.md", "NITRO": "nitro.md"}
 
 
@@ -64,6 +66,10 @@ def test_what_passes(name: str) -> None:
         "tcb_status": claims.tcb_status,
         "statuses": dict(claims.statuses),
         "advisories": list(claims.advisories),
+        "measurements": claims.measurements,
+        "report_data": claims.report_data.hex() if claims.report_data is not None else None,
+        "platform": claims.platform,
+        **{name: f"{getattr(claims, name):%Y-%m-%dT%H:%M:%SZ}" for name in TIMES},
     }
     assert {key: said[key] for key in case["claims"]} == case["claims"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from case import Case, Cases, Change, do
+from case import Case, Cases, Change, do, window
 
 from conclave.platform.pki import der
 from conclave.testing.evidence import AmdDraft, AmdPki
@@ -102,6 +102,10 @@ def authority_below(d: AmdDraft) -> None:
     d.pinned = "ask"
 
 
+def microcode(level: int) -> Change:
+    return report(reported_tcb=b"\4\2\0\0\0\0\x18" + bytes((level,)))
+
+
 def parse(c: Cases) -> None:
     bad = "report-format"
     c.refuse(bad, "SNP-1", "empty", "No bytes at all.", lambda d: d.after_signing("report", lambda _: b""))
@@ -175,6 +179,20 @@ def signatures(c: Cases) -> None:
         ("other-chip", "Signed by another key of the same PKI.", signer(report="vlek")),
     ):
         c.refuse(bad, "SNP-12", name, comment, change)
+    c.refuse(
+        bad,
+        "SNP-12",
+        "other-platform",
+        "The endorsements of another chip of the same product.",
+        text(lambda _: AmdPki.create(now=NOW, seed=b"another").snp().endorsements),
+    )
+    c.refuse(
+        "vcek-extensions",
+        "SNP-10",
+        "without-any",
+        "No extension at all.",
+        lambda d: d.values.clear(),
+    )
     for name in ("guest_svn", "report_data", "measurement", "host_data", "reported_tcb", "launch_tcb"):
         at = {n: o for n, o, _ in LAYOUT}[name]
         c.refuse(
@@ -341,6 +359,7 @@ def lists(c: Cases) -> None:
         ("crl-by-ask", "The ASK signed the list, in its own name.", crl_by_ask),
         ("crl-by-ask-as-ark", "The ASK signed the list in the ARK's name.", signer(crl="ask")),
         ("crl-issuer", "The list names another issuer.", crl(issuer={"CN": "ARK-Rome"})),
+        ("crl-other-product", "The list of another product's ARK.", crl(issuer=ark_of("Genoa"))),
         ("crl-critical", "The list has a critical extension.", crl(extensions={"1.3.6.1.4.1.99999.1": (True, ANY)})),
         ("crl-delta", "A list of changes only.", crl(extensions={"2.5.29.27": (True, integer(1))})),
         (
@@ -394,6 +413,10 @@ def lists(c: Cases) -> None:
     )
 
 
+def ark_of(product: str) -> dict[str, str]:
+    return AmdPki.create(now=NOW).certificates(product, "vcek")["ark"].subject
+
+
 def renumber(data: bytes) -> bytes:
     at = data.index(bytes.fromhex("0603551d14")) + 5 + 2
     return flip(data, at + 2)
@@ -438,6 +461,9 @@ def keys(c: Cases) -> None:
         ("number-negative", "A number below zero.", extension("3.3", b"\x02\x01\xff")),
         ("number-padded", "A number with a byte too many.", extension("3.3", b"\x02\x02\x00\x18")),
         ("number-long-form", "A number's length in its long form.", extension("3.3", b"\x02\x81\x01\x18")),
+        ("number-475", "A number of two bytes.", extension("3.8", integer(475))),
+        ("number-trailing-long", "A byte after a number of two bytes.", extension("3.8", b"\2\2\0\xdb\0")),
+        ("number-128", "128 in one byte, which is below zero.", do(extension("3.8", b"\2\1\x80"), microcode(128))),
         ("number-type", "A number of another type.", extension("3.3", b"\x0a\x01\x18")),
         ("number-trailing", "A byte after a number.", extension("3.3", b"\x02\x01\x18\0")),
         ("number-empty", "A number without contents.", extension("3.3", b"\x02\x00")),
@@ -488,6 +514,20 @@ def keys(c: Cases) -> None:
         ("cpuid-zero", "The processor has no family.", report(cpuid_family=0, cpuid_model=0, cpuid_stepping=0)),
     ):
         c.refuse("vcek-product", "SNP-11", name, comment, change)
+    for product, family, models in (
+        ("Milan", 0x19, (0x10, 0xFF)),
+        ("Genoa", 0x19, (0x0F, 0x20, 0x9F, 0xB0)),
+        ("Turin", 0x1A, (0x20, 0xA0)),
+    ):
+        for model in models:
+            c.refuse(
+                "vcek-product",
+                "SNP-11",
+                f"{product.lower()}-model-{model:02x}",
+                f"No {product} has model {model:02X}h.",
+                report(cpuid_family=family, cpuid_model=model),
+                product=product,
+            )
     c.refuse(
         "vlek-product",
         "SNP-11",
@@ -678,6 +718,9 @@ def passing(c: Cases) -> None:
         )
     for spec, name, comment, change, remarks in (
         ("SNP-12", "twin", "The signature's twin: n - s.", signature(lambda r, s: (r, ORDER - s)), smt),
+        ("SNP-6", "largest", "Endorsements of 512 KiB.", text(lambda t: t + b" " * (524288 - len(t))), smt),
+        ("SNP-10", "microcode-128", "A number of 128.", do(extension("3.8", integer(128)), microcode(128)), smt),
+        ("SNP-8", "edge", "Certificate and list begin and end at this very second.", edge, smt),
         ("SNP-6", "chain-root-first", "ARK before ASK.", chain("ark", "ask"), smt),
         (
             "SNP-14",
@@ -699,11 +742,69 @@ def passing(c: Cases) -> None:
         ),
     ):
         c.accept(spec, name, comment, change, claims={"debug": False, "remarks": remarks})
+    for product, models in (("Milan", (0, 0x0F)), ("Genoa", (0x10, 0x1F, 0xA0, 0xAF)), ("Turin", (0, 0x1F))):
+        for model in models:
+            c.accept(
+                "SNP-11",
+                f"{product.lower()}-model-{model:02x}",
+                f"Model {model:02X}h is a {product}.",
+                report(cpuid_model=model),
+                claims={"debug": False, "remarks": smt},
+                product=product,
+            )
+    for product, tcb in (
+        ("Milan", b"\4\2\5\6\7\x08\x18\xdb"),
+        ("Genoa", b"\4\2\5\6\7\x08\x18\xdb"),
+        ("Turin", b"\1\4\2\x18\6\7\x08\xdb"),
+    ):
+        c.accept(
+            "SNP-13",
+            f"{product.lower()}-tcb",
+            "Reserved numbers that certificate and report agree on.",
+            do(reserved_numbers, report(reported_tcb=tcb)),
+            claims={"debug": False, "remarks": smt},
+            product=product,
+        )
+    c.accept(
+        "SNP-10",
+        "provider-64",
+        "A provider's name of 64 characters.",
+        extension("5", der(0x16, b"x" * 64)),
+        claims={"debug": False, "remarks": ["masked-chip-id", *smt, "vlek"]},
+        leaf="vlek",
+    )
     c.accept("SNP-16", "debug", "Debugging is allowed, and said.", claims={"debug": True, "remarks": smt}, debug=True)
 
 
+def reserved_numbers(d: AmdDraft) -> None:
+    """5 to 8, where the product has them."""
+    d.values.update({f"3.{i}": integer(i + 1) for i in (4, 5, 6, 7) if f"3.{i}" in d.values})
+
+
+def edge(d: AmdDraft) -> None:
+    d.certificates["vcek"].set(not_before=NOW, not_after=NOW)
+    d.crl.set(this_update=NOW, next_update=NOW)
+
+
+def facts(d: AmdDraft) -> dict[str, Any]:
+    periods = [(c.not_before, c.not_after) for c in d.certificates.values()]
+    issued = d.certificates[d.leaf].not_before
+    if d.crl is not None:
+        periods.append((d.crl.this_update, d.crl.next_update))
+        issued = d.crl.this_update
+    chip = d.report["chip_id"] if d.leaf == "vlek" else d.chip_id.ljust(64, b"\0")
+    return {
+        "measurements": {
+            name: d.report[name].hex() for name in ("measurement", "host_data", "id_key_digest", "author_key_digest")
+        },
+        "report_data": d.report["report_data"].hex(),
+        "platform": chip.hex() if any(chip) else "",
+        **window(periods, [issued]),
+    }
+
+
 def cases() -> list[Case]:
-    c = Cases("snp", AmdPki.create(now=NOW).snp)
+    c = Cases("snp", AmdPki.create(now=NOW).snp, facts)
     for part in (passing, parse, signatures, chains, lists, keys, bindings, endorsements):
         part(c)
     return c.found

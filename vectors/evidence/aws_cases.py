@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from case import Case, Cases, Change, do
+from case import Case, Cases, Change, do, window
 
 from conclave.testing.evidence import AwsDraft, AwsPki
 from conclave.testing.evidence.aws import Pairs, Raw, cbor
@@ -371,6 +371,7 @@ def chains(c: Cases) -> None:
             do(too_deep(name, length), *([pin("root")] if name == "root" else [])),
         )
     for name, comment, change in (
+        ("leaf-long", "A byte after the signing certificate.", lambda d: d.after_signing("leaf", lambda b: b + b"\0")),
         ("own-root", "A root of the same name, and the certificate below it.", own_root),
         ("leaf-as-authority", "An enclave's certificate signs another's.", leaf_as_authority),
         ("bundle-reversed", "The bundle begins with the instance.", bundle("instance", "zonal", "regional", "root")),
@@ -393,6 +394,7 @@ def chains(c: Cases) -> None:
         ("bundle-stranger", "A certificate that has nothing to do with it.", stranger_in_bundle),
         ("leaf-pinned", "The signing certificate itself is pinned.", pin("leaf")),
         ("regional-pinned", "A certificate in the middle is pinned: the bundle has one too many.", pin("regional")),
+        ("leaf-byte", "A certificate of one byte.", said(certificate=b"\0")),
         ("leaf-garbage", "A certificate that is none.", said(certificate=b"\x30\x03\x02\x01\x01")),
         ("leaf-zeros", "A certificate of zeros, as emulators write it.", said(certificate=bytes(64))),
         ("root-garbage", "A certificate of zeros in the bundle.", zeros_in_bundle),
@@ -525,6 +527,7 @@ def times(c: Cases) -> None:
     for name, comment, moment in (
         ("before", "Made a millisecond before its certificate.", now - 3001),
         ("after", "Made a millisecond after its certificate.", now + 3 * 3600 * 1000 + 1),
+        ("one", "The smallest timestamp.", 1),
         ("seconds", "A timestamp in seconds.", now // 1000),
         ("largest", "The largest timestamp.", (1 << 64) - 1),
     ):
@@ -582,6 +585,13 @@ def passing(c: Cases) -> None:
     c.accept("NITRO-13", "debug", "Registers 0, 1 and 2 are zero.", claims={"debug": True, "remarks": []}, debug=True)
     c.accept(
         "NITRO-5",
+        "tpm-one",
+        "An instance with one register.",
+        said(pcrs=GONE, nitrotpm_pcrs={4: b"\4" * 48}),
+        claims={"debug": True, "remarks": ["nitrotpm"]},
+    )
+    c.accept(
+        "NITRO-5",
         "tpm",
         "An EC2 instance, by its NitroTPM.",
         said(pcrs=GONE, nitrotpm_pcrs={4: b"\4" * 48, 7: b"\7" * 48, 12: bytes(48)}),
@@ -589,8 +599,41 @@ def passing(c: Cases) -> None:
     )
 
 
+def eight(d: AwsDraft) -> None:
+    """Four more authorities between."""
+    above = "regional"
+    for name in ("a", "b", "c", "d"):
+        new = AwsPki.create(now=NOW).certificates()["zonal"]
+        d.certificates[name] = new.set(key=name, subject={"CN": name}, issuer=d.certificates[above].subject)
+        d.signers[name] = above
+        above = name
+    d.certificates["zonal"].issuer = d.certificates[above].subject
+    d.signers["zonal"] = above
+    for name in d.certificates:
+        d.certificates[name].path_length = None
+    d.cabundle[2:2] = ["a", "b", "c", "d"]
+
+
+def filled(d: AwsDraft) -> None:
+    d.payload["certificate"] = d.certificate("leaf")
+    d.payload["cabundle"] = [d.certificate(name) for name in d.cabundle]
+    d.payload["user_data"] = Raw(b"\x5f\xff")
+    d.payload["user_data"] = Raw(b"\x5f" + b"\x40" * (16384 - len(cbor(d.payload))) + b"\xff")
+
+
+def facts(d: AwsDraft) -> dict[str, Any]:
+    name = "pcrs" if "pcrs" in d.payload else "nitrotpm_pcrs"
+    periods = [(c.not_before, c.not_after) for c in d.certificates.values()]
+    return {
+        "measurements": {name: {str(i): v.hex() for i, v in d.payload[name].items()}, "digest": "SHA384"},
+        "report_data": None,
+        "platform": d.payload["module_id"],
+        **window(periods, [d.certificates["leaf"].not_before]),
+    }
+
+
 def cases() -> list[Case]:
-    c = Cases("nitro", AwsPki.create(now=NOW).nitro)
+    c = Cases("nitro", AwsPki.create(now=NOW).nitro, facts)
     for part in (passing, envelopes, headers, members, chains, signatures, times):
         part(c)
     return c.found

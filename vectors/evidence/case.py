@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from conclave.testing.evidence import BuiltEvidence
@@ -28,10 +28,14 @@ class Case:
 
 @dataclass
 class Cases:
-    """The cases of one TEE, each built by the same function with other options."""
+    """The cases of one TEE, each built by the same function with other options.
+
+    `facts` are what evidence that passes says, read from the draft it was built from.
+    """
 
     tee: str
     build: Callable[..., BuiltEvidence]
+    facts: Callable[[Any], dict[str, Any]]
     found: list[Case] = field(default_factory=list)
 
     def refuse(
@@ -73,8 +77,18 @@ class Cases:
         claims: dict[str, Any],
         options: dict[str, Any],
     ) -> None:
-        built = self.build(change=change, **options)
+        drafts: list[Any] = []
+        built = self.build(change=do(drafts.append, *([change] if change else [])), **options)
+        if expect == PASSES:
+            claims = claims | self.facts(drafts[0])
         self.found.append(Case(f"{self.tee}-{name}", spec, comment, expect, built, later, claims))
+
+
+def window(periods: Iterable[tuple[datetime, datetime]], issued: Iterable[datetime]) -> dict[str, str]:
+    """Within what all of these are valid, and the oldest of what ages."""
+    begins, ends = zip(*periods, strict=True)
+    moments = {"oldest_issue_date": min(issued), "valid_from": max(begins), "valid_until": min(ends)}
+    return {name: moment.strftime("%Y-%m-%dT%H:%M:%SZ") for name, moment in moments.items()}
 
 
 def do(*changes: Change) -> Change:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from case import Case, Cases, Change, do
+from case import Case, Cases, Change, do, window
 
 from conclave.platform.pki import der, sgx_extension
 from conclave.testing.evidence import IntelDraft, IntelPki
@@ -430,6 +430,7 @@ def pck_chains(c: Cases, tee: str) -> None:
         ("ca-pinned", "The PCK CA is pinned: the chain is too short.", pin("pck_ca")),
         ("pck-cut", "The PCK certificate is cut.", after("pck", lambda b: b[:-1])),
         ("pck-long", "A byte after the PCK certificate.", after("pck", lambda b: b + b"\0")),
+        ("pck-extension-twice", "A PCK certificate with two SGX extensions.", extension_twice),
         ("pck-garbage", "DER that is no certificate.", after("pck", lambda _: b"\x30\x03\x02\x01\x01")),
         ("pck-garbage-empty", "DER of an empty certificate.", after("pck", lambda _: b"\x30\x02\x30\0")),
         ("pck-ca-cut", "The PCK CA is cut.", after("pck_ca", lambda b: b[:-1])),
@@ -452,6 +453,8 @@ def pck_chains(c: Cases, tee: str) -> None:
             f"{name} is valid from the next second on.",
             do(certificate(name, not_before=NOW + SECOND), *pinned),
         )
+    for name, comment, days in (("day-before", "A clock two days before.", -2), ("month-later", "A month later.", 30)):
+        c.refuse("tcb-info-expired", PERIOD, name, comment, later=days * DAY)
     c.refuse("pck-expired", PERIOD, "years-later", "Seven years later.", later=7 * 365 * DAY)
     c.refuse("pck-expired", PERIOD, "years-before", "Two years before.", later=-2 * 365 * DAY)
 
@@ -503,6 +506,7 @@ def extensions(c: Cases) -> None:
         ("sgx-length-open", "A length that is left open.", raw_extension(lambda e: b"\x30\x80" + e[4:] + b"\0\0")),
         ("sgx-trailing", "A byte after the extension.", raw_extension(lambda e: e + b"\0")),
         ("sgx-empty", "An empty extension.", raw_extension(lambda _: b"")),
+        ("sgx-other-extension", "Another extension in its place.", other_extension),
         ("sgx-octets", "The extension in an octet string.", raw_extension(lambda e: der(4, e))),
         ("sgx-cut", "An extension that is cut.", raw_extension(lambda e: e[:-1])),
     ):
@@ -542,6 +546,18 @@ def twice(d: IntelDraft) -> None:
     value = sgx_extension([*d.sgx.items()])
     again = sgx_extension([("4", der(4, bytes(6)))])[2:]
     raw_extension(lambda _: der(0x30, value[4:] + again))(d)
+
+
+def other_extension(d: IntelDraft) -> None:
+    value = sgx_extension(d.sgx.items())
+    d.sgx = {}
+    d.certificates["pck"].extensions["1.2.840.113741.1.13.2"] = (False, value)
+
+
+def extension_twice(d: IntelDraft) -> None:
+    """Intel's word, and another."""
+    other = d.sgx | {"4": der(4, bytes(6))}
+    d.certificates["pck"].extensions[f"{SGX_EXTENSION}#2"] = (False, sgx_extension(other.items()))
 
 
 def other_oid(d: IntelDraft) -> None:
@@ -976,6 +992,17 @@ def tcb_infos(c: Cases, tee: str) -> None:
         c.refuse("tcb-info-mismatch", MATCH, f"mismatch-{name}", f"TCB info {comment}.", change)
 
 
+def qe_identity_1(threshold: int) -> Change:
+    """The version before: no levels, one threshold."""
+
+    def change(d: IntelDraft) -> None:
+        for name in ("tcbLevels", "tcbEvaluationDataNumber"):
+            del d.qe_identity[name]
+        d.qe_identity.update(version=1, isvsvn=threshold)
+
+    return change
+
+
 def qe_identities(c: Cases, tee: str) -> None:
     bad = "qe-identity-format"
     if tee == "sgx":
@@ -998,6 +1025,8 @@ def qe_identities(c: Cases, tee: str) -> None:
                 lambda d: d.qe_level.update(tcbStatus="SWHardeningNeeded"),
             ),
             ("version-3", "a later version", said("qe_identity", version=3)),
+            ("1-threshold", "version 1 and no threshold", do(qe_identity_1(8), without("qe_identity", "isvsvn"))),
+            ("1-tdx", "version 1, which has no TDX", said("qe_identity", version=1, id="TD_QE")),
         ):
             c.refuse(bad, DOCUMENT, f"qe-identity-{name}", f"QE identity with {comment}.", change)
     other = "TD_QE" if tee == "sgx" else "QE"
@@ -1131,6 +1160,13 @@ def lists(c: Cases, tee: str) -> None:
             "revoked-without-root-crl",
             "The CA revoked the PCK certificate; the root's list is missing.",
             do(revoke("pck_crl", "pck"), field(root_crl=None)),
+        )
+        c.refuse(
+            "tcb-info-chain",
+            SIGNER,
+            "other-pki",
+            "The endorsements of a platform under another root.",
+            text(lambda _: IntelPki.create(now=NOW, seed=b"another").sgx().endorsements),
         )
         c.refuse("root-crl-issuer", REVOCATION, "lists-swapped", "Each list in the other's place.", text(swap_lists))
 
@@ -1387,6 +1423,7 @@ def passing(c: Cases, tee: str) -> None:
         claims(),
     )
     if tee == "sgx":
+        passes(PERIOD, "edge", "All that ages begins and ends at this very second.", edge, claims())
         for version in (3, 4, 5):
             passes(SHAPE, f"v{version}", f"Quote version {version}.", None, claims(), version=version)
         passes(
@@ -1397,6 +1434,9 @@ def passing(c: Cases, tee: str) -> None:
             claims(),
         )
         passes(DOCUMENT, "tcb-info-2", "TCB info 2.", None, claims(), tcb_info=2)
+        passes(DOCUMENT, "qe-identity-1", "QE identity 1.", qe_identity_1(8), claims())
+        old_qe = claims("OutOfDate", qe="OutOfDate")
+        passes(LEVEL, "qe-identity-1-old", "A quoting enclave below the threshold.", qe_identity_1(9), old_qe)
         passes(DEBUG, "debug", "A debug enclave, and said.", None, claims(debug=True), debug=True)
         passes(
             IDENTIFIERS,
@@ -1501,9 +1541,40 @@ def one_processor(d: IntelDraft) -> None:
     d.sgx = {end: value for end, value in d.sgx.items() if end[0] not in "67"} | {"5": b"\x0a\1\0"}
 
 
+def edge(d: IntelDraft) -> None:
+    for name in ("pck", "tcb_signer"):
+        d.certificates[name].set(not_before=NOW, not_after=NOW)
+    for name in DOCUMENTS:
+        getattr(d, name).update(issueDate="2026-06-01T12:00:00Z", nextUpdate="2026-06-01T12:00:00Z")
+    for crl in (d.root_crl, d.pck_crl):
+        crl.set(this_update=NOW, next_update=NOW)
+
+
+def facts(d: IntelDraft) -> dict[str, Any]:
+    def moment(text: str) -> datetime:
+        return datetime.fromisoformat(text)
+
+    names = {"pck", "pck_ca", "root", d.chains["tcb_info"][0], d.chains["qe_identity"][0]}
+    periods = [(d.certificates[n].not_before, d.certificates[n].not_after) for n in sorted(names)]
+    aging = [(moment(t["issueDate"]), moment(t["nextUpdate"])) for t in (d.tcb_info, d.qe_identity)]
+    aging += [(crl.this_update, crl.next_update) for crl in (d.root_crl, d.pck_crl) if crl]
+    if d.tee == "sgx":
+        measurements: dict[str, Any] = {n: d.body[n].hex() for n in ("mrenclave", "mrsigner", "attributes", "cpu_svn")}
+        numbers = {n: int.from_bytes(d.body[n], "little") for n in ("isv_prod_id", "isv_svn")}
+        measurements |= numbers
+    else:
+        measurements = {n: d.body[n].hex() for n in d.body.names if n != "report_data"}
+    return {
+        "measurements": measurements,
+        "report_data": d.body["report_data"].hex(),
+        "platform": d.sgx["1"][2:].hex(),
+        **window([*periods, *aging], [begin for begin, _ in aging]),
+    }
+
+
 def cases() -> list[Case]:
     pki = IntelPki.create(now=NOW)
-    s, t = Cases("sgx", pki.sgx), Cases("tdx", pki.tdx)
+    s, t = Cases("sgx", pki.sgx, facts), Cases("tdx", pki.tdx, facts)
     for c in (s, t):
         passing(c, c.tee)
         quotes(c, c.tee)

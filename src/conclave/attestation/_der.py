@@ -9,8 +9,7 @@ Format: ITU-T X.690, sections 8 and 10.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from conclave.errors import FormatError
 
@@ -22,8 +21,7 @@ ENUMERATED: Final = 0x0A
 SEQUENCE: Final = 0x30
 
 
-@dataclass(frozen=True, slots=True)
-class Element:
+class Element(NamedTuple):
     """One value: its tag and its contents. Each reading method raises FormatError if it is of another type."""
 
     tag: int
@@ -55,21 +53,9 @@ class Element:
             raise FormatError("DER: a boolean is neither true nor false")
         return value == b"\xff"
 
-    def identifier(self) -> str:
-        """An OBJECT IDENTIFIER, dotted."""
-        value = self._of(OBJECT_IDENTIFIER)
-        if not value or value[-1] & 0x80 or len(value) > 64:
-            raise FormatError("DER: an object identifier is cut short, or too long")
-        numbers, number = [], 0
-        for octet in value:
-            if number == 0 and octet == 0x80:
-                raise FormatError("DER: an object identifier is not in its shortest form")
-            number = number << 7 | octet & 0x7F
-            if not octet & 0x80:
-                numbers.append(number)
-                number = 0
-        first = min(numbers[0] // 40, 2)
-        return ".".join(map(str, (first, numbers[0] - 40 * first, *numbers[1:])))
+    def identifier(self) -> bytes:
+        """An OBJECT IDENTIFIER, as encoded: to be compared as a whole, since one identifier has one encoding."""
+        return self._of(OBJECT_IDENTIFIER)
 
     def _of(self, tag: int) -> bytes:
         if self.tag != tag:

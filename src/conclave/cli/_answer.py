@@ -7,6 +7,7 @@ Spec: spec/verify.md section 4, spec/verify.schema.json.
 
 from __future__ import annotations
 
+import inspect
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
@@ -198,4 +199,7 @@ def text_of(moment: datetime) -> str:
 
 def schema() -> dict[str, Any]:
     """JSON Schema of the answer: spec/verify.schema.json."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(Answer)}
+    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(Answer)}
+    for definition in made["$defs"].values():
+        definition["description"] = inspect.cleandoc(definition["description"])
+    return made

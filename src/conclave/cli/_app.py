@@ -284,3 +284,84 @@ def reference_show(path: Path, *, publisher: str, json: bool = False) -> int:
 
 
 app.command(tcb)
+
+
+endorsements = App(
+    name="endorsements", help="Endorsements of processor vendors: what is cached, and how it crosses an air gap."
+)
+app.command(endorsements)
+
+
+@endorsements.command(name="export")
+def endorsements_export(
+    directory: Path,
+    *,
+    evidence: list[Path] | None = None,
+    cache: Path | None = None,
+    intel: str | None = None,
+    intel_root_crl: str | None = None,
+    amd: str | None = None,
+    ca_file: Path | None = None,
+    evaluation: str = "standard",
+    product: str | None = None,
+    revocation_lists: bool = True,
+    certificate: list[Path] | None = None,
+    json: bool = False,
+) -> int:
+    """Write cached endorsements as a folder that another machine can import.
+
+    With --evidence, exactly what those platforms need; what is missing or due is fetched
+    if there is an address to fetch it from. Without, everything that is cached and valid.
+    Example: conclave endorsements export carry --evidence quote.bin --intel https://pccs.example
+
+    Args:
+        directory: folder to make.
+        evidence: a quote, a report or instance info of a platform; may be repeated.
+        cache: directory of the cache.
+        intel: Intel's service or a caching service (PCCS), scheme and host.
+        intel_root_crl: where Intel's root list is (default: at that service, as with a PCCS).
+        amd: AMD's service or a mirror, scheme and host.
+        ca_file: PEM of the authority for the services' TLS certificates.
+        evaluation: TCB evaluation of Intel's: standard, early or a number.
+        product: AMD processor family, for reports of version 2: Milan or Genoa.
+        revocation_lists: whether AMD's revocation lists are wanted.
+        certificate: an AMD certificate (DER) that came with a machine, such as a VLEK's; may be repeated.
+        json: print one JSON object.
+    """
+    from conclave.cli._endorsements import Services, export_command
+
+    services = Services(
+        intel, intel_root_crl, amd, ca_file, evaluation, product, revocation_lists, tuple(certificate or ())
+    )
+    return export_command(directory, tuple(evidence or ()), cache=cache, services=services, as_json=json)
+
+
+@endorsements.command(name="import")
+def endorsements_import(directory: Path, *, cache: Path | None = None, json: bool = False) -> int:
+    """Take a folder of exported endorsements into the cache: all of it or nothing.
+
+    Example: conclave endorsements import carry
+
+    Args:
+        directory: written by `conclave endorsements export`.
+        cache: directory of the cache.
+        json: print one JSON object.
+    """
+    from conclave.cli._endorsements import import_command
+
+    return import_command(directory, cache=cache, as_json=json)
+
+
+@endorsements.command(name="list")
+def endorsements_list(*, cache: Path | None = None, json: bool = False) -> int:
+    """Say which endorsements are cached, and until when they are valid.
+
+    Example: conclave endorsements list
+
+    Args:
+        cache: directory of the cache.
+        json: print one JSON object.
+    """
+    from conclave.cli._endorsements import list_command
+
+    return list_command(cache=cache, as_json=json)

@@ -176,6 +176,8 @@ def _fact(name: str, value: Any) -> Iterator[str]:
             yield from _fact(f"{name[:3]} {key}" if str(key).isdigit() else str(key), inner)
     elif name == "log_id" and value is None:
         yield "  log".ljust(_COLUMN) + "stateless"
+    elif name == "signer" and not value.strip("0"):
+        yield "  signer".ljust(_COLUMN) + "unsigned"
     elif value not in (None, []):
         yield from wrapped(label, _shown(value), indent=_COLUMN)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,7 @@ from conclave.cli._terminal import safe
 from conclave.errors import FormatError
 
 MISUSE: Final = "usage"
+MAX_FILES: Final = 1000
 
 
 def misuse(why: str) -> FormatError:
@@ -66,3 +68,28 @@ def _is_there(text: str) -> bool:
     except (OSError, ValueError):
         # A constraint may be longer than any file's name.
         return False
+
+
+def files_in(directory: Path, *, deep: bool) -> Iterator[Path]:
+    """The ordinary files of a folder, and of those below it if `deep`; at most 1000.
+
+    Raises:
+        FormatError: `usage`: there are more.
+        OSError: a folder cannot be read.
+    """
+    count = 0
+    for place, below, names in os.walk(directory, onerror=_raise):
+        below[:] = sorted(below) if deep else []
+        for name in sorted(names):
+            path = Path(place, name)
+            # A link that leads nowhere is nothing; pipes and devices are no certificates.
+            if not path.exists() or not stat.S_ISREG(path.stat().st_mode):
+                continue
+            count += 1
+            if count > MAX_FILES:
+                raise misuse(f"{safe(str(directory))} holds more than {MAX_FILES} files")
+            yield path
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -11,27 +11,20 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import ssl
-import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from conclave.attestation import _x509
 from conclave.attestation.claims import MAX_ENDORSEMENTS
-from conclave.attestation.dcap import parse_quote
-from conclave.attestation.dcap.pck import pck_extension
-from conclave.attestation.snp import parse_report
-from conclave.cli._files import misuse, read_file, read_if_there
+from conclave.cli._exported import amd_endorsements, exported
+from conclave.cli._files import files_in, misuse, read_file, read_if_there
 from conclave.cli._terminal import safe
-from conclave.errors import ChainError, Error
+from conclave.errors import ChainError
 
-MAX_FILES: Final = 1000
 MAX_CERTIFICATES: Final = 262144
 _WHOLE: Final = ("endorsements.json", "collateral.json")
 _MARK: Final = b"-----BEGIN CERTIFICATE-----"
@@ -60,8 +53,8 @@ class Places:
         return self.endorsements or self.evidence
 
 
-def find_endorsements(kind: str, evidence: bytes, places: Places) -> bytes:
-    """The endorsements for this evidence, in the form that its verifier takes; empty if there are none.
+def find_endorsements(kind: str, evidence: bytes, places: Places) -> bytes | None:
+    """The endorsements for this evidence, in the form that its verifier takes; None if there are none.
 
     Raises:
         FormatError: `usage`: a file is of no use to anybody, such as a pipe.
@@ -69,11 +62,13 @@ def find_endorsements(kind: str, evidence: bytes, places: Places) -> bytes:
     """
     place = places.first
     if place is None or kind == "nitro":
-        return b""
-    whole = next((d for d in (read_if_there(place / name, limit=MAX_ENDORSEMENTS) for name in _WHOLE) if d), None)
+        return None
+    whole = _first(place, _WHOLE, limit=MAX_ENDORSEMENTS)
     if kind == "snp":
-        return whole or _of_amd(place, places) or _exported(_exported_amd, place, evidence)
-    return _with_pck_chain(whole, places) if whole else _exported(_exported_intel, place, evidence, kind)
+        return whole if whole is not None else _of_amd(place, places) or exported(place, kind, evidence)
+    if whole is None:
+        return exported(place, kind, evidence)
+    return _with_pck_chain(whole, places)
 
 
 def find_roots(directory: Path) -> frozenset[str]:
@@ -105,23 +100,13 @@ def _given(places: Places) -> list[Path]:
     return [p for p in (places.endorsements, places.evidence) if p]
 
 
-# AMD: a certificate, and its issuers from wherever they are --------------------------------
-
-
-def _of_amd(place: Path, places: Places) -> bytes:
-    names = ("vcek.der", "vlek.der")
-    leaf = next((d for d in (read_if_there(place / name, limit=MAX_CERTIFICATES) for name in names) if d), None)
-    if leaf is None:
-        return b""
-    issuers = _issuers(leaf, places)
-    if issuers is None:
-        return b""
+def _of_amd(place: Path, places: Places) -> bytes | None:
+    leaf = _first(place, ("vcek.der", "vlek.der"), limit=MAX_CERTIFICATES)
+    issuers = None if leaf is None else _issuers(leaf, places)
+    if leaf is None or issuers is None:
+        return None
     crl = read_if_there(place / "crl.der", limit=MAX_ENDORSEMENTS) or b""
-    return _amd(leaf, "".join(ssl.DER_cert_to_PEM_cert(der) for der in issuers), crl)
-
-
-def _amd(leaf: bytes, chain: str, crl: bytes) -> bytes:
-    return json.dumps({"certificate": leaf.hex(), "chain": chain, "crl": crl.hex()}).encode()
+    return amd_endorsements(leaf, "".join(ssl.DER_cert_to_PEM_cert(der) for der in issuers), crl)
 
 
 def _issuers(leaf: bytes, places: Places) -> tuple[bytes, ...] | None:
@@ -153,7 +138,7 @@ def _issuer_candidates(places: Places) -> Iterator[tuple[str, bytes]]:
 
 def _certificates(directory: Path, *, deep: bool) -> Iterator[tuple[str, bytes]]:
     """DER of whatever may be a certificate, and the path of the file if it ought to be one."""
-    for path in _files(directory, deep=deep):
+    for path in files_in(directory, deep=deep):
         data = read_file(path, limit=MAX_CERTIFICATES)
         if len(data) > MAX_CERTIFICATES:
             continue
@@ -166,25 +151,6 @@ def _certificates(directory: Path, *, deep: bool) -> Iterator[tuple[str, bytes]]
             yield from ((name, der) for der in found)
         elif data[:1] == b"\x30":
             yield "", data
-
-
-def _files(directory: Path, *, deep: bool) -> Iterator[Path]:
-    count = 0
-    for place, below, names in os.walk(directory, onerror=_raise):
-        below[:] = sorted(below) if deep else []
-        for name in sorted(names):
-            path = Path(place, name)
-            # A link that leads nowhere is nothing; pipes and devices are no certificates.
-            if not path.exists() or not stat.S_ISREG(path.stat().st_mode):
-                continue
-            count += 1
-            if count > MAX_FILES:
-                raise misuse(f"{safe(str(directory))} holds more than {MAX_FILES} files")
-            yield path
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _decoded(text: bytes) -> bytes:
@@ -204,78 +170,5 @@ def _certificate(der: bytes, name: str = "") -> _x509.Certificate | None:
         return None
 
 
-# Folders that `conclave endorsements export` wrote: spec/endorsements.md section 9 --------
-
-
-def _exported(read: Callable[..., bytes | None], place: Path, *evidence: bytes | str) -> bytes:
-    """What does not parse has no endorsements; why, the verifier says."""
-    try:
-        return read(place, *evidence) or b""
-    except (Error, msgspec.MsgspecError, UnicodeError) as error:
-        if isinstance(error, Error) and error.code == "usage":
-            raise
-        return b""
-
-
-def _exported_amd(place: Path, evidence: bytes) -> bytes | None:
-    report = parse_report(evidence)
-    key, tcb, chip = report.signing_key.lower(), report.field("reported_tcb").hex(), report.field("chip_id").hex()
-    for product in ("milan", "genoa", "turin"):
-        # A Turin's hardware id is the first eight bytes of its chip id.
-        names = (f"{product}-{tcb}",) if key == "vlek" else (f"{product}-{chip}-{tcb}", f"{product}-{chip[:16]}-{tcb}")
-        leaf = _first(place, (f"amd-{key}-{name}.der" for name in names))
-        chain = _first(place, [f"amd-{key}-{product}-chain.pem"])
-        if leaf and chain:
-            return _amd(leaf, chain.decode("ascii"), _first(place, [f"amd-{key}-{product}-crl.crl"]))
-    return None
-
-
-class _TcbAnswer(msgspec.Struct, frozen=True):
-    tcbInfo: msgspec.Raw
-    signature: str
-
-
-class _IdentityAnswer(msgspec.Struct, frozen=True):
-    enclaveIdentity: msgspec.Raw
-    signature: str
-
-
-def _exported_intel(place: Path, evidence: bytes, kind: str) -> bytes | None:
-    chain = [_x509.Certificate(der, what="pck") for der in parse_quote(evidence).chain]
-    if len(chain) < 2:
-        return None
-    fmspc = pck_extension(chain[0]).fmspc.hex()
-    ca = "platform" if "platform" in chain[1].common_name.lower() else "processor"
-    pck_crl = f"intel-pck-crl-{ca}"
-    for number in _evaluations(place, f"intel-{kind}-tcb-{fmspc}-"):
-        tcb, qe = f"intel-{kind}-tcb-{fmspc}-{number}", f"intel-{kind}-qe-{number}"
-        texts = [_first(place, [f"{name}.json"]) for name in (tcb, qe)]
-        if not all(texts):
-            continue
-        info = msgspec.json.decode(texts[0], type=_TcbAnswer)
-        identity = msgspec.json.decode(texts[1], type=_IdentityAnswer)
-        chains = (_first(place, [f"{name}.chain.pem"]).decode("ascii") for name in (pck_crl, tcb, qe))
-        names = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "qe_identity_issuer_chain")
-        return json.dumps(
-            {
-                **dict(zip(names, chains, strict=True)),
-                "root_ca_crl": _first(place, ["intel-root-crl.crl"]).hex(),
-                "pck_crl": _first(place, [f"{pck_crl}.crl"]).hex(),
-                "tcb_info": bytes(info.tcbInfo).decode("ascii"),
-                "tcb_info_signature": info.signature,
-                "qe_identity": bytes(identity.enclaveIdentity).decode("ascii"),
-                "qe_identity_signature": identity.signature,
-            }
-        ).encode()
-    return None
-
-
-def _evaluations(place: Path, prefix: str) -> list[str]:
-    """Of which evaluations there are documents: the standard one first, then the newest."""
-    names = [p.name.removeprefix(prefix).removesuffix(".json") for p in _files(place, deep=False)
-             if p.name.startswith(prefix) and p.name.endswith(".json")]  # fmt: skip
-    return sorted(names, key=lambda n: (n != "standard", -int(n) if re.fullmatch(r"[1-9]\d{0,8}", n) else 0))
-
-
-def _first(place: Path, names: Iterable[str]) -> bytes:
-    return next((d for d in (read_if_there(place / n, limit=MAX_ENDORSEMENTS) for n in names) if d), b"")
+def _first(place: Path, names: Iterable[str], *, limit: int) -> bytes | None:
+    return next((d for d in (read_if_there(place / name, limit=limit) for name in names) if d is not None), None)

@@ -65,5 +65,7 @@ def _exchange(method: str, url: str, *, limit: int, body: bytes = b"") -> Answer
                     raise TransportError(f"no whole answer within {TIMEOUT_SECONDS:g} seconds")
             # One byte too many is enough to be refused for it.
             return Answer(answer.status_code, bytes(data[: limit + 1]))
-    except (httpx2.HTTPError, httpx2.InvalidURL):
+    except (httpx2.ConnectError, httpx2.InvalidURL, httpx2.UnsupportedProtocol):
         raise TransportError("nothing answers at that address; is the host running?") from None
+    except httpx2.HTTPError as error:
+        raise TransportError(f"the connection to the host broke ({type(error).__name__})") from None

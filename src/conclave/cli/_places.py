@@ -15,3 +15,8 @@ def state_directory() -> Path:
 def platform_directory(given: Path | None) -> Path:
     """The simulated machine: the given directory, or the user's own."""
     return given or state_directory() / "platform"
+
+
+def endorsements_directory(given: Path | None) -> Path:
+    """Vendors' documents: the given directory, or the user's own. State: an import cannot be fetched again."""
+    return given or state_directory() / "endorsements"

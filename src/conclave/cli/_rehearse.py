@@ -116,9 +116,9 @@ def _enclave(source: str, endorsements: Path | None) -> Enclave:
         raise FormatError(f"{safe(source)}: {error}", code=error.code) from None
     if kind == INSTANCE:
         return _named(source, artefact.data)
-    return Enclave(
-        source, kind, artefact.data, find_endorsements(kind, artefact.data, Places(artefact.folder, endorsements))
-    )
+    found = find_endorsements(kind, artefact.data, Places(artefact.folder, endorsements))
+    # Without any it does not verify, and the answer says so.
+    return Enclave(source, kind, artefact.data, found or b"")
 
 
 def _named(source: str, info: bytes) -> Enclave:

@@ -16,24 +16,23 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from conclave import __version__, _crypto
 from conclave._crypto import SUITE_ID
 from conclave._framing import FrameReader, Kind, pack
-from conclave.attestation.claims import InstanceClaims, bundle_id
+from conclave.attestation.claims import InstanceClaims
 from conclave.bundle.manifest import Manifest, check_files, parse_manifest
-from conclave.enclave._driver import Identity, SimulatedTee
 from conclave.enclave._service import Service
+from conclave.enclave.drivers import Mounted, Tee
 from conclave.enclave.sdk import Enclave
 from conclave.errors import BundleError, Error, FormatError
 from conclave.rpc.interface import Interface, interface_digest, interface_of
 
 RUNTIME_RELEASE: Final = f"conclave-{__version__}"
 HOST_FD: Final = 3
-PLATFORM_FD: Final = 4
 _READ_SIZE: Final = 1024 * 1024
 _MAX_UNSENT: Final = 64 * 1024 * 1024
 # So many frames go out at once: the host goes on with them while we go on with the rest.
@@ -46,11 +45,20 @@ class StartError(Error):
     code = "start"
 
 
-def main() -> None:
-    """Run one boot. Called by the bootstrap; returns when the host is done."""
+# Closes the sandbox but for the places named; returns the word for the claims.
+Close = Callable[[Sequence[str]], str]
+
+
+def main(find: Callable[[], Tee], close: Close | None = None) -> None:
+    """Run one boot. Called by the bootstrap; returns when the host is done.
+
+    Args:
+        find: gives the TEE that this machine offers.
+        close: closes the sandbox, where that was not done before.
+    """
     channel = socket.socket(fileno=HOST_FD)
     try:
-        start = _prepare(Path.cwd(), SimulatedTee(socket.socket(fileno=PLATFORM_FD)))
+        start = _prepare(Path.cwd(), find(), close)
     except Error as error:
         _send_failed(channel, str(error))
         raise SystemExit(78) from None
@@ -67,17 +75,15 @@ class _Start:
     def __init__(
         self,
         manifest: Manifest,
-        code: bytes,
-        signer: bytes,
-        identity: Identity,
-        tee: SimulatedTee,
+        mounted: Mounted,
+        sandbox: str,
+        tee: Tee,
         cls: type[Enclave],
         interface: Interface,
     ) -> None:
         self.manifest = manifest
-        self.code = code
-        self.signer = signer
-        self.identity = identity
+        self.mounted = mounted
+        self.sandbox = sandbox
         self.tee = tee
         self.cls = cls
         self.interface = interface
@@ -85,16 +91,16 @@ class _Start:
 
     def claims(self, encryption_key: bytes, signing_key: bytes) -> InstanceClaims:
         """Claims of this boot for one pair of keys."""
-        manifest = self.manifest
+        manifest, mounted = self.manifest, self.mounted
         return InstanceClaims(
             version=1,
-            bundle_id=self.identity.bundle_id,
-            code=self.code,
-            signer=self.signer,
-            product_id=manifest.product_id,
-            revocation_level=manifest.revocation_level,
+            bundle_id=mounted.bundle_id,
+            code=mounted.code,
+            signer=mounted.signer,
+            product_id=mounted.product_id,
+            revocation_level=mounted.revocation_level,
             runtime=RUNTIME_RELEASE,
-            sandbox=self.identity.sandbox,
+            sandbox=self.sandbox,
             mode=manifest.mode,
             suite=SUITE_ID,
             encryption_key=encryption_key,
@@ -106,29 +112,34 @@ class _Start:
         )
 
 
-def _prepare(bundle: Path, tee: SimulatedTee) -> _Start:
-    # 1. What the TEE launched, and what lies here, are the same bundle.
-    identity = tee.identity()
+def _prepare(bundle: Path, tee: Tee, close: Close | None) -> _Start:
+    # 1. What lies here.
     manifest_bytes = (bundle / "manifest").read_bytes()
     manifest = parse_manifest(manifest_bytes)
-    code = _crypto.sha256(manifest_bytes)
-    signer = _signer(bundle, manifest_bytes)
-    here = bundle_id(
-        code=code,
-        signer=signer,
+    mounted = Mounted(
+        code=_crypto.sha256(manifest_bytes),
+        signer=_signer(bundle, manifest_bytes),
         product_id=manifest.product_id,
         revocation_level=manifest.revocation_level,
     )
-    if not _crypto.same(here, identity.bundle_id):
+    # 2. The TEE names the same bundle.
+    identity = tee.identity(mounted)
+    if not _crypto.same(mounted.bundle_id, identity.bundle_id):
         raise StartError("the TEE names another bundle than the one that was mounted")
     check_files(bundle, manifest)
-    # 2. The measured environment, then author code.
+    # 3. Author code shall reach nothing but its own.
+    sandbox = identity.sandbox
+    if close is not None and tee.places is not None:
+        sandbox = close(tee.places)
+    tee.check_closed()
+    # 4. The measured environment, then author code.
     os.environ.update(dict(manifest.environment))
+    sys.path += [str(bundle / "site"), str(bundle / "app")]
     cls = _load(manifest)
     interface = interface_of(cls)
     if interface.encode() != manifest.interface:
         raise StartError("the class has another interface than the manifest says; build the bundle again")
-    return _Start(manifest, code, signer, identity, tee, cls, interface)
+    return _Start(manifest, mounted, sandbox, tee, cls, interface)
 
 
 def _signer(bundle: Path, manifest: bytes) -> bytes:
@@ -221,6 +232,12 @@ class _Output:
         self._waiting = work
 
 
+def _refuse(channel: socket.socket, text: str) -> NoReturn:
+    channel.setblocking(True)
+    _send_failed(channel, text)
+    raise SystemExit(78) from None
+
+
 async def _serve(channel: socket.socket, start: _Start) -> None:
     loop = asyncio.get_running_loop()
     channel.setblocking(False)
@@ -237,12 +254,13 @@ async def _serve(channel: socket.socket, start: _Start) -> None:
             send=output.send,
             debug=manifest.mode == "debug",
         )
-        service.announce()
     except BaseException:
-        detail = traceback.format_exc(limit=-3) if manifest.mode == "debug" else "the enclave's start failed"
-        channel.setblocking(True)
-        _send_failed(channel, detail)
-        raise SystemExit(78) from None
+        _refuse(channel, traceback.format_exc(limit=-3) if manifest.mode == "debug" else "the enclave's start failed")
+    try:
+        service.announce()
+    except (Error, OSError) as error:
+        # No author code runs here: the words are the driver's.
+        _refuse(channel, str(error) if isinstance(error, Error) else "the TEE made no evidence")
     # Start-up objects live as long as the boot: keep the collector off them.
     gc.collect()
     gc.freeze()

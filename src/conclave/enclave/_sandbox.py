@@ -14,6 +14,7 @@ import ctypes
 import errno
 import os
 import struct
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -40,14 +41,21 @@ _READ_ONLY: Final = _READ_FILE | _READ_DIR
 # Truncate (ABI 3) and device ioctl (ABI 5) included when handled; no devices, no execution.
 _TEMPORARY: Final = _READ_ONLY | _WRITE_FILE | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 13 | 1 << 14
 
+# Entries of configfs: made, written, read and taken away.
+_DEVICE: Final = _READ_ONLY | _WRITE_FILE | 1 << 4 | 1 << 7 | 1 << 14
 
-def close(*, root: str, bundle: str, temporary: str) -> None:
+
+def close(trees: Sequence[str], *, bundle: str, temporary: str, devices: Sequence[str] = ()) -> str:
     """Close the sandbox around the calling process, all its threads included.
 
     Args:
-        root: the runtime tree; read-only.
+        trees: the runtime tree, or what of it may be read; read-only.
         bundle: the unpacked bundle; read-only.
         temporary: the one directory that may be written.
+        devices: on hardware, directories by which the TEE is asked; entries are made in them.
+
+    Returns:
+        `landlock`, or `none` where the kernel has none and the TEE alone isolates.
 
     Raises:
         OSError: the kernel refuses; nothing may run then.
@@ -60,10 +68,12 @@ def close(*, root: str, bundle: str, temporary: str) -> None:
     _check(_libc.syscall(_CAPSET, header, none), "no capabilities")
     _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "not dumpable")
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no new privileges")
-    # With a root of its own, namespaces carry the guarantee and Landlock doubles it.
-    # Without, Landlock is all there is.
-    _landlock(root, bundle, temporary, required=root != "/")
+    # With a root of its own, namespaces carry the guarantee and Landlock doubles it; on
+    # hardware, the TEE does. Elsewhere Landlock is all there is.
+    places = {**dict.fromkeys((*trees, bundle), _READ_ONLY), temporary: _TEMPORARY, **dict.fromkeys(devices, _DEVICE)}
+    confined = _landlock(places, required=not devices and list(trees) != ["/"])
     _seccomp()
+    return "landlock" if confined else "none"
 
 
 def _make_closures() -> None:
@@ -83,12 +93,12 @@ def _check(result: int, what: str) -> int:
 # Landlock ----------------------------------------------------------------------------
 
 
-def _landlock(root: str, bundle: str, temporary: str, *, required: bool) -> None:
+def _landlock(places: Mapping[str, int], *, required: bool) -> bool:
     abi = _libc.syscall(_LANDLOCK_CREATE, None, 0, 1)
     if abi < 2:
         if required:
             raise OSError(errno.ENOSYS, "Landlock ABI 2 is needed where there are no namespaces")
-        return
+        return False
     handled = _FS_ABI1 | sum(right for since, right in _FS_BY_ABI.items() if since <= abi)
     attributes = struct.pack("<Q", handled)
     if abi >= 4:
@@ -97,7 +107,7 @@ def _landlock(root: str, bundle: str, temporary: str, *, required: bool) -> None
         attributes += struct.pack("<Q", _SCOPE_ABI6)
     rules = _check(_libc.syscall(_LANDLOCK_CREATE, attributes, len(attributes), 0), "Landlock ruleset")
     try:
-        for place, rights in ((root, _READ_ONLY), (bundle, _READ_ONLY), (temporary, _TEMPORARY)):
+        for place, rights in places.items():
             parent = os.open(place, os.O_PATH | os.O_CLOEXEC)
             try:
                 rule = struct.pack("<Qi", rights & handled, parent)
@@ -107,6 +117,7 @@ def _landlock(root: str, bundle: str, temporary: str, *, required: bool) -> None
         _check(_libc.syscall(_LANDLOCK_RESTRICT, rules, 0), "Landlock")
     finally:
         os.close(rules)
+    return True
 
 
 # seccomp -----------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey, SigningKey
 from conclave._framing import Frame, Kind
 from conclave.attestation.claims import InstanceClaims
+from conclave.enclave.drivers import Evidence
 from conclave.enclave.sdk import Enclave, Mail, Roster, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
 from conclave.mail import MAX_BODY, Channel, Mailbox, Outcome, ReplyKind, Request, RequestKind
@@ -46,7 +47,9 @@ class Instance(_codec.Record, frozen=True):
     """Payload of an INSTANCE frame."""
 
     claims: bytes
+    format: str
     evidence: bytes
+    hints: bytes
 
 
 class _Target:
@@ -70,7 +73,7 @@ class Service:
         enclave: Enclave,
         interface: Interface,
         claims: Callable[[bytes, bytes], InstanceClaims],
-        evidence: Callable[[bytes], bytes],
+        evidence: Callable[[bytes], Evidence],
         roster: tuple[bytes, ...],
         quorum: int,
         send: Send,
@@ -108,8 +111,11 @@ class Service:
         """Send claims and evidence to the host."""
         self._announce(request, self.claims, self._evidence(self._digest))
 
-    def _announce(self, request: int, claims: InstanceClaims, evidence: bytes) -> None:
-        self._send(Kind.INSTANCE, request, _codec.encode(Instance(claims=claims.encode(), evidence=evidence)))
+    def _announce(self, request: int, claims: InstanceClaims, evidence: Evidence) -> None:
+        instance = Instance(
+            claims=claims.encode(), format=evidence.format, evidence=evidence.data, hints=evidence.hints
+        )
+        self._send(Kind.INSTANCE, request, _codec.encode(instance))
 
     def handle(self, frame: Frame) -> bool:
         """Take one frame from the host. False: stop."""

@@ -10,10 +10,15 @@ Spec: spec/host-channel.md section 4 (BOOT-1 to BOOT-3).
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
 
 REFUSED = 78
 ENVIRONMENT = {"LC_ALL": "C.UTF-8"}
 DESCRIPTORS = (0, 1, 2, 3, 4)
+# On hardware there is no platform process to talk to.
+HARDWARE_DESCRIPTORS = DESCRIPTORS[:-1]
+# What of the runtime's root may be read, where that is not the sandbox's own root.
+TREE = ("runtime", "usr", "lib", "lib64")
 _MAX_DESCRIPTOR = 4096
 
 
@@ -24,6 +29,18 @@ def raw_environment() -> list[bytes]:
     while (string := strings[len(found)]) is not None:
         found.append(string)
     return found
+
+
+def descriptors() -> tuple[int, ...]:
+    """What is open."""
+    found = []
+    for number in range(_MAX_DESCRIPTOR):
+        try:
+            os.fstat(number)
+        except OSError:
+            continue
+        found.append(number)
+    return tuple(found)
 
 
 def refusal() -> str | None:
@@ -39,15 +56,9 @@ def refusal() -> str | None:
         return "environment: LC_ALL=C.UTF-8 must be set"
     if raw_environment() != [b"LC_ALL=C.UTF-8"]:
         return "the environment holds more than its variables"
-    found = []
-    for number in range(_MAX_DESCRIPTOR):
-        try:
-            os.fstat(number)
-        except OSError:
-            continue
-        found.append(number)
-    if tuple(found) != DESCRIPTORS:
-        return f"open descriptors are {found[:32]}, must be {list(DESCRIPTORS)}"
+    found = descriptors()
+    if found not in (DESCRIPTORS, HARDWARE_DESCRIPTORS):
+        return f"open descriptors are {list(found[:32])}, must be {list(DESCRIPTORS)}, on hardware without the last"
     return None
 
 
@@ -64,18 +75,25 @@ def main() -> None:
     sys.path.append(runtime + "/site")
     # Everything the runtime needs is loaded before the sandbox closes; author code
     # is looked for only afterwards.
-    from conclave.enclave import _runtime, _sandbox
+    from conclave.enclave import _runtime, _sandbox, drivers
 
-    try:
-        _sandbox.close(root=os.path.dirname(runtime), bundle=bundle, temporary=temporary)
-    except OSError as error:
-        os.write(2, b"conclave bootstrap: refused: sandbox: " + str(error).encode("ascii", "replace") + b"\n")
-        os._exit(REFUSED)
+    def close(places: Sequence[str] = ()) -> str:
+        # In the tree alone: where it is the root, much else lies below it on hardware.
+        trees = [os.path.join(root, name) for name in TREE] if places else [root]
+        try:
+            return _sandbox.close(trees, bundle=bundle, temporary=temporary, devices=places)
+        except OSError as error:
+            os.write(2, b"conclave bootstrap: refused: sandbox: " + str(error).encode("ascii", "replace") + b"\n")
+            os._exit(REFUSED)
+
+    root = os.path.dirname(runtime)
+    simulated = descriptors() == DESCRIPTORS
+    if simulated:
+        close()
     if temporary != "/tmp":  # noqa: S108
         # Without a root of its own, the one place to write has another name.
         os.environ["TMPDIR"] = temporary
-    sys.path += [bundle + "/site", bundle + "/app"]
-    _runtime.main()
+    _runtime.main(drivers.find, None if simulated else close)
 
 
 if __name__ == "__main__":

@@ -17,18 +17,24 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from conclave import _codec
 from conclave._framing import Frame, Kind
-from conclave.errors import BundleError, FormatError, PlatformError, TransportError
+from conclave.errors import BundleError, Error, FormatError, PlatformError, TransportError
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
 from conclave.host.routes import Receive, Routes, Scope, Send
 
+if TYPE_CHECKING:
+    from conclave.host.endorsements import EndorsementSource
+
+FORMATS: Final = frozenset({"sgx", "tdx", "snp", "nitro"})
 START_SECONDS: Final = 120.0
 SWEEP_SECONDS: Final = 2.0
 RENEW_SECONDS: Final = 86_400.0
+STAPLE_SECONDS: Final = 3600.0
+STAPLE_AGAIN_SECONDS: Final = 60.0
 
 
 class Launched(Protocol):
@@ -42,7 +48,9 @@ class Launched(Protocol):
 
 class _Evidence(_codec.Record, frozen=True):
     claims: bytes
+    format: str
     evidence: bytes
+    hints: bytes
 
 
 class Host:
@@ -56,6 +64,7 @@ class Host:
         restart: bool = True,
         renew_seconds: float = RENEW_SECONDS,
         patience_seconds: float | None = None,
+        endorsements: EndorsementSource | None = None,
     ) -> None:
         """Nothing runs before `start`.
 
@@ -65,6 +74,8 @@ class Host:
             restart: whether an enclave that died is started again.
             renew_seconds: how often the instance's encryption key and evidence change.
             patience_seconds: how long an early mail waits for those before it.
+            endorsements: where the vendor's endorsements come from; without, the
+                platform gives its own, as the simulated one does.
         """
         self._launch = launch
         self._on_event = on_event or (lambda event: None)
@@ -77,11 +88,15 @@ class Host:
         )
         self._link: Link | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._endorsements = b""
+        self._source = endorsements
+        # Evidence of some TEEs needs none; then they are known, and empty.
+        self._endorsements: bytes | None = None
         self._evidence: _Evidence | None = None
+        self._given = asyncio.Event()
         self._ready: asyncio.Future[None] | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._stapler: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._lost = asyncio.Event()
         self.info: bytes | None = None
@@ -95,13 +110,20 @@ class Host:
         Raises:
             BundleError, PlatformError: the platform or the enclave refused.
         """
-        await self._boot()
+        if self._source is not None:
+            self._stapler = asyncio.create_task(self._staple(self._source))
+        try:
+            await self._boot()
+        except BaseException:
+            if self._stapler is not None:
+                self._stapler.cancel()
+            raise
         self._supervisor = asyncio.create_task(self._supervise())
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
         """Stop the enclave."""
-        for task in (self._supervisor, self._sweeper):
+        for task in (self._supervisor, self._sweeper, self._stapler):
             if task is not None:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
@@ -164,7 +186,7 @@ class Host:
 
     async def _boot(self) -> None:
         self._lost.clear()
-        self._endorsements, self._evidence = b"", None
+        self._endorsements, self._evidence = None, None
         self._routes.clear()
         self._ready = asyncio.get_running_loop().create_future()
         try:
@@ -228,8 +250,30 @@ class Host:
             self._fail(self._ready, PlatformError("the enclave ended before it was ready"))
 
     def _endorse(self, event: dict[str, Any]) -> None:
-        self._endorsements = bytes.fromhex(event["endorsements"])
-        self._publish()
+        if self._source is None:
+            self._endorsements = bytes.fromhex(event["endorsements"])
+            self._publish()
+
+    async def _staple(self, source: EndorsementSource) -> None:
+        """Publish new evidence with endorsements from the source, and newer endorsements as there are some."""
+        while True:
+            self._given.clear()
+            given, again = self._evidence, STAPLE_SECONDS
+            if given is not None:
+                try:
+                    found = await source.endorsements(given.evidence, given.format, given.hints)
+                except Error as error:
+                    again = STAPLE_AGAIN_SECONDS
+                    self._on_event({"event": "endorsements", "code": error.code, "text": str(error)})
+                    self._fail(self._ready, PlatformError(f"no endorsements for this platform: {error}"))
+                else:
+                    self._endorsements = found if given is self._evidence else self._endorsements
+                # New evidence with the last endorsements is better than keys that are no more.
+                if given is self._evidence:
+                    self._publish()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(again):
+                    await self._given.wait()
 
     @staticmethod
     def _fail(boot: asyncio.Future[None] | None, error: Exception) -> None:
@@ -249,7 +293,11 @@ class Host:
 
     def _unasked(self, frame: Frame) -> None:
         if frame.kind == Kind.INSTANCE:
-            self._instance(frame)
+            # Once a boot: more would have an enclave decide how often a vendor is asked.
+            if self._evidence is None:
+                self._instance(frame)
+            elif self._link is not None:
+                self._link.close()
         elif frame.kind == Kind.REPLY:
             self._routes.post(frame.payload)
         elif frame.kind == Kind.FAILED:
@@ -261,22 +309,27 @@ class Host:
         if frame.kind != Kind.INSTANCE:
             return
         try:
-            self._evidence = _codec.decode(_Evidence, frame.payload, max_size=131072, what="instance frame")
+            given = _codec.decode(_Evidence, frame.payload, max_size=262144, what="instance frame")
+            if given.format not in FORMATS:
+                raise FormatError("the enclave's evidence has no format that is known here")
         except FormatError:
             if self._link is not None:
                 self._link.close()
             return
-        self._publish()
+        self._evidence = given
+        self._given.set()
+        if self._source is None:
+            self._publish()
 
     def _publish(self) -> None:
         """Hand out instance info once the enclave and its platform have both spoken."""
         given = self._evidence
-        if given is None or not self._endorsements:
+        if given is None or self._endorsements is None:
             return
         self.info = _codec.encode(
             {
                 "version": 1,
-                "format": "sgx",
+                "format": given.format,
                 "evidence": given.evidence,
                 "endorsements": self._endorsements,
                 "claims": given.claims,
@@ -316,3 +369,5 @@ def log_to_stderr(event: dict[str, Any]) -> None:
         print(f"  {event.get('text')}", file=sys.stderr)
     elif event.get("event") == "output":
         sys.stderr.write(str(event.get("text")))
+    elif event.get("event") == "endorsements":
+        print(f"  endorsements: {event.get('text')}", file=sys.stderr)

@@ -19,6 +19,7 @@ from conclave.attestation._x509 import Certificate
 from conclave.errors import FormatError, VerificationError
 
 SGX_EXTENSION: Final = "1.2.840.113741.1.13.1"
+_IDENTIFIER: Final = bytes.fromhex("2a864886f84d010d01")
 SGX_TYPES: Final = ("standard", "scalable", "scalable-with-integrity")
 _CONFIGURATION: Final = {1: "dynamic-platform", 2: "cached-keys", 3: "smt"}
 _U16: Final = 0xFFFF
@@ -65,13 +66,13 @@ def pck_extension(certificate: Certificate) -> PckExtension:
 
 
 def _parse(data: bytes) -> PckExtension:
-    members = _members(_der.parse(data), SGX_EXTENSION)
+    members = _members(_der.parse(data), _IDENTIFIER)
     if not {1, 2, 3, 4, 5} <= members.keys() <= {1, 2, 3, 4, 5, 6, 7}:
         raise FormatError("SGX extension: a member is missing or unknown")
-    tcb = _members(members[2], f"{SGX_EXTENSION}.2")
+    tcb = _members(members[2], _IDENTIFIER + b"\2")
     if tcb.keys() != set(range(1, 19)):
         raise FormatError("SGX extension: a TCB component is missing or unknown")
-    flags = _members(members[7], f"{SGX_EXTENSION}.7") if 7 in members else {}
+    flags = _members(members[7], _IDENTIFIER + b"\7") if 7 in members else {}
     if not flags.keys() <= _CONFIGURATION.keys():
         raise FormatError("SGX extension: a configuration that is not known")
     return PckExtension(
@@ -87,13 +88,13 @@ def _parse(data: bytes) -> PckExtension:
     )
 
 
-def _members(sequence: Element, prefix: str) -> Mapping[int, Element]:
-    """Pairs of an identifier below `prefix` and a value, by the identifier's last number; each once."""
+def _members(sequence: Element, prefix: bytes) -> Mapping[int, Element]:
+    """Pairs of an identifier one below `prefix` and a value, by the identifier's last number; each once."""
     found: dict[int, Element] = {}
     for member in sequence.children():
         pair = member.children()
-        above, _, last = pair[0].identifier().rpartition(".") if len(pair) == 2 else ("", "", "")
-        if above != prefix or int(last) in found:
+        name = pair[0].identifier() if len(pair) == 2 else b""
+        if name[:-1] != prefix or name[-1] in found:
             raise FormatError("SGX extension: a member is not what it must be, or comes twice")
-        found[int(last)] = pair[1]
+        found[name[-1]] = pair[1]
     return found

@@ -238,7 +238,12 @@ class AmdPki:
             leaf: `vcek`, the processor's own key, or `vlek`, a cloud's.
             report_data: 64 bytes, as the guest chose them.
             debug: the guest can be debugged.
+
+        Raises:
+            ValueError: there is no such report.
         """
+        if product not in _PRODUCTS or version not in (2, 3, 5) or leaf not in _ISSUER:
+            raise ValueError("a report is of Milan, Genoa or Turin, has version 2, 3 or 5, and a vcek or vlek")
         draft = AmdDraft(self, product, leaf)
         draft.report.set(version=version, report_data=report_data, policy=POLICY | (debug << 19))
         if version < 3:

@@ -69,6 +69,11 @@ class Record:
             self[name] = value
         return self
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its fields, in their order."""
+        return tuple(self._places)
+
     def pack(self) -> bytes:
         """All of it."""
         return bytes(self._data)

@@ -313,7 +313,12 @@ class IntelPki:
             report_data: 64 bytes, as the enclave chose them.
             debug: the enclave can be debugged.
             tcb_info: version of the TCB info: 2 or 3.
+
+        Raises:
+            ValueError: there is no such quote.
         """
+        if version not in (3, 4, 5) or tcb_info not in (2, 3):
+            raise ValueError("an SGX quote has version 3, 4 or 5, TCB info version 2 or 3")
         draft = IntelDraft(self, "sgx", version, 1)
         if version == 3:
             draft.header.set(qe_svn=simulated.QE_SVN, pce_svn=simulated.PCE_SVN)
@@ -340,7 +345,12 @@ class IntelPki:
             report_data: 64 bytes, as the TD chose them.
             debug: the TD can be debugged.
             module: major version of the TDX module; for 0 the TCB info has no identity.
+
+        Raises:
+            ValueError: there is no such quote.
         """
+        if (version, body) not in ((4, 2), (5, 2), (5, 3)):
+            raise ValueError("a TDX quote has version 4, or 5 with a body of type 2 or 3")
         draft = IntelDraft(self, "tdx", version, body)
         draft.header["tee_type"] = TEE_TDX
         svn = bytes((5, module, 6)) + bytes(13)

@@ -54,7 +54,7 @@ _USAGES: Final = (
 
 def oid(dotted: str) -> bytes:
     """An object identifier in DER."""
-    first, second, *rest = (int(part) for part in dotted.split("."))
+    first, second, *rest = (int(part) for part in dotted.partition("#")[0].split("."))
     out = b""
     for arc in (40 * first + second, *rest):
         digits = [arc & 0x7F]
@@ -249,6 +249,7 @@ class CertificateDraft(_Draft):
         usage: names of RFC 5280 key usages; None leaves the extension out.
         identifiers: whether it names its key and its issuer's by digest.
         extensions: by dotted OID: whether critical, and the value. Written last, in this order.
+            What follows a `#` is no part of the OID, so that one can come twice.
         version: 3, as written in words; encoded less one.
     """
 

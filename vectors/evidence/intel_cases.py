@@ -626,7 +626,7 @@ def signatures(c: Cases, tee: str) -> None:
         ("binding-zero", "The quoting enclave certified nothing.", field(binding=bytes(64))),
         ("binding-key", "The quoting enclave certified another key.", field(binding=b"\1" * 32 + bytes(32))),
         ("binding-auth", "The authentication data was changed after signing.", changed_auth),
-        ("binding-tail", "Something behind the digest.", lambda d: setattr(d, "binding", tail(d))),
+        ("binding-tail", "Something behind the digest.", lambda d: setattr(d, "binding", d.bound[:63] + b"\1")),
         ("binding-key-swapped", "The host put its own key in place of the certified one.", own_key),
     ):
         c.refuse("qe-binding", QUOTE_SIGNATURES, name, comment, change)
@@ -652,20 +652,14 @@ def pck_key(name: str) -> Change:
     return do(certificate("pck", key=name), signer(qe_report=name))
 
 
-def tail(d: IntelDraft) -> bytes:
-    from hashlib import sha256
-
-    return sha256(d.point + d.qe_auth).digest() + bytes(31) + b"\1"
-
-
 def changed_auth(d: IntelDraft) -> None:
-    d.binding = tail(d)[:32] + bytes(32)
+    d.binding = d.bound
     d.qe_auth = flip(d.qe_auth)
 
 
 def own_key(d: IntelDraft) -> None:
-    d.binding = tail(d)[:32] + bytes(32)
-    d.point = d._ring.ec("stranger").point
+    d.binding = d.bound
+    d.point = d.ring.ec("stranger").point
     d.signers["quote"] = "stranger"
 
 

@@ -283,9 +283,6 @@ def reference_show(path: Path, *, publisher: str, json: bool = False) -> int:
     return show_command(path, publisher=publisher, as_json=json)
 
 
-app.command(tcb)
-
-
 endorsements = App(
     name="endorsements", help="Endorsements of processor vendors: what is cached, and how it crosses an air gap."
 )
@@ -365,3 +362,6 @@ def endorsements_list(*, cache: Path | None = None, json: bool = False) -> int:
     from conclave.cli._endorsements import list_command
 
     return list_command(cache=cache, as_json=json)
+
+
+app.command(tcb)

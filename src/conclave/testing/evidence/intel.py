@@ -187,6 +187,11 @@ class IntelDraft(Draft):
         level: dict[str, Any] = self.qe_identity["tcbLevels"][0]
         return level
 
+    @property
+    def bound(self) -> bytes:
+        """Report data with which a quoting enclave certifies the attestation key."""
+        return hashlib.sha256(self.point + self.qe_auth).digest() + bytes(32)
+
     def tcb_info_2(self) -> Self:
         """Rewrite the TCB info in its version 2, which has no id and names each component."""
         info = self.tcb_info
@@ -221,8 +226,7 @@ class IntelDraft(Draft):
         return self._apply(AFTER, "quote", to_sign + struct.pack("<I", size) + data) + self.trailing
 
     def _certification(self) -> bytes:
-        bound = hashlib.sha256(self.point + self.qe_auth).digest() + bytes(32)
-        self.qe_report["report_data"] = bound if self.binding is None else self.binding
+        self.qe_report["report_data"] = self.bound if self.binding is None else self.binding
         report = self._apply(BEFORE, "qe_report", self.qe_report.pack())
         signature = self._apply(SIGNATURE, "qe_report", self._raw_signature("qe_report", report))
         if self.certification == 5:
@@ -257,7 +261,7 @@ class IntelDraft(Draft):
         return pem(*(self.certificate(c) for c in self.chains[name]))
 
     def _raw_signature(self, layer: str, data: bytes) -> bytes:
-        return self._ring.ec(self.signers[layer]).sign_raw(data)
+        return self.ring.ec(self.signers[layer]).sign_raw(data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -312,9 +312,12 @@ def test_who_gives_up_does_not_take_it_from_others(vendors: VendorServer, machin
     vendors.publish_intel(machine.endorsements)
     operator = Operator(vendors, tmp_path)
 
+    vendors.fail("slow", seconds=0.3)
+
     async def impatient() -> None:
         task = asyncio.create_task(operator.source.endorsements(machine.evidence, "sgx"))
-        await asyncio.sleep(0)
+        while len(vendors.requests) < 4:
+            await asyncio.sleep(0.005)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -641,6 +644,24 @@ def test_a_long_retry_after_is_an_error_at_once_and_holds_for_all(
     restarted.ask(machine)
     for each in (other, platform):
         assert Operator(vendors, tmp_path, NOW + timedelta(seconds=600)).ask(each)
+
+
+@pytest.mark.spec("END-12")
+def test_an_answer_on_its_way_does_not_end_the_wait_of_all(
+    vendors: VendorServer, machine: Platform, tmp_path: Path
+) -> None:
+    """One request is told to wait; another, sent before, succeeds after that."""
+    vendors.publish_intel(machine.endorsements)
+    vendors.publish_intel(machine.endorsements, evaluation="early")
+    vendors.fail("slow", "/rootcacrl", seconds=0.3)
+    vendors.fail("status", "/tcb?", status=429, retry_after="600")
+    with pytest.raises(TransportError):
+        Operator(vendors, tmp_path, patience_seconds=0).ask(machine)
+    vendors.recover()
+    vendors.requests.clear()
+    with pytest.raises(TransportError):
+        Operator(vendors, tmp_path, patience_seconds=0, evaluation="early").ask(machine)
+    assert not vendors.requests
 
 
 @pytest.mark.spec("END-13")

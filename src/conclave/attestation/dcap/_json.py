@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from datetime import datetime
 from itertools import accumulate
 from typing import Any, Final, NoReturn
 
 from conclave.errors import FormatError
 
-MAX_DEPTH: Final = 8
+MAX_DEPTH: Final = 32
 MAX_DIGITS: Final = 10
+_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _ASIDE: Final = bytes(c for c in range(256) if c not in b"[]{}")
-_STEP: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):\d\d:\d\dZ", re.ASCII)
 _ADVISORY: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
@@ -33,7 +32,7 @@ class Members:
 
     def __init__(self, value: object, code: str) -> None:
         if not isinstance(value, dict):
-            _refuse(code)
+            raise _malformed(code)
         self._value: dict[str, Any] = value
         self.code = code
 
@@ -44,7 +43,7 @@ class Members:
     def text(self, name: str) -> str:
         value = self._value.get(name)
         if not isinstance(value, str):
-            _refuse(self.code)
+            raise _malformed(self.code)
         return value
 
     def hex(self, name: str, size: int | None = None) -> bytes:
@@ -53,17 +52,17 @@ class Members:
         try:
             value = bytes.fromhex(text)
         except ValueError:
-            _refuse(self.code)
+            raise _malformed(self.code) from None
         # fromhex passes over white space.
         if 2 * len(value) != len(text) or size not in (None, len(value)):
-            _refuse(self.code)
+            raise _malformed(self.code)
         return value
 
     def number(self, name: str, most: int) -> int:
         """From 0 to `most`."""
         value = self._value.get(name)
         if type(value) is not int or not 0 <= value <= most:
-            _refuse(self.code)
+            raise _malformed(self.code)
         return value
 
     def moment(self, name: str) -> datetime:
@@ -73,7 +72,7 @@ class Members:
                 raise ValueError
             return datetime.fromisoformat(text)
         except ValueError:
-            _refuse(self.code)
+            raise _malformed(self.code) from None
 
     def members(self, name: str) -> Members:
         return Members(self._value.get(name), self.code)
@@ -83,20 +82,22 @@ class Members:
 
     def svns(self, name: str) -> tuple[int, ...]:
         """The `svn` of each of 16 components."""
-        return self.sixteen([v.get("svn") if isinstance(v, dict) else None for v in self._values(name)])
+        try:
+            return self.sixteen([v["svn"] for v in self._values(name)])
+        except (TypeError, KeyError):
+            raise _malformed(self.code) from None
 
-    def sixteen(self, values: Sequence[object]) -> tuple[int, ...]:
+    def sixteen(self, values: list[Any]) -> tuple[int, ...]:
         """Numbers from 0 to 65535. A component has at most 255, but Intel's own samples list levels above it."""
-        numbers = tuple(v for v in values if type(v) is int and 0 <= v <= 0xFFFF)
-        if len(values) != 16 or len(numbers) != 16:
-            _refuse(self.code)
-        return numbers
+        if len(values) != 16 or not all(type(v) is int and 0 <= v <= 0xFFFF for v in values):
+            raise _malformed(self.code)
+        return tuple(values)
 
     def advisories(self) -> tuple[str, ...]:
         """`advisoryIDs`, which may be missing."""
         found = self._values("advisoryIDs") if "advisoryIDs" in self._value else []
         if not all(isinstance(v, str) and _ADVISORY.fullmatch(v) for v in found):
-            _refuse(self.code)
+            raise _malformed(self.code)
         return tuple(found)
 
     def get(self, name: str) -> object:
@@ -105,23 +106,27 @@ class Members:
     def _values(self, name: str) -> list[Any]:
         value = self._value.get(name)
         if not isinstance(value, list):
-            _refuse(self.code)
+            raise _malformed(self.code)
         return value
 
 
 def parse(data: bytes, *, code: str) -> Members:
-    """An object in ASCII, each of its keys once, nested at most 8 deep, with no fractions. Raises FormatError."""
-    depths = accumulate(map(_STEP.__getitem__, data.translate(None, _ASIDE)))
-    if not data.isascii() or max(depths, default=0) > MAX_DEPTH:
-        _refuse(code)
+    """An object in ASCII, each of its keys once, nested at most 32 deep, with no fractions. Raises FormatError."""
+    # Pairs that enclose nothing are taken out, level by level; what is left is too deep, or not in pairs.
+    brackets = data.translate(_BRACKETS, _ASIDE)
+    for _ in range(MAX_DEPTH // 2):
+        brackets = brackets.replace(b"[]", b"")
+    deepest = max(accumulate(1 if b == ord("[") else -1 for b in brackets), default=0)
+    if deepest > MAX_DEPTH // 2 or not data.isascii():
+        raise _malformed(code)
     try:
         # As text: of bytes, the decoder would guess the encoding.
         value = json.loads(
             data.decode(), object_pairs_hook=_once, parse_int=_integer, parse_float=_never, parse_constant=_never
         )
-    # Brackets inside of strings mislead the count above; then the decoder's own limit holds.
+    # Brackets inside of strings count too, and can mislead the count; then the decoder's own limit holds.
     except (ValueError, RecursionError):
-        _refuse(code)
+        raise _malformed(code) from None
     return Members(value, code)
 
 
@@ -142,6 +147,6 @@ def _never(text: str) -> NoReturn:
     raise ValueError
 
 
-def _refuse(code: str) -> NoReturn:
+def _malformed(code: str) -> FormatError:
     what = code.removesuffix("-format").replace("-", " ")
-    raise FormatError(f"{what}: not well-formed, or of a form that is not known", code=code) from None
+    return FormatError(f"{what}: not well-formed, or of a form that is not known", code=code)

@@ -113,6 +113,7 @@ class Amd:
     end: datetime = NOW + 7 * YEAR
     serial_zero: bool = True
     issuer_name: str | None = None
+    root_name: str | None = None
     ca: bool = True
     crl: Mapping[str, Any] | None = None
     now: datetime = NOW
@@ -162,15 +163,20 @@ class Amd:
     # AMD -------------------------------------------------------------------------
 
     @property
+    def root(self) -> str:
+        """Common name of the ARK."""
+        return self.root_name or f"ARK-{self.product}"
+
+    @property
     def ark(self) -> bytes:
-        return authority(f"ARK-{self.product}", f"ARK-{self.product}", "ark", "ark", serial=0x10000)
+        return authority(self.root, self.root, "ark", "ark", serial=0x10000)
 
     @property
     def issuer(self) -> bytes:
         """The ASK or ASVK."""
         common = self.issuer_name or f"SEV-{'' if self.kind == 'VCEK' else 'VLEK-'}{self.product}"
         key, serial = ("ask", 0x10001) if self.kind == "VCEK" else ("asvk", 0x10101)
-        return authority(common, f"ARK-{self.product}", key, "ark", serial=serial, ca=self.ca)
+        return authority(common, self.root, key, "ark", serial=serial, ca=self.ca)
 
     @property
     def issuer_key(self) -> rsa.RSAPrivateKey:
@@ -200,7 +206,7 @@ class Amd:
 
     def list(self) -> bytes:
         """DER of the ARK's revocation list, of serial numbers `revoked`, by key and name of `by`."""
-        said = {"revoked": (), "by": "ark", "name": f"ARK-{self.product}", "update": NOW - 10 * DAY, **(self.crl or {})}
+        said = {"revoked": (), "by": "ark", "name": self.root, "update": NOW - 10 * DAY, **(self.crl or {})}
         builder = x509.CertificateRevocationListBuilder(name_of(said["name"]), said["update"], said["update"] + YEAR)
         builder = builder.add_extension(x509.CRLNumber(7), critical=False)
         for serial in said["revoked"]:

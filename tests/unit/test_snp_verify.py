@@ -255,6 +255,7 @@ CHAINS: dict[str, Callable[[Amd], Amd]] = {
     "an issuer that is no authority": lambda c: c.but(ca=False),
     "an issuer with another name": lambda c: c.but(issuer_name="SEV-Genoa"),
     "an issuer of the other kind's name": lambda c: c.but(issuer_name="SEV-VLEK-Milan"),
+    "a root with another name": lambda c: c.but(root_name="ARK-Genoa"),
     "the root for the key": lambda c: c.but(members={"certificate": c.ark.hex()}),
     "the issuer for the key": lambda c: c.but(members={"certificate": c.issuer.hex()}),
 }
@@ -464,6 +465,14 @@ def test_malformed_endorsements_are_refused(name: str) -> None:
     with pytest.raises(FormatError) as caught:
         verify_report(parse_report(case.report()), MEMBERS[name](case), anchors=case.anchors, now=NOW)
     assert caught.value.code == "endorsements-format"
+
+
+@pytest.mark.spec("SNP-6")
+def test_a_certificate_has_at_most_8192_bytes() -> None:
+    spare = 8192 - len(Amd(arcs={"99": bytes(6000)}).certificate()) + 6000
+    assert len(Amd(arcs={"99": bytes(spare)}).certificate()) == 8192
+    assert Amd(arcs={"99": bytes(spare)}).verify()
+    refused(Amd(arcs={"99": bytes(spare + 1)}), FormatError, "endorsements-format")
 
 
 @pytest.mark.spec("SNP-6")

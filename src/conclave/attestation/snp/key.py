@@ -16,8 +16,8 @@ from conclave.errors import ChainError
 
 OID: Final = "1.3.6.1.4.1.3704.1"
 CHIP_ID_SIZE: Final = 64
+MAX_TEXT: Final = 64
 _PRODUCT_NAME: Final = re.compile(rb"([A-Z][a-z]+)(?:-[A-Z][0-9])?")
-_MAX_PROVIDER: Final = 64
 _STRUCTURES: Final = (0, 1)
 _FMC: Final = 9
 # Names of the parts by the last arc of their extension; 4 to 7 are reserved.
@@ -96,7 +96,7 @@ def read_key(certificate: Certificate, *, what: str) -> EndorsementKey:
         if (hwid is None) == (provider is None) or (hwid is not None and len(hwid) != product.hwid_size):
             raise ValueError
         said = "" if provider is None else _text(certificate, "5").decode("ascii")
-        if len(said) > _MAX_PROVIDER or not said.isprintable() or (provider is not None and not said):
+        if not said.isprintable() or (provider is not None and not said):
             raise ValueError
     except (ValueError, KeyError):
         raise ChainError(
@@ -117,8 +117,8 @@ def _integer(certificate: Certificate, arc: str) -> int:
 
 
 def _text(certificate: Certificate, arc: str) -> bytes:
-    """A DER IA5String of fewer than 128 bytes."""
+    """A short DER IA5String."""
     der = certificate.extension(f"{OID}.{arc}") or b""
-    if len(der) < 2 or der[0] != 0x16 or der[1] >= 0x80 or der[1] != len(der) - 2:
+    if not 2 <= len(der) <= 2 + MAX_TEXT or der[0] != 0x16 or der[1] != len(der) - 2:
         raise ValueError
     return der[2:]

@@ -35,7 +35,7 @@ def meta(folder: Path) -> dict[str, Any]:
 def enclave(folder: Path) -> Enclave:
     artefact = read_artefact(folder)
     kind = artefact.kind
-    return Enclave(folder.name, kind, artefact.data, find_endorsements(kind, artefact.data, Places(folder)))
+    return Enclave(folder.name, kind, artefact.data, find_endorsements(kind, artefact.data, Places(folder)) or b"")
 
 
 def with_alternates() -> list[Any]:

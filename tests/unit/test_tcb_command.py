@@ -259,6 +259,9 @@ def test_what_the_vendor_announced(tcb: Any, samples: Path, announced: str) -> N
     words = tcb("rehearse", *arguments)
     assert "update: CPU component 1 (BIOS: Early Microcode Update) is 2, and has to be 4" in words.out
     # One file, with its endorsements elsewhere.
+    lacking = tcb("rehearse", samples / "sgx" / "quote.bin", *arguments[3:])
+    assert (lacking.status, lacking.out) == (1, "")
+    assert "no endorsements beside it" in lacking.err
     apart = (samples / "sgx" / "quote.bin", "--endorsements", samples / "sgx", *arguments[3:])
     assert tcb("rehearse", *apart, "--json").json["losers"] == 1
 

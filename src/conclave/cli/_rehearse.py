@@ -117,12 +117,13 @@ def _enclave(source: str, endorsements: Path | None) -> Enclave:
     if kind == INSTANCE:
         return _named(source, artefact.data)
     found = find_endorsements(kind, artefact.data, Places(artefact.folder, endorsements))
-    if found is None:
+    # A document of Nitro carries all of its own.
+    if found is None and kind != "nitro":
         raise FormatError(
             f"{safe(source)}: no endorsements beside it; name their folder with --endorsements",
             code="endorsements-missing",
         )
-    return Enclave(source, kind, artefact.data, found)
+    return Enclave(source, kind, artefact.data, found or b"")
 
 
 def _named(source: str, info: bytes) -> Enclave:

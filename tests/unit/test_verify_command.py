@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import http.server
+import io
 import json
 import os
 import re
 import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +34,8 @@ from conclave.cli._artefact import Artefact
 from conclave.cli._folders import Places
 from conclave.cli._steps import BINDING, CODES, LIVENESS, STEPS, advice
 from conclave.cli._verify import Question, judge
+from conclave.host.endorsements.documents import Document, parse_name, read_document
+from conclave.host.endorsements.exchange import write_folder
 from conclave.platform.machine import Machine
 from conclave.testing.evidence import AmdPki, AwsPki, BuiltEvidence, IntelPki
 from conclave.testing.evidence.draft import fingerprint
@@ -297,18 +301,24 @@ def _name_by_ppid(draft: Any, intel: IntelPki) -> None:
 def test_documents_that_were_exported(tee: str, built: Built, tmp_path: Path, verify: Verify) -> None:
     case = built[tee]
     given, place = json.loads(case.endorsements), tmp_path / "exported"
-    place.mkdir()
+
+    def document(name: str, body: bytes, chain: str = "") -> Document:
+        return read_document(parse_name(name), body, chain.encode(), fetched=NOW)
+
     if tee == "snp":
         report = parse_report(case.raw)
         name = f"amd-vcek-milan-{report.field('chip_id').hex()}-{report.field('reported_tcb').hex()}"
-        (place / f"{name}.der").write_bytes(bytes.fromhex(given["certificate"]))
-        (place / "amd-vcek-milan-chain.pem").write_text(given["chain"])
-        (place / "amd-vcek-milan-crl.crl").write_bytes(bytes.fromhex(given["crl"]))
+        documents = [
+            document(name, bytes.fromhex(given["certificate"])),
+            document("amd-vcek-milan-chain", given["chain"].encode()),
+            document("amd-vcek-milan-crl", bytes.fromhex(given["crl"])),
+        ]
     else:
         fmspc = json.loads(given["tcb_info"])["fmspc"].lower()
-        (place / "intel-root-crl.crl").write_bytes(bytes.fromhex(given["root_ca_crl"]))
-        (place / "intel-pck-crl-platform.crl").write_bytes(bytes.fromhex(given["pck_crl"]))
-        (place / "intel-pck-crl-platform.chain.pem").write_text(given["pck_crl_issuer_chain"])
+        documents = [
+            document("intel-root-crl", bytes.fromhex(given["root_ca_crl"])),
+            document("intel-pck-crl-platform", bytes.fromhex(given["pck_crl"]), given["pck_crl_issuer_chain"]),
+        ]
         for evaluation in ("17", "standard", "early"):
             for name, member, kind in (
                 (f"intel-{tee}-tcb-{fmspc}-{evaluation}", "tcb_info", "tcbInfo"),
@@ -317,9 +327,9 @@ def test_documents_that_were_exported(tee: str, built: Built, tmp_path: Path, ve
                 # Only the standard evaluation is what it was; of another the text is altered.
                 text = given[member] if evaluation == "standard" else given[member].replace("17", "18")
                 signature = given[f"{member}_signature"]
-                (place / f"{name}.json").write_text(f'{{"{kind}": {text}, "signature": "{signature}"}}')
-                (place / f"{name}.chain.pem").write_text(given[f"{member}_issuer_chain"])
-    (place / "manifest.json").write_text("{}")
+                body = f'{{"{kind}": {text}, "signature": "{signature}"}}'.encode()
+                documents.append(document(name, body, given[f"{member}_issuer_chain"]))
+    write_folder(documents, place, now=NOW)
     file = tmp_path / "evidence"
     file.write_bytes(case.raw)
     options = ("--endorsements", place, *roots(tmp_path, case), *AT, "--json")
@@ -329,6 +339,9 @@ def test_documents_that_were_exported(tee: str, built: Built, tmp_path: Path, ve
     if tee != "snp":
         (place / f"intel-{tee}-qe-standard.json").unlink()
         assert verify(file, *options).answer.code == "tcb-info-signature"
+    else:
+        (place / "amd-vcek-milan-crl.crl").unlink()
+        assert "revocation-unknown" in verify(file, *options).answer.remarks
     for path in place.glob("*-chain.pem" if tee == "snp" else "*-tcb-*.json"):
         path.write_bytes(b"\xff")
     assert verify(file, *options).answer.code == "endorsements-missing"
@@ -812,6 +825,16 @@ def test_what_a_certificate_says_does_not_reach_the_terminal(tmp_path: Path, ver
     assert told.status == 0
     assert r"\u001b[2J\u0007 \u202edetpecca\u000aAUTHENTIC" in told.out.replace("\n" + " " * 30, "")
     readable(told, verify(sample, *trusted, *AT))
+
+
+@pytest.mark.spec("VER-15")
+def test_a_terminal_that_knows_ascii_alone(
+    built: Built, tmp_path: Path, verify: Verify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert verify(folder(tmp_path, built["snp"]), *roots(tmp_path, built["snp"]), *AT, "--explain").status == 0
+    assert b"SEV-VCEK \\u2190 SEV-Milan" in narrow.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.spec("VER-14")

@@ -95,9 +95,11 @@ def summary(answer: Answer) -> list[str]:
 def explained(finding: Finding) -> list[str]:
     """Step by step, what it means, and the verdict."""
     answer = finding.answer
-    tee = _NAMES.get(answer.tee or finding.kind, "nothing known")
-    whole = "instance info" if finding.instance else "evidence"
-    lines = [f"{whole} of {tee}, as of {answer.at}", ""]
+    what = "something of no known shape"
+    if finding.kind:
+        whole = "instance info" if finding.instance else "evidence"
+        what = f"{whole} of {_NAMES[answer.tee or finding.kind]}"
+    lines = [f"{what}, as of {answer.at}", ""]
     if finding.claims is not None:
         lines += [*_told(finding, finding.claims), "", "What it means", *_meaning(answer), ""]
         lines += ["What was signed", *_facts(answer, _SIGNED), ""]

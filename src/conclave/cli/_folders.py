@@ -20,7 +20,7 @@ from typing import Final
 
 from conclave.attestation import _x509
 from conclave.attestation.claims import MAX_ENDORSEMENTS
-from conclave.cli._exported import amd_endorsements, exported
+from conclave.cli._exported import exported
 from conclave.cli._files import files_in, misuse, read_file, read_if_there
 from conclave.cli._terminal import safe
 from conclave.errors import ChainError
@@ -106,7 +106,8 @@ def _of_amd(place: Path, places: Places) -> bytes | None:
     if leaf is None or issuers is None:
         return None
     crl = read_if_there(place / "crl.der", limit=MAX_ENDORSEMENTS) or b""
-    return amd_endorsements(leaf, "".join(ssl.DER_cert_to_PEM_cert(der) for der in issuers), crl)
+    chain = "".join(ssl.DER_cert_to_PEM_cert(der) for der in issuers)
+    return json.dumps({"certificate": leaf.hex(), "chain": chain, "crl": crl.hex()}).encode()
 
 
 def _issuers(leaf: bytes, places: Places) -> tuple[bytes, ...] | None:

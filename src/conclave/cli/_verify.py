@@ -36,6 +36,7 @@ from conclave.cli._artefact import INSTANCE, Artefact, is_url, read_artefact
 from conclave.cli._explain import Finding, explained, summary
 from conclave.cli._files import constraint_line, misuse, read_file
 from conclave.cli._folders import Places, find_endorsements, find_roots
+from conclave.cli._terminal import show
 from conclave.errors import AppraisalError, FormatError, VerificationError
 
 MISSING: Final = "endorsements-missing"
@@ -106,7 +107,7 @@ def verify_command(
     if as_json:
         print(json.dumps(msgspec.to_builtins(finding.answer)))
     else:
-        print("\n".join(explained(finding) if explain else summary(finding.answer)))
+        show(explained(finding) if explain else summary(finding.answer))
     return finding.answer.status
 
 

@@ -314,6 +314,9 @@ def test_what_an_enclave_without_good_endorsements_is_concerned_by() -> None:
     found = parse_announcement(answer(SGX_LATER))
     assert not found.concerns(replace(alone("one", SGX), endorsements=b"{}"))
     assert not found.concerns(replace(alone("one", SGX), endorsements=b""))
+    # Endorsements of one TEE beside evidence of another.
+    assert not found.concerns(replace(alone("one", SGX), kind="tdx"))
+    assert not found.concerns(replace(alone("one", SGX), kind="snp"))
 
 
 @pytest.mark.spec("TCB-10")
@@ -366,7 +369,8 @@ def test_a_forged_announcement_is_an_error_and_nobodys_loss(document: str) -> No
         b'{"tcbInfo":"\xc3\xa9","signature":"00"}',
         b"[" * 100_000,
         b'{"tcbInfo":' + b"[" * 100_000,
-        b" " * 524_289,
+        answer(SGX_LATER) + b" " * 524_288,
+        SGX_LATER.endorsements + b" " * 524_288,
     ],
 )
 def test_an_announcement_that_is_none(data: bytes) -> None:

@@ -19,6 +19,8 @@ from conclave.cli import main
 from conclave.cli._rehearsal import Rehearsal, schema
 from conclave.cli._tcb import parse_time
 from conclave.errors import FormatError
+from conclave.host.endorsements.documents import QeIdentity, RootList, TcbInfo, read_document
+from conclave.host.endorsements.exchange import write_folder
 from conclave.platform.machine import Machine
 from conclave.testing.evidence import AmdPki, AwsPki, IntelPki
 
@@ -227,13 +229,21 @@ def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (folder / "endorsements.json").write_bytes(evidence.endorsements)
     (tmp_path / "early.json").write_bytes(answer(later))
     (tmp_path / "whole.json").write_bytes(later.endorsements)
-    exported = tmp_path / "exported"
-    exported.mkdir()
-    name = f"intel-sgx-tcb-{INTEL.fmspc.hex()}-early"
-    (exported / f"{name}.json").write_bytes(answer(later))
-    (exported / f"{name}.chain.pem").write_text(json.loads(later.endorsements)["tcb_info_issuer_chain"])
-    (exported / "intel-root-crl.crl").write_bytes(b"")
-    (exported / "manifest.json").write_text("{}")
+    # As `conclave endorsements export --evaluation early` writes it.
+    members = json.loads(later.endorsements)
+    early = [
+        read_document(wanted, body, members[f"{name}_issuer_chain"].encode(), fetched=NOW)
+        for wanted, body, name in (
+            (TcbInfo("sgx", INTEL.fmspc.hex(), "early"), answer(later), "tcb_info"),
+            (QeIdentity("sgx", "early"), answer(later, "qe_identity"), "qe_identity"),
+        )
+    ]
+    root = read_document(RootList(), bytes.fromhex(members["root_ca_crl"]), b"", fetched=NOW)
+    tdx = json.loads(INTEL.tdx().endorsements)
+    wanted = TcbInfo("tdx", INTEL.fmspc.hex(), "early")
+    other = read_document(wanted, answer(INTEL.tdx()), tdx["tcb_info_issuer_chain"].encode(), fetched=NOW)
+    write_folder([*early, root, other], tmp_path / "exported", now=NOW)
+    write_folder([other], tmp_path / "foreign", now=NOW)
     return tmp_path
 
 
@@ -256,6 +266,9 @@ def test_what_the_vendor_announced(tcb: Any, samples: Path, announced: str) -> N
     assert [e["changes"] for e in done.json["enclaves"]] == [True, False, False]
     lost = [p for p in done.json["pairs"] if p["loses_access"]]
     assert [(p["enclave"], p["constraint"]) for p in lost] == [(str(samples / "sgx"), "constraint 1")]
+    foreign = tcb("rehearse", *arguments[:-1], samples / "foreign")
+    assert (foreign.status, foreign.out) == (1, "")
+    assert "another kind of platform" in foreign.err
     words = tcb("rehearse", *arguments)
     assert "update: CPU component 1 (BIOS: Early Microcode Update) is 2, and has to be 4" in words.out
     # One file, with its endorsements elsewhere.

@@ -28,7 +28,6 @@ CODE: Final = "announcement-format"
 _CHAIN: Final = re.compile(
     rb"^(?:SGX-)?(?:TCB-Info|Enclave-Identity)-Issuer-Chain:[ \t]*([!-~]+)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE
 )
-_INTEL: Final = ("sgx", "tdx")
 
 
 class _Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,8 +52,6 @@ class Announcement:
 
     def concerns(self, enclave: Enclave) -> bool:
         """Whether it is about that enclave's kind of platform. Raises FormatError."""
-        if enclave.kind not in _INTEL:
-            return False
         try:
             before = dcap.parse_endorsements(enclave.endorsements)
         except FormatError:
@@ -66,7 +63,7 @@ class Announcement:
         if "tcb_info" not in self.members:
             return after.qe_identity.tee == enclave.kind
         ours, theirs = before.tcb_info, after.tcb_info
-        return (ours.tee, ours.fmspc, ours.pce_id) == (theirs.tee, theirs.fmspc, theirs.pce_id)
+        return (enclave.kind, ours.fmspc, ours.pce_id) == (theirs.tee, theirs.fmspc, theirs.pce_id)
 
     def in_place_of(self, enclave: Enclave) -> bytes:
         """The enclave's endorsements with this in them."""

@@ -19,6 +19,7 @@ from conclave.attestation.appraisal import Claims, weigh
 from conclave.attestation.binding import runtime_measurement
 from conclave.attestation.claims import InstanceInfo, parse_instance_info
 from conclave.attestation.constraint import Constraint
+from conclave.attestation.evidence import EvidenceClaims
 from conclave.attestation.gaps import Gap, gaps_of
 from conclave.attestation.reference import ReferenceValues, built_in
 from conclave.attestation.security import Security
@@ -168,6 +169,7 @@ class _Bench:
         self._situation = situation
         self._reference = situation.reference or built_in()
         self._verified: dict[tuple[frozenset[str], str | None], Claims | Error] = {}
+        self._gaps: dict[str | None, tuple[Gap, ...]] = {}
 
     def _authenticated(self, constraint: Constraint) -> Claims | Error:
         key = (constraint.tees, constraint.simulated_anchor)
@@ -205,8 +207,14 @@ class _Bench:
             advisories=evidence.advisories,
             reasons=reasons,
             failures=failures,
-            gaps=gaps_of(evidence, self._enclave.endorsements, minimum=minimum) if failures or reasons else (),
+            gaps=self._lacking(evidence, minimum) if failures or reasons else (),
         )
+
+    def _lacking(self, evidence: EvidenceClaims, minimum: str | None) -> tuple[Gap, ...]:
+        # The same for whatever anchors it verified under.
+        if minimum not in self._gaps:
+            self._gaps[minimum] = gaps_of(evidence, self._enclave.endorsements, minimum=minimum)
+        return self._gaps[minimum]
 
 
 def _of_platforms(constraint: Constraint, claims: Claims) -> Constraint:

@@ -90,7 +90,7 @@ def rehearse_command(given: Given, coming: Coming, *, as_json: bool) -> int:
 def _situations(given: Given, coming: Coming) -> tuple[Situation, Situation]:
     enclaves = tuple(_enclave(source, given.endorsements) for source in given.sources)
     reference = _reference_values(given.reference, given.publisher)
-    later = announce(enclaves, [a for path in coming.announced for a in _announcements(path)])
+    later = announce(enclaves, [a for path in coming.announced for a in _announcements(path, enclaves)])
     moment = coming.advance_to or in_force(enclaves, later, given.now)
     genuine: frozenset[str] = frozenset()
     if coming.platform is not None:
@@ -177,13 +177,15 @@ def _lines(path: Path) -> list[str]:
 # What is to come -----------------------------------------------------------------------
 
 
-def _announcements(path: Path) -> list[Announcement]:
-    """Of one file; or of a folder that `conclave endorsements export` wrote, each TCB info and QE identity."""
+def _announcements(path: Path, enclaves: tuple[Enclave, ...]) -> list[Announcement]:
+    """Of one file; or of a folder that `conclave endorsements export` wrote, what concerns these enclaves."""
     if path.is_dir():
         files = sorted(p for p in path.glob("intel-*.json") if "-tcb-" in p.name or "-qe-" in p.name)
         if not files:
             raise misuse(f"{safe(str(path))} holds no TCB info or QE identity as they are exported")
-        return [a for file in files for a in _announcements(file)]
+        found = [a for file in files for a in _announcements(file, enclaves)]
+        # If nothing in it does, it is the wrong folder, and that is said.
+        return [a for a in found if any(a.concerns(enclave) for enclave in enclaves)] or found
     data = read_file(path, limit=MAX_ENDORSEMENTS)
     chain = read_if_there(path.with_name(f"{path.stem}.chain.pem"), limit=MAX_ENDORSEMENTS) or b""
     try:

@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from conclave.attestation import Anchors, verify_evidence
 from conclave.attestation._x509 import Certificate
 from conclave.attestation.dcap import parse_quote, verify_quote
 from conclave.attestation.dcap.pck import pck_extension
@@ -70,6 +71,24 @@ def test_a_place_that_cannot_be_used(tmp_path: Path) -> None:
     file.write_bytes(b"")
     with pytest.raises(PlatformError, match="cannot make a simulated machine"):
         Machine.open(file / "below")
+
+
+def test_a_machine_made_by_an_early_release_is_used_on(tmp_path: Path) -> None:
+    machine = Machine.open(tmp_path, now=NOW)
+    identity = {"code": bytes(32), "signer": bytes(32), "product_id": 0, "revocation_level": 0, "context": b""}
+    before = machine.anchor, machine.sealing_key("code", **identity)
+    settings = json.loads((tmp_path / "machine" / "settings.json").read_text())
+    early = {"secret": settings["secret"], "fmspc": settings["fmspc"], "status": "UpToDate"}
+    early |= {"advisories": [], "number": 4, "issued": "2026-11-24T20:34:01.174043+00:00"}
+    (tmp_path / "machine" / "settings.json").write_text(json.dumps(early))
+    (tmp_path / "machine" / "pck.key").write_bytes(bytes.fromhex(settings["pck_key"]))
+    for _ in range(2):
+        later = Machine.open(tmp_path, now=NOW)
+        assert (later.anchor, later.sealing_key("code", **identity)) == before
+        assert later.vendor.number == 5
+    quote = later.quote(report_data=bytes(64), config_id=bytes(64), mrenclave=bytes(32))
+    anchors = Anchors({}, simulated=True)
+    assert verify_evidence(quote, later.endorsements(), kind="sgx", anchors=anchors, now=NOW)[0] == "simulated"
 
 
 def test_a_machine_that_somebody_else_made_meanwhile(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ _HINTS: Final = {
     503: "the host says that the enclave is not running at the moment",
 }
 CHALLENGE_ANSWER: Final = 96
+# How many times more a client asks for the instance while the host says that it starts.
+_STARTING: Final = 10
 _AGAIN: Final = frozenset({409, 422, 502, 503})
 
 
@@ -176,13 +178,14 @@ class ClientCore:
         return result
 
     def _get_info(self) -> Steps[Answer]:
-        for attempt in range(self._attempts):
+        # An enclave that starts again deserves more patience than an address where nobody is.
+        for attempt in range(self._attempts + _STARTING):
             answer = yield Exchange("GET", "/instance")
             if answer.status == 200:
                 return answer
-            if answer.status not in (0, 503):
+            if answer.status not in (0, 503) or (answer.status == 0 and attempt + 1 >= self._attempts):
                 break
-            yield Pause(0.05 * 2**attempt)
+            yield Pause(_delay(attempt))
         raise TransportError(f"the host gives no instance info: {_reason(answer)}")
 
     def _open(self, name: str, topic: _Topic, *, new_boot: bool) -> None:

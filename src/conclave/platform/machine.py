@@ -60,6 +60,17 @@ class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+class _EarlySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of machines made before TCB versions could be rehearsed."""
+
+    secret: str
+    fmspc: str
+    status: str
+    advisories: tuple[str, ...]
+    number: int
+    issued: Moment
+
+
 class Machine:
     """A simulated machine, opened from its directory.
 
@@ -89,6 +100,7 @@ class Machine:
                 raise PlatformError(f"there is no simulated machine in {directory}")
             _create(directory, moment)
         try:
+            _bring_up_to_date(target, moment)
             machine = cls._read(target)
             machine.reissue(moment)
         except (OSError, ValueError, LookupError, msgspec.MsgspecError):
@@ -263,6 +275,28 @@ def _create(directory: Path, now: datetime) -> None:
         shutil.rmtree(place, ignore_errors=True)
         if not (directory / "machine").exists():
             raise PlatformError(f"cannot make a simulated machine in {directory}") from None
+
+
+def _bring_up_to_date(target: Path, now: datetime) -> None:
+    """Give an early machine what later ones have. Its root and what it sealed stay.
+
+    Its PCK certificate named a PPID that was written down nowhere else: it gets another.
+    """
+    try:
+        early = msgspec.json.decode((target / "settings.json").read_bytes(), type=_EarlySettings)
+    except msgspec.ValidationError:
+        return
+    parts: dict[str, Any] = {"fmspc": bytes.fromhex(early.fmspc)}
+    for name in _PARTS:
+        parts[f"{name}_key"] = pki.load_private((target / f"{name}.key").read_bytes())
+        parts[name] = pki.load_certificate((target / f"{name}.crt").read_bytes())
+    key = pki.load_private((target / "pck.key").read_bytes())
+    ppid = _crypto.sha256(pki.certificate_der(parts["root"]))[:16]
+    keys = Pki(pck_key=key, pck=parts["ca"], ppid=ppid, **parts).certified(key, FIRST, now=now)
+    vendor = Vendor.first(start_of_day(now), number=early.number + 1)
+    long_ago = datetime.min.replace(tzinfo=UTC)
+    bare = _Settings(early.secret, early.fmspc, ppid.hex(), FIRST, "", "", (), vendor, long_ago)
+    _write(target / "settings.json", msgspec.json.encode(bare.certified(keys, FIRST)))
 
 
 def _load(directory: Path) -> _Settings:

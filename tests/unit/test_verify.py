@@ -466,7 +466,12 @@ def test_evidence_of_another_format_than_it_says(processor: Machine) -> None:
 def test_evidence_without_certificates_leads_nowhere(processor: Machine) -> None:
     evidence = intel(3, 1).but(certification=(3, bytes(404))).quote()
     for constraint in (ANY, INSECURE, f"{INSECURE} TEE:simulated@{processor.anchor}"):
-        refused(VerificationError, info(processor, evidence=evidence), constraint, match="trust anchor|only the vendor can follow")
+        refused(
+            VerificationError,
+            info(processor, evidence=evidence),
+            constraint,
+            match="trust anchor|only the vendor can follow",
+        )
 
 
 def test_a_time_without_a_zone_is_a_bug_of_the_caller(processor: Machine) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from conclave.bundle import Bundle, unpack
 from conclave.enclave import _runtime
+from conclave.enclave._sandbox import in_memory
 from conclave.enclave.drivers.nsm import NitroTee, Nsm
 from conclave.errors import BundleError
 
@@ -51,8 +52,21 @@ def test_a_bundle_with_the_names_and_sizes_of_another(
         path = next((source.parent / "__pycache__").iterdir()) if change == "byte code" else source
         honest = path.read_bytes()
         path.write_bytes(honest.replace(b"kept", b"sent"))
-        assert len(path.read_bytes()) == len(honest) and path.read_bytes() != honest
+        assert len(path.read_bytes()) == len(honest)
+        assert path.read_bytes() != honest
     tee = NitroTee(Nsm(-1, ioctl=Module(Nitro(NOW)).ioctl))
-    with pytest.raises(BundleError, match="differs from what the manifest says|is not in the manifest"):
+    with pytest.raises(BundleError, match=r"differs from what the manifest says|is not in the manifest"):
         _runtime._prepare(tmp_path / "bundle", tee, None)
     assert "genuine" not in sys.modules
+
+
+@pytest.mark.spec("T-12", "DRV-28")
+def test_a_bundle_on_a_disk_that_changes_after_it_was_checked(author: Callable[..., Bundle], tmp_path: Path) -> None:
+    from tests.imitations.nsm import Module
+    from tests.imitations.processor import Nitro
+
+    unpack(author("genuine", HONEST), tmp_path / "bundle")
+    assert not in_memory(str(tmp_path / "bundle")) or pytest.skip("everything lies in memory here")
+    tee = NitroTee(Nsm(-1, ioctl=Module(Nitro(NOW)).ioctl))
+    with pytest.raises(_runtime.StartError, match="where the host can change it"):
+        _runtime._prepare(tmp_path / "bundle", tee, lambda places: "landlock")

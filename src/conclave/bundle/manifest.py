@@ -155,7 +155,8 @@ def check_files(directory: Path, manifest: Manifest, *, contents: bool) -> None:
         BundleError: naming the first difference.
     """
     listed = {f.path: f for f in manifest.files}
-    folders = {path[:at] for path in (*listed, *(f"{root}/" for root in ROOTS)) for at, c in enumerate(path) if c == "/"}
+    paths = (*listed, *(f"{root}/" for root in ROOTS))
+    folders = {path[:at] for path in paths for at, letter in enumerate(path) if letter == "/"}
     found = 0
     stack = [(os.fspath(directory), "")]
     while stack:

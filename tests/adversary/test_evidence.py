@@ -6,20 +6,120 @@ vendor's shape, as genuine hardware in hostile hands would make it.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from conclave import _crypto
+from conclave.attestation import (
+    Anchors,
+    AttestationResult,
+    Claims,
+    Constraint,
+    EvidenceClaims,
+    InstanceClaims,
+    InstanceInfo,
+    bundle_id,
+    verify_evidence,
+    verify_instance,
+)
+from conclave.attestation.appraisal import security_of
+from conclave.attestation.binding import runtime_measurement
 from conclave.bundle import Bundle, unpack
 from conclave.enclave import _runtime
 from conclave.enclave._sandbox import in_memory
 from conclave.enclave.drivers.nsm import NitroTee, Nsm
-from conclave.errors import BundleError
+from conclave.errors import BindingError, BundleError
+from conclave.testing.evidence import AmdPki, AwsPki, BuiltEvidence, IntelPki
+from conclave.testing.verifier import RELEASE, vendor_root
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+VICTIM: dict[str, Any] = {"code": b"v" * 32, "signer": b"s" * 32, "product_id": 7, "revocation_level": 3}
+EVIL: dict[str, Any] = VICTIM | {"code": b"e" * 32}
+
+
+@cache
+def intel() -> IntelPki:
+    return IntelPki.create(now=NOW)
+
+
+@cache
+def amd() -> AmdPki:
+    return AmdPki.create(now=NOW)
+
+
+@cache
+def aws() -> AwsPki:
+    return AwsPki.create(now=NOW)
+
+
+def root_of(tee: str) -> bytes:
+    if tee == "snp":
+        return amd().snp_draft().certificate("ark")
+    return (aws().nitro_draft() if tee == "nitro" else intel().sgx_draft()).certificate("root")
+
+
+def said(parts: dict[str, Any] = VICTIM, **changes: Any) -> InstanceClaims:
+    """What whoever makes the evidence says about itself."""
+    fields: dict[str, Any] = {
+        "version": 1,
+        "bundle_id": bundle_id(**parts),
+        **parts,
+        "runtime": RELEASE,
+        "sandbox": "none",
+        "mode": "release",
+        "suite": _crypto.SUITE_ID,
+        "encryption_key": bytes(1216),
+        "signing_key": bytes(32),
+        "boot_nonce": bytes(32),
+        "log_id": None,
+        "kds_constraint": None,
+        "interface": bytes(32),
+    }
+    return InstanceClaims(**(fields | changes))
+
+
+def verify(built: BuiltEvidence) -> EvidenceClaims:
+    """What genuine hardware said, by the production verifier."""
+    anchors = Anchors({built.tee: built.anchors})
+    return verify_evidence(built.raw, built.endorsements, kind=built.tee, anchors=anchors, now=NOW)[1]
+
+
+def level(built: BuiltEvidence, constraint: str = "") -> str:
+    """The security of evidence alone."""
+    found = verify(built)
+    claims = Claims(None, b"", found.tee, found, runtime_measurement(found), NOW)
+    return security_of(claims, constraint=Constraint.parse(constraint, program=False) if constraint else None)[0]
+
+
+@contextlib.contextmanager
+def vendor(tee: str, measurement: bytes = bytes(48), **known: Any) -> Iterator[None]:
+    """Within the block the test PKI is the vendor's, and reference values know that much."""
+    with vendor_root(root_of(tee), tee=tee, measurement=measurement, **known):
+        yield
+
+
+def connect(built: BuiltEvidence, claims: InstanceClaims, constraint: str) -> AttestationResult:
+    """A client who is given this evidence for these claims."""
+    info = InstanceInfo(
+        version=1, format=built.tee, evidence=built.raw, endorsements=built.endorsements, claims=claims.encode()
+    )
+    return verify_instance(info.encode(), Constraint.parse(constraint), now=NOW)
+
+
+def extended(*values: bytes) -> bytes:
+    register = bytes(48)
+    for value in values:
+        register = hashlib.sha384(register + value).digest()
+    return register
+
 
 HONEST = """
 from conclave.enclave import Enclave, rpc
@@ -70,3 +170,28 @@ def test_a_bundle_on_a_disk_that_changes_after_it_was_checked(author: Callable[.
     tee = NitroTee(Nsm(-1, ioctl=Module(Nitro(NOW)).ioctl))
     with pytest.raises(_runtime.StartError, match="where the host can change it"):
         _runtime._prepare(tmp_path / "bundle", tee, lambda places: "landlock")
+
+
+# He is the administrator of an EC2 instance -------------------------------------------
+
+
+@pytest.mark.spec("T-24", "CLM-1", "EVID-5", "EVID-8")
+def test_an_instance_that_puts_a_victims_name_into_its_tpm() -> None:
+    """Register 16 of a TPM can be reset and extended at will; 0 to 2 are the same on every instance."""
+    claims = said()
+    registers = {n: bytes((n + 1,)) * 48 for n in range(3)}
+
+    def document(name: str) -> BuiltEvidence:
+        def change(draft: Any) -> None:
+            draft.payload.pop("pcrs")
+            draft.payload |= {name: {**registers, 16: extended(claims.bundle_id)}, "user_data": claims.digest()}
+
+        return aws().nitro(change=change)
+
+    pinned = hashlib.sha384(b"".join(registers.values())).digest()
+    constraint = f"C:{claims.code.hex()} TEE:nitro RUNTIME:{pinned.hex()}"
+    with vendor("nitro", pinned):
+        assert connect(document("pcrs"), claims, constraint).security == "SECURE"
+        with pytest.raises(BindingError):
+            connect(document("nitrotpm_pcrs"), claims, constraint)
+    assert level(document("nitrotpm_pcrs")) == "INSECURE"

@@ -36,7 +36,7 @@ from conclave.bundle import Bundle, unpack
 from conclave.enclave import _runtime
 from conclave.enclave._sandbox import in_memory
 from conclave.enclave.drivers.nsm import NitroTee, Nsm
-from conclave.errors import BindingError, BundleError
+from conclave.errors import AppraisalError, BindingError, BundleError
 from conclave.testing.evidence import AmdPki, AwsPki, BuiltEvidence, IntelPki
 from conclave.testing.verifier import RELEASE, vendor_root
 
@@ -195,3 +195,42 @@ def test_an_instance_that_puts_a_victims_name_into_its_tpm() -> None:
         with pytest.raises(BindingError):
             connect(document("nitrotpm_pcrs"), claims, constraint)
     assert level(document("nitrotpm_pcrs")) == "INSECURE"
+
+
+# He has one accepted program claim to be another ----------------------------------------
+
+
+@pytest.mark.spec("T-25", "T-07", "EVID-9")
+@pytest.mark.parametrize("by_config_id", [False, True])
+def test_an_accepted_program_that_claims_to_be_another(by_config_id: bool) -> None:
+    """Runtime and program are one measurement, and the program shares its process with the runtime."""
+    lie = said(VICTIM)
+    measured = {"victim": b"V" * 32, "evil": b"E" * 32}
+    constraint = f"C:{VICTIM['code'].hex()} C:{EVIL['code'].hex()} TEE:sgx"
+    constraint += "".join(f" RUNTIME:{m.hex()}" for m in measured.values())
+
+    def quote(measurement: bytes, claims: InstanceClaims) -> BuiltEvidence:
+        # Whoever launches it signs it anew, with key separation, and writes any CONFIGID.
+        config = claims.bundle_id + bytes(32) if by_config_id else bytes(64)
+
+        def change(draft: Any) -> None:
+            draft.body.set(mrenclave=measurement, config_id=config)
+
+        return intel().sgx(report_data=claims.digest(), change=change)
+
+    known = {"measurement": measured["victim"], "bundle_id": lie.bundle_id}
+    with vendor("sgx", **known):
+        assert connect(quote(measured["victim"], lie), lie, constraint).claims.code == VICTIM["code"]
+        with pytest.raises(AppraisalError, match="not for which of the programs"):
+            connect(quote(measured["evil"], lie), lie, constraint)
+        # Pinned for one program, it is that one's: its owner said so.
+        connect(quote(measured["evil"], lie), lie, f"C:{VICTIM['code'].hex()} RUNTIME:{measured['evil'].hex()}")
+
+
+@pytest.mark.spec("T-25", "EVID-9", "CON-12")
+def test_a_replaced_release_that_claims_the_level_of_its_successor() -> None:
+    old = said(VICTIM | {"revocation_level": 9})
+    constraint = f"S:{VICTIM['signer'].hex()} PROD:7 REVOKE:4 TEE:sgx RUNTIME:{'0e' * 32}"
+    quote = intel().sgx(report_data=old.digest(), change=lambda draft: draft.body.set(mrenclave=b"\x0e" * 32))
+    with vendor("sgx", bytes(32)), pytest.raises(AppraisalError, match="not for which of the programs"):
+        connect(quote, old, constraint)

@@ -17,8 +17,8 @@ test: $(STAMP) $(VENV)/.system
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
-	@$(BIN)/ruff check src tests fuzz mutation bench examples vectors
-	@$(BIN)/ruff format --check src tests fuzz mutation bench examples vectors
+	@$(BIN)/ruff check src tests fuzz mutation bench examples vectors docs
+	@$(BIN)/ruff format --check src tests fuzz mutation bench examples vectors docs
 	@$(BIN)/mypy
 
 bench: $(STAMP) $(VENV)/.bench
@@ -27,7 +27,8 @@ bench: $(STAMP) $(VENV)/.bench
 # Coverage-guided, SECONDS for each target; `make fuzz TARGETS=wheel SECONDS=600` for one.
 SECONDS ?= 60
 TARGETS ?= claims instance_info quote endorsements pem constraint mail frames call manifest archive wheel source lock \
-	fetched mailbox conversation arguments result mails keys inspect http snp_report snp_endorsements nitro_document
+	fetched mailbox conversation arguments result mails keys inspect http snp_report snp_endorsements nitro_document \
+	announcement
 fuzz: $(STAMP) $(VENV)/.fuzz
 	@for t in $(TARGETS); do $(BIN)/python -m fuzz $(SECONDS) $$t || exit 1; done
 

@@ -131,6 +131,18 @@ def fetched(info: dict[str, bytes]) -> None:
         keep("fetched", name, bytes((kind,)) + data)
 
 
+def announcements(endorsements: bytes) -> None:
+    """What the vendor of the vectors' machine would have published early."""
+    members = json.loads(endorsements)
+    for name, outer in (("tcb_info", "tcbInfo"), ("qe_identity", "enclaveIdentity")):
+        body = f'{{"{outer}":{members[name]},"signature":"{members[f"{name}_signature"]}"}}'
+        keep("announcement", name, body.encode())
+        header = "TCB-Info-Issuer-Chain" if name == "tcb_info" else "SGX-Enclave-Identity-Issuer-Chain"
+        head = f"HTTP/1.1 200 OK\r\n{header}: {quote(members[f'{name}_issuer_chain'])}\r\n\r\n"
+        keep("announcement", f"{name}-with-head", (head + body).encode())
+    keep("announcement", "whole", endorsements)
+
+
 def main() -> None:
     for area, fields in FIELDS.items():
         for path in sorted((VECTORS / area).glob("*.json")):
@@ -148,6 +160,7 @@ def main() -> None:
     keep("quote", "info", info["evidence"])
     keep("endorsements", "info", info["endorsements"])
     intel_evidence()
+    announcements(info["endorsements"])
     start = info["evidence"].find(b"-----BEGIN")
     keep("pem", "chain", info["evidence"][start:].rstrip(b"\0"))
     frames = [struct.pack(">IB3sQ", 3, kind, bytes(3), kind) + b"abc" for kind in range(1, 12)]

@@ -18,9 +18,12 @@ from conclave._framing import FrameReader, Kind, PlatformKind
 from conclave._mailheader import address_of, parse_mail
 from conclave.attestation import Constraint, verify_instance
 from conclave.attestation._x509 import split_pem
+from conclave.attestation.announced import announce, in_force, parse_announcement
 from conclave.attestation.claims import parse_claims, parse_instance_info
 from conclave.attestation.dcap import parse_endorsements, parse_quote, verify_quote
+from conclave.attestation.expiry import expiries
 from conclave.attestation.nitro import parse_document, verify_document
+from conclave.attestation.rehearse import Enclave
 from conclave.attestation.snp import parse_report, verify_report
 from conclave.bundle.archive import read_bundle
 from conclave.bundle.lockfile import read_lock
@@ -98,6 +101,20 @@ def nitro_document(data: bytes) -> None:
     assert document.payload in data
     claims = verify_document(document, anchors=_nitro_anchor(), now=_THEN)
     assert claims.platform == document.module_id
+
+
+@cache
+def _enclave() -> Enclave:
+    parts = ((_CORPUS / part / "info").read_bytes() for part in ("quote", "endorsements"))
+    return Enclave("fuzzed", "sgx", *parts)
+
+
+def announcement(data: bytes) -> None:
+    found = parse_announcement(data)
+    now = (_enclave(),)
+    then = announce(now, [found])
+    assert in_force(now, then, _NOW) >= _NOW
+    assert expiries(then[0])
 
 
 def pem(data: bytes) -> None:
@@ -198,6 +215,6 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     f.__name__: f
     for f in (
         claims, instance_info, quote, endorsements, pem, constraint, mail, frames, call, manifest, archive, wheel,
-        source, lock, fetched, snp_report, snp_endorsements, nitro_document,
+        source, lock, fetched, snp_report, snp_endorsements, nitro_document, announcement,
     )
 } | STATES  # fmt: skip

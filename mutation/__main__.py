@@ -44,6 +44,10 @@ _FAST = {
     ],
     "attestation/snp": [_VECTORS, "tests/unit/test_snp_report.py", "tests/unit/test_snp_verify.py"],
     "attestation/nitro": [_VECTORS, "tests/unit/test_nitro_document.py", "tests/unit/test_nitro_verify.py"],
+    "attestation/announced.py": ["tests/unit/test_rehearse.py"],
+    "attestation/expiry.py": ["tests/unit/test_rehearse.py"],
+    "attestation/gaps.py": ["tests/unit/test_rehearse.py"],
+    "attestation/rehearse.py": ["tests/unit/test_rehearse.py", "tests/unit/test_tcb_command.py"],
     "enclave/drivers": [
         "tests/unit/test_drivers_gramine.py",
         "tests/unit/test_drivers_nsm.py",

@@ -19,6 +19,7 @@ from conclave.attestation.dcap._layout import HEADER, SGX_REPORT, TD_REPORT_10, 
 from conclave.attestation.evidence import EvidenceClaims
 from conclave.platform import pki
 from conclave.platform.pki import Pki
+from conclave.platform.vendor import QE_MRSIGNER, Vendor
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 QE_VENDOR = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
@@ -129,7 +130,7 @@ class Intel:
 
     def endorsements(self) -> bytes:
         platform, _ = keys()
-        parts: dict[str, str] = json.loads(platform.endorsements(now=NOW, status="UpToDate", advisories=(), number=1))
+        parts: dict[str, str] = json.loads(platform.endorsements(Vendor.first(NOW), now=NOW))
         for name in ("tcb_info", "qe_identity"):
             text = json.dumps({k: v for k, v in getattr(self, name).items() if v is not None}, separators=(",", ":"))
             signature = pki.raw_signature(platform.tcb_key, text.encode())
@@ -163,7 +164,7 @@ def intel(version: int = 4, body_type: int = 2) -> Intel:
             "tdxModule": {"mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8},
             "tdxModuleIdentities": MODULES,
         }
-    signer, product, version_of_qe = (pki.QE_MRSIGNER, 1, 8) if sgx else (TD_QE_MRSIGNER, 2, 4)
+    signer, product, version_of_qe = (QE_MRSIGNER, 1, 8) if sgx else (TD_QE_MRSIGNER, 2, 4)
     qe_identity = {
         "id": "QE" if sgx else "TD_QE", "version": 2, **period, "tcbEvaluationDataNumber": 18,
         "miscselect": "00000000", "miscselectMask": "FFFFFFFF", "attributes": "11" + "00" * 15,

@@ -129,18 +129,25 @@ def _key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def _name(common: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+def _name(common: str, organisation: str) -> x509.Name:
+    parts = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation)] if organisation else []
+    return x509.Name([*parts, x509.NameAttribute(NameOID.COMMON_NAME, common)])
 
 
 def certificate(
-    subject: str, issuer: str, extensions: dict[str, bytes] | None = None, *, begin: datetime, end: datetime
+    subject: str,
+    issuer: str,
+    extensions: dict[str, bytes] | None = None,
+    *,
+    begin: datetime,
+    end: datetime,
+    organisation: str = "",
 ) -> bytes:
     """DER with those names, dates and extensions (by the end of AMD's identifier)."""
     builder = (
         x509.CertificateBuilder()
-        .subject_name(_name(subject))
-        .issuer_name(_name(issuer))
+        .subject_name(_name(subject, organisation))
+        .issuer_name(_name(issuer, organisation))
         .public_key(_key().public_key())
         .serial_number(7)
         .not_valid_before(begin)
@@ -153,9 +160,10 @@ def certificate(
     return builder.sign(_key(), hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
-def revocation_list(issuer: str, *, begin: datetime, end: datetime) -> bytes:
+def revocation_list(issuer: str, *, begin: datetime, end: datetime, organisation: str = "") -> bytes:
     """DER of an empty list."""
-    builder = x509.CertificateRevocationListBuilder().issuer_name(_name(issuer)).last_update(begin).next_update(end)
+    name = _name(issuer, organisation)
+    builder = x509.CertificateRevocationListBuilder().issuer_name(name).last_update(begin).next_update(end)
     return builder.sign(_key(), hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
@@ -228,7 +236,7 @@ class Operator:
         defaults: dict[str, Any] = {
             "intel": IntelService(vendors.url),
             "amd": AmdService(vendors.url),
-            "limits": TimeLimits(2.0, 2.0),
+            "limits": TimeLimits(10.0, 10.0),
             "chance": lambda: 0.0,
         }
         self.source = Endorsements(place, clock=self.clock, on_event=self.events.append, **(defaults | options))

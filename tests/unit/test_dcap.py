@@ -38,8 +38,10 @@ from conclave.errors import (
     VerificationError,
 )
 from conclave.platform import pki
-from conclave.platform.machine import ATTRIBUTES, Machine
+from conclave.platform.machine import Machine
 from conclave.platform.pki import Pki
+from conclave.platform.quote import ATTRIBUTES
+from conclave.platform.vendor import FIRST, STATUSES, Vendor
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -172,7 +174,7 @@ def test_the_fields_of_a_quote_are_where_the_layout_says(case: Case) -> None:
 # What is authentic but says something worth knowing.
 
 
-@pytest.mark.parametrize("status", [s for s in pki.STATUSES if s != "Revoked"])
+@pytest.mark.parametrize("status", [s for s in STATUSES if s != "Revoked"])
 def test_every_status_the_vendor_gives_is_told(case: Case, status: str) -> None:
     claims = case.level(tcbStatus=status, advisoryIDs=["INTEL-SA-2", "INTEL-SA-1", "INTEL-SA-2"]).verify()
     assert claims.tcb_status == status
@@ -533,16 +535,15 @@ def test_wrong_shape(case: Case, name: str) -> None:
 
 def test_certificates_expire_while_endorsements_are_fresh(case: Case) -> None:
     later = NOW + timedelta(days=365 * 20 + 1)
-    text = case.keys.endorsements(now=later, status="UpToDate", advisories=(), number=2)
+    text = case.keys.endorsements(Vendor.first(NOW), now=later)
     refused(case, ExpiredError, ("pck-expired", lambda c: replace(c, now=later, endorsements=json.loads(text))))
 
 
 def test_certificates_of_the_future(case: Case) -> None:
     keys = Pki.create(fmspc=bytes(6), ppid=bytes(16), now=NOW + DAY)
-    settings = {"secret": "", "fmspc": ""}
-    machine = Machine(Path(), settings, keys, pki.private_der(ec.generate_private_key(ec.SECP256R1())))
+    machine = Machine(Path(), b"", FIRST, keys, pki.private_der(pki.new_private()))
     quote = machine.quote(report_data=bytes(64), config_id=bytes(64), mrenclave=bytes(32))
-    text = keys.endorsements(now=NOW, status="UpToDate", advisories=(), number=2)
+    text = keys.endorsements(Vendor.first(NOW), now=NOW)
     changed = replace(case, quote=quote, endorsements=json.loads(text), anchor=machine.anchor)
     refused(case, ExpiredError, ("pck-expired", lambda c: changed))
 

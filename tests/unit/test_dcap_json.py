@@ -46,14 +46,14 @@ CODE = "tcb-info-format"
         "1",
         '"text"',
         "[]",
-        '{"a":' + "[" * 8 + "]" * 8 + "}",
+        '{"a":' + "[" * 32 + "]" * 32 + "}",
         "[" * 200_000,
         '{"a":' * 100_000,
         '["]",' * 100_000,
         "{" + '"]":[' * 100_000,
         # Deep, though every bracket seems to close at once.
         '{"a":' + '["]",' * 100_000 + "1" + ',"["]' * 100_000 + "}",
-        '{"a":"["}',
+        '{"a":"' + "[" * 32 + '"}',
     ],
 )
 def test_what_is_not_read(text: str) -> None:
@@ -72,9 +72,10 @@ def test_no_encoding_is_guessed() -> None:
 
 @pytest.mark.spec("DCAP-5")
 def test_what_is_read() -> None:
-    members = _json.parse(b' {"a" : [[[[[[[1]]]]]]], "b":"[][][]","n":2147483647, "h":"aAbB"}\n', code=CODE)
+    deep = b"[" * 31 + b"1" + b"]" * 31
+    members = _json.parse(b' {"a" : ' + deep + b', "b":"]]]][", "n":2147483647, "h":"aAbB"}\n', code=CODE)
     assert members.names == {"a", "b", "n", "h"}
-    assert members.text("b") == "[]" * 3
+    assert members.text("b") == "]]]]["
     assert members.number("n", 2**31 - 1) == 2**31 - 1
     assert members.hex("h", 2) == members.hex("h") == b"\xaa\xbb"
 

@@ -11,13 +11,13 @@ from conclave.attestation import _x509
 from conclave.attestation.dcap.pck import PckExtension, pck_extension
 from conclave.errors import VerificationError
 from conclave.platform import pki
-from conclave.platform.pki import _der, _oid
+from conclave.platform.pki import _oid, der
 
 INTEGER, OCTETS, ENUMERATED, SEQUENCE = 2, 4, 10, 0x30
 
 
 def member(name: str, tag: int, value: bytes) -> bytes:
-    return _der(SEQUENCE, _oid(name) + _der(tag, value))
+    return der(SEQUENCE, _oid(name) + der(tag, value))
 
 
 def tcb(**changes: bytes) -> bytes:
@@ -39,7 +39,7 @@ PARTS = {
 
 
 def extension(**changes: bytes) -> bytes:
-    return _der(SEQUENCE, b"".join((PARTS | {k.removeprefix("_"): v for k, v in changes.items()}).values()))
+    return der(SEQUENCE, b"".join((PARTS | {k.removeprefix("_"): v for k, v in changes.items()}).values()))
 
 
 def certificate(data: bytes | None) -> Any:
@@ -91,9 +91,9 @@ WRONG = {
     **{f"no member {i}": extension(**{f"_{i}": b""}) for i in range(1, 6)},
     "a member twice": extension(_6=PARTS["6"] * 2),
     "a member that is not known": extension(_6=member("8", OCTETS, bytes(16))),
-    "a member of another arc": extension(_6=_der(SEQUENCE, _der(6, bytes.fromhex("2a864886f84d020d0106")) + b"\4\0")),
-    "a member without a value": extension(_6=_der(SEQUENCE, _oid("6"))),
-    "a member with two values": extension(_6=_der(SEQUENCE, _oid("6") + _der(4, bytes(16)) * 2)),
+    "a member of another arc": extension(_6=der(SEQUENCE, der(6, bytes.fromhex("2a864886f84d020d0106")) + b"\4\0")),
+    "a member without a value": extension(_6=der(SEQUENCE, _oid("6"))),
+    "a member with two values": extension(_6=der(SEQUENCE, _oid("6") + der(4, bytes(16)) * 2)),
     "a PPID that is short": extension(_1=member("1", OCTETS, bytes(15))),
     "a PPID that is a number": extension(_1=member("1", INTEGER, bytes(range(1, 17)))),
     "a PCE id that is long": extension(_3=member("3", OCTETS, bytes(3))),

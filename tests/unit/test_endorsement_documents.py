@@ -194,11 +194,11 @@ def test_a_chain_of_very_many_elements_takes_no_time(machine: Platform) -> None:
     for body in (chain, b"\x30\x83" + len(chain).to_bytes(3, "big") + chain):
         lengths = (at - 436 + len(body)).to_bytes(4, "little"), len(body).to_bytes(4, "little")
         quote = machine.evidence[:432] + lengths[0] + machine.evidence[436 : at - 4] + lengths[1] + body
-        began = time.monotonic()
+        began = time.process_time()
         with pytest.raises(FormatError) as caught:
             read_platform(quote, "sgx")
         assert caught.value.code == "quote-certificate"
-        assert time.monotonic() - began < 1
+        assert time.process_time() - began < 0.5
 
 
 @pytest.mark.spec("END-2")
@@ -362,6 +362,7 @@ def test_identities_and_lists_of_another(machine: Platform) -> None:
         (amd.describe(platform.certificate), amd_platform(chip=b"x" * 64).certificate, b""),
         (amd.describe(platform.certificate), amd_platform(key="vlek").certificate, b""),
         (ChipCertificate("vcek", "Milan", bytes(range(1, 65)).hex(), "05" * 8), platform.certificate, b""),
+        (amd.describe(platform.certificate), platform.certificate.replace(b"SEV-VCEK", b"SEV-XCEK"), b""),
     ]
     for wanted, wrong_body, wrong_chain in wrong:
         with pytest.raises(FormatError) as caught:

@@ -6,17 +6,23 @@ import os
 import struct
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from conclave.attestation import Anchors, verify_evidence
+from conclave.attestation._x509 import Certificate
 from conclave.attestation.dcap import parse_quote, verify_quote
-from conclave.errors import Error, PlatformError, UnsupportedPolicy
+from conclave.attestation.dcap.pck import pck_extension
+from conclave.errors import Error, ExpiredError, PlatformError, RevokedError, SignatureError, UnsupportedPolicy
 from conclave.platform import machine as module
 from conclave.platform import pki
-from conclave.platform.machine import Machine, report_body
+from conclave.platform.machine import Machine
+from conclave.platform.quote import report_body
+from conclave.platform.vendor import PARTS, Vendor
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 IDENTITY: dict[str, Any] = {
@@ -67,6 +73,24 @@ def test_a_place_that_cannot_be_used(tmp_path: Path) -> None:
         Machine.open(file / "below")
 
 
+def test_a_machine_made_by_an_early_release_is_used_on(tmp_path: Path) -> None:
+    machine = Machine.open(tmp_path, now=NOW)
+    identity = {"code": bytes(32), "signer": bytes(32), "product_id": 0, "revocation_level": 0, "context": b""}
+    before = machine.anchor, machine.sealing_key("code", **identity)
+    settings = json.loads((tmp_path / "machine" / "settings.json").read_text())
+    early = {"secret": settings["secret"], "fmspc": settings["fmspc"], "status": "UpToDate"}
+    early |= {"advisories": [], "number": 4, "issued": "2026-11-24T20:34:01.174043+00:00"}
+    (tmp_path / "machine" / "settings.json").write_text(json.dumps(early))
+    (tmp_path / "machine" / "pck.key").write_bytes(bytes.fromhex(settings["pck_key"]))
+    for _ in range(2):
+        later = Machine.open(tmp_path, now=NOW)
+        assert (later.anchor, later.sealing_key("code", **identity)) == before
+        assert later.vendor.number == 5
+    quote = later.quote(report_data=bytes(64), config_id=bytes(64), mrenclave=bytes(32))
+    anchors = Anchors({}, simulated=True)
+    assert verify_evidence(quote, later.endorsements(), kind="sgx", anchors=anchors, now=NOW)[0] == "simulated"
+
+
 def test_a_machine_that_somebody_else_made_meanwhile(tmp_path: Path) -> None:
     theirs = Machine.open(tmp_path, now=NOW)
     module._create(tmp_path, NOW)
@@ -77,7 +101,7 @@ def test_a_machine_that_somebody_else_made_meanwhile(tmp_path: Path) -> None:
 FILES = [
     "settings.json",
     "attestation.key",
-    *(f"{n}.{e}" for n in ("root", "ca", "pck", "tcb") for e in ("key", "crt")),
+    *(f"{n}.{e}" for n in ("root", "ca", "tcb") for e in ("key", "crt")),
 ]
 
 
@@ -112,7 +136,31 @@ def test_a_key_of_an_unknown_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"secret": 1}, {"secret": "zz"}, {"fmspc": None}, {"issued": "then"}, {"issued": 1}]
+    "change",
+    [
+        {"secret": 1},
+        {"secret": "zz"},
+        {"fmspc": None},
+        {"issued": "then"},
+        {"issued": 1},
+        {"issued": "2026-03-01T12:00:00"},
+        {"unknown": 1},
+        {"tcb": {"platform": [2] * 16, "qe": 8}},
+        {"tcb": {"platform": [256] * 17, "qe": 8}},
+        {"tcb": {"platform": [65536] * 17, "qe": 8}},
+        {"pck": "zz"},
+        {"pck": "00"},
+        {"pck_key": "00"},
+        {"serials": ["zz"], "issued": "2020-01-01T00:00:00Z"},
+        {"vendor": {"levels": [], "qe_levels": []}},
+        {
+            "vendor": {
+                "levels": [{"versions": [1], "date": "2020-01-01T00:00:00Z"}],
+                "qe_levels": [{"versions": [1], "date": "2020-01-01T00:00:00Z"}],
+            },
+            "issued": "2020-01-01T00:00:00Z",
+        },
+    ],
 )
 def test_settings_that_say_nonsense(tmp_path: Path, change: dict[str, Any]) -> None:
     Machine.open(tmp_path, now=NOW)
@@ -155,17 +203,134 @@ def verified(machine: Machine, now: datetime = NOW) -> tuple[str, tuple[str, ...
     return claims.tcb_status, claims.advisories
 
 
-def test_a_rehearsed_level_stays_and_raises_the_evaluation_number(tmp_path: Path) -> None:
+# TCB recovery.
+
+
+def test_what_the_vendor_says_stays(tmp_path: Path) -> None:
     machine = Machine.open(tmp_path, now=NOW)
     assert verified(machine) == ("UpToDate", ())
-    machine.set_tcb("OutOfDate", advisories=("INTEL-SA-00001",), now=NOW)
+    machine.tell(lambda v: v.declare(machine.tcb, "OutOfDate", advisories=("INTEL-SA-00001",)), now=NOW)
     again = Machine.open(tmp_path, now=NOW + timedelta(days=3))
     assert verified(machine, NOW + timedelta(days=3)) == verified(again, NOW + timedelta(days=3))
     assert verified(again, NOW + timedelta(days=3)) == ("OutOfDate", ("INTEL-SA-00001",))
     info = json.loads(json.loads(again.endorsements())["tcb_info"])
     assert info["tcbEvaluationDataNumber"] == 2
-    with pytest.raises(ValueError, match="a TCB status is one of"):
-        machine.set_tcb("Fine")
+
+
+def raised(vendor: Vendor) -> Vendor:
+    return vendor.publish(date=NOW, advisories=("INTEL-SA-00002",), parts=PARTS)
+
+
+@pytest.mark.spec("TCB-1", "TCB-2")
+def test_a_machine_is_out_of_date_until_it_is_updated_and_starts_again(tmp_path: Path) -> None:
+    machine = Machine.open(tmp_path, now=NOW)
+    before = quote(machine)
+    machine.tell(raised, now=NOW)
+    assert verified(machine) == ("OutOfDate", ("INTEL-SA-00002",))
+    newest = machine.update(now=NOW)
+    assert newest == machine.vendor.newest != machine.tcb
+    # What runs has the version with which it started.
+    assert verified(machine)[0] == "OutOfDate"
+    patched = Machine.open(tmp_path, now=NOW)
+    assert patched.tcb == newest
+    assert patched.anchor == machine.anchor
+    assert verified(patched) == ("UpToDate", ())
+    # The processor says of itself what the vendor certified of it.
+    parsed = parse_quote(quote(patched))
+    assert parsed.body["cpu_svn"] == newest.cpu_svn == bytes((3, 3, *(2,) * 14))
+    extension = pck_extension(Certificate(parsed.chain[0], what="pck"))
+    assert (extension.components, extension.cpu_svn, extension.pce_svn) == (newest.cpu_svn, newest.cpu_svn, 12)
+    assert extension.fmspc == pck_extension(Certificate(parse_quote(before).chain[0], what="pck")).fmspc
+    assert extension.ppid == pck_extension(Certificate(parse_quote(before).chain[0], what="pck")).ppid
+    assert struct.unpack_from("<HH", quote(patched), 8) == (9, 12)
+    assert struct.unpack("<H", parsed.qe["isv_svn"]) == (9,)
+    # Nothing more to do: the certificate stays.
+    assert patched.update(now=NOW) == newest
+    assert parse_quote(quote(Machine.open(tmp_path, now=NOW))).chain == parsed.chain
+
+
+@pytest.mark.spec("TCB-2")
+def test_each_version_has_its_own_certified_key(tmp_path: Path) -> None:
+    machine = Machine.open(tmp_path, now=NOW)
+    machine.tell(raised, now=NOW)
+    machine.update(now=NOW)
+    patched = Machine.open(tmp_path, now=NOW)
+    old, new = (parse_quote(quote(m)) for m in (machine, patched))
+    certificates = [Certificate(q.chain[0], what="pck") for q in (old, new)]
+    assert certificates[0].serial != certificates[1].serial
+    with pytest.raises(SignatureError):
+        certificates[1].verify(old.qe_report_signature, old.qe_report, code="x")
+    # A machine that claims the newer version in its reports is still known by its certificate.
+    assert old.chain[1:] == new.chain[1:]
+
+
+@pytest.mark.spec("TCB-2")
+def test_an_update_leaves_the_sealing_keys(tmp_path: Path) -> None:
+    machine = Machine.open(tmp_path, now=NOW)
+    before = [machine.sealing_key(p, **IDENTITY) for p in ("code", "signer", "product")]
+    machine.tell(raised, now=NOW)
+    machine.update(now=NOW)
+    patched = Machine.open(tmp_path, now=NOW)
+    assert [patched.sealing_key(p, **IDENTITY) for p in ("code", "signer", "product")] == before
+
+
+@pytest.mark.spec("TCB-4")
+@pytest.mark.parametrize(("what", "code"), [("platform", "pck-revoked"), ("ca", "pck-ca-revoked")])
+def test_a_revoked_machine_stays_revoked_after_an_update(tmp_path: Path, what: str, code: str) -> None:
+    machine = Machine.open(tmp_path, now=NOW)
+    machine.tell(lambda vendor: vendor.revoke(what), now=NOW)
+    machine.tell(raised, now=NOW)
+    machine.update(now=NOW)
+    for of in (machine, Machine.open(tmp_path, now=NOW + timedelta(days=2))):
+        with pytest.raises(RevokedError) as caught:
+            verified(of, NOW + timedelta(days=2))
+        assert caught.value.code == code
+    machine.tell(lambda vendor: vendor.restore(machine.tcb), now=NOW)
+    assert verified(machine)[0] == "UpToDate"
+
+
+@pytest.mark.spec("TCB-5")
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [("crl", "root-crl-expired"), ("tcb-info", "tcb-info-expired"), ("qe-identity", "qe-identity-expired")],
+)
+def test_what_expired_is_not_published_anew(tmp_path: Path, what: str, code: str) -> None:
+    machine = Machine.open(tmp_path, now=NOW)
+    machine.tell(lambda vendor: vendor.expire(what), now=NOW)
+    for moment in (NOW, NOW + timedelta(days=2)):
+        machine.reissue(moment)
+        with pytest.raises(ExpiredError) as caught:
+            verified(machine, moment)
+        assert caught.value.code == code
+    machine.tell(lambda vendor: vendor.restore(machine.tcb), now=NOW)
+    assert verified(machine)[0] == "UpToDate"
+
+
+@pytest.mark.spec("TCB-6")
+def test_what_would_be_published_changes_nothing(tmp_path: Path) -> None:
+    machine = Machine.open(tmp_path, now=NOW)
+    files = {p.name: p.read_bytes() for p in (tmp_path / "machine").iterdir()}
+    foreseen = machine.foresee(raised, now=NOW)
+    claims = verify_quote(parse_quote(quote(machine)), foreseen, anchors=frozenset({machine.anchor}), now=NOW)
+    assert (claims.tcb_status, claims.advisories) == ("OutOfDate", ("INTEL-SA-00002",))
+    assert verified(machine) == ("UpToDate", ())
+    assert {p.name: p.read_bytes() for p in (tmp_path / "machine").iterdir()} == files
+
+
+def test_two_processes_that_change_one_machine(tmp_path: Path) -> None:
+    # A platform that published anew once took back what another process had made the vendor say.
+    running, other = Machine.open(tmp_path, now=NOW), Machine.open(tmp_path, now=NOW)
+    other.tell(raised, now=NOW)
+    running.reissue(NOW + timedelta(days=2))
+    assert running.vendor == other.vendor
+    assert verified(running, NOW + timedelta(days=2))[0] == "OutOfDate"
+    threads = [Thread(target=lambda: running.tell(raised, now=NOW)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert other.vendor.number == 10
+    assert len(other.vendor.levels) == 10
 
 
 # Quotes.

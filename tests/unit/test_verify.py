@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,6 +41,7 @@ from conclave.errors import (
 from conclave.platform import pki
 from conclave.platform.machine import Machine
 from conclave.platform.pki import Pki
+from conclave.platform.vendor import FIRST, Vendor
 from conclave.testing.verifier import secure_simulated, vendor_root
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -115,9 +115,8 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 
 def built(keys: Pki) -> Machine:
     """A machine of these keys, with fresh endorsements and no directory."""
-    attestation = pki.private_der(ec.generate_private_key(ec.SECP256R1()))
-    machine = Machine(Path(), {"secret": ""}, keys, attestation)
-    text = keys.endorsements(now=NOW, status="UpToDate", advisories=(), number=1)
+    machine = Machine(Path(), b"", FIRST, keys, pki.private_der(pki.new_private()))
+    text = keys.endorsements(Vendor.first(NOW), now=NOW)
     machine.endorsements = lambda: text  # type: ignore[method-assign]
     return machine
 
@@ -372,9 +371,13 @@ OUTDATED = ("OutOfDate", "OutOfDateConfigurationNeeded")
 
 @pytest.fixture
 def rehearsed(directory: Path, processor: Machine) -> Any:
-    """Sets the TCB level of the machine, and sets it back."""
-    yield lambda *a, **k: processor.set_tcb(*a, **k, now=NOW)
-    processor.set_tcb("UpToDate", now=NOW)
+    """Sets what the vendor says of the machine's TCB level, and sets it back."""
+
+    def declare(*arguments: Any, **options: Any) -> None:
+        processor.tell(lambda vendor: vendor.declare(processor.tcb, *arguments, **options), now=NOW)
+
+    yield declare
+    declare("UpToDate")
 
 
 @pytest.mark.spec("CLM-8", "CLM-9")
@@ -457,13 +460,18 @@ def test_instance_info_of_an_unknown_kind(processor: Machine, change: dict[str, 
 
 
 def test_evidence_of_another_format_than_it_says(processor: Machine) -> None:
-    refused(FormatError, info(processor, evidence=intel().quote()), match="another format than it says")
+    refused(FormatError, info(processor, evidence=intel().quote()), match="a quote of tdx, not of sgx")
 
 
 def test_evidence_without_certificates_leads_nowhere(processor: Machine) -> None:
     evidence = intel(3, 1).but(certification=(3, bytes(404))).quote()
     for constraint in (ANY, INSECURE, f"{INSECURE} TEE:simulated@{processor.anchor}"):
-        refused(ChainError, info(processor, evidence=evidence), constraint, match=r"trust anchor|another simulated")
+        refused(
+            VerificationError,
+            info(processor, evidence=evidence),
+            constraint,
+            match="trust anchor|only the vendor can follow",
+        )
 
 
 def test_a_time_without_a_zone_is_a_bug_of_the_caller(processor: Machine) -> None:

@@ -309,6 +309,11 @@ def tdx_quotes(c: Cases) -> None:
         c.refuse("quote-certification", KIND, f"outer-{kind}", "No QE report.", field(outer_certification=kind))
     for name, comment, change in (
         ("outer-less", "The certification data is a byte shorter than it is.", size(certification=-1)),
+        (
+            "outer-trailing",
+            "A byte after the certification data, within the signature data.",
+            do(size(signature_data=1), after("quote", lambda q: q + b"\0")),
+        ),
         ("outer-more", "The certification data is a byte longer than it is.", size(certification=1)),
     ):
         c.refuse("quote-format", SHAPE, name, comment, change)
@@ -507,6 +512,9 @@ def extensions(c: Cases) -> None:
         ("sgx-trailing", "A byte after the extension.", raw_extension(lambda e: e + b"\0")),
         ("sgx-empty", "An empty extension.", raw_extension(lambda _: b"")),
         ("sgx-other-extension", "Another extension in its place.", other_extension),
+        ("sgx-member-empty", "A member without contents.", extra_member(der(0x30, b""))),
+        ("sgx-member-one", "A member without value.", extra_member(der(0x30, der(6, PREFIX + b"\x08")))),
+        ("sgx-member-three", "A member with two values.", extra_member(der(0x30, der(6, PREFIX + b"\x06") + ANY * 2))),
         ("sgx-octets", "The extension in an octet string.", raw_extension(lambda e: der(4, e))),
         ("sgx-cut", "An extension that is cut.", raw_extension(lambda e: e[:-1])),
     ):
@@ -522,6 +530,11 @@ def raw_extension(change: Callable[[bytes], bytes]) -> Change:
     return swap
 
 
+def extra_member(member: bytes) -> Change:
+    return raw_extension(lambda e: longer_by(e, len(member)) + member)
+
+
+ANY = b"\5\0"
 PREFIX = bytes.fromhex("2a864886f84d010d01")
 
 
@@ -626,7 +639,7 @@ def signatures(c: Cases, tee: str) -> None:
         ("binding-zero", "The quoting enclave certified nothing.", field(binding=bytes(64))),
         ("binding-key", "The quoting enclave certified another key.", field(binding=b"\1" * 32 + bytes(32))),
         ("binding-auth", "The authentication data was changed after signing.", changed_auth),
-        ("binding-tail", "Something behind the digest.", lambda d: setattr(d, "binding", tail(d))),
+        ("binding-tail", "Something behind the digest.", lambda d: setattr(d, "binding", d.bound[:63] + b"\1")),
         ("binding-key-swapped", "The host put its own key in place of the certified one.", own_key),
     ):
         c.refuse("qe-binding", QUOTE_SIGNATURES, name, comment, change)
@@ -652,20 +665,14 @@ def pck_key(name: str) -> Change:
     return do(certificate("pck", key=name), signer(qe_report=name))
 
 
-def tail(d: IntelDraft) -> bytes:
-    from hashlib import sha256
-
-    return sha256(d.point + d.qe_auth).digest() + bytes(31) + b"\1"
-
-
 def changed_auth(d: IntelDraft) -> None:
-    d.binding = tail(d)[:32] + bytes(32)
+    d.binding = d.bound
     d.qe_auth = flip(d.qe_auth)
 
 
 def own_key(d: IntelDraft) -> None:
-    d.binding = tail(d)[:32] + bytes(32)
-    d.point = d._ring.ec("stranger").point
+    d.binding = d.bound
+    d.point = d.ring.ec("stranger").point
     d.signers["quote"] = "stranger"
 
 
@@ -763,6 +770,7 @@ def documents(c: Cases, tee: str) -> None:
                 lower_id(name),
             ),
             ("id-missing", "has no id", without(name, "id")),
+            ("number-large", "has an evaluation number of 2^31", said(name, tcbEvaluationDataNumber=2**31)),
             ("number-missing", "has no evaluation number", without(name, "tcbEvaluationDataNumber")),
             ("number-negative", "has an evaluation number below zero", said(name, tcbEvaluationDataNumber=-1)),
             ("issued-missing", "does not say when it was issued", without(name, "issueDate")),
@@ -789,7 +797,7 @@ def documents(c: Cases, tee: str) -> None:
             c.refuse(bad, JSON if short in STRICT else DOCUMENT, f"{label}-{short}", f"The {name} {comment}.", change)
         for short, comment, change in (
             ("unicode", "is not ASCII", before(name, lambda t: t.replace(b"UpToDate", "UpToD\u0430te".encode()))),
-            ("deep", "is nested too deeply", before(name, lambda t: nested(t, 20))),
+            ("deep", "is nested 33 deep, the endorsements included", before(name, lambda t: nested(t, 31))),
         ):
             if tee == "sgx":
                 # The endorsements' own bounds come first.
@@ -816,6 +824,11 @@ def documents(c: Cases, tee: str) -> None:
                 "signer-name",
                 "signed by a certificate for another use",
                 document_signer(name, subject={"CN": "Another"}),
+            ),
+            (
+                "signer-nameless",
+                "signed by a certificate without a common name",
+                document_signer(name, subject={"O": "TCB Signing"}),
             ),
             ("signer-authority", "signed by an authority", document_signer(name, ca=True, usage=("key_cert_sign",))),
             (
@@ -1118,6 +1131,12 @@ def lists(c: Cases, tee: str) -> None:
             )
     for code, name, comment, change in (
         ("pck-revoked", "revoked-pck", "The CA revoked the PCK certificate.", revoke("pck_crl", "pck")),
+        (
+            "pck-revoked",
+            "revoked-serial-0",
+            "The CA revoked the PCK certificate, which has number 0.",
+            do(certificate("pck", serial=0), lambda d: d.pck_crl.revoked.append(0)),
+        ),
         ("pck-ca-revoked", "revoked-pck-ca", "The root revoked the PCK CA.", revoke("root_crl", "pck_ca")),
         (
             "tcb-signer-revoked",
@@ -1362,6 +1381,8 @@ def tdx_levels(c: Cases) -> None:
         c.refuse(other, MODULE, name, comment, change, **options)
 
 
+# ICSSD, LASS, SEPT_VE_DISABLE, PKS, KL, TPA, PERFMON.
+KNOWN_TD = sum(1 << bit for bit in (16, 27, 28, 30, 31, 62, 63))
 ADVICE = ["TEST-SA-00001"]
 BELOW = {
     "tcb": {"sgxtcbcomponents": [{"svn": 1}] * 16, "pcesvn": 5, "tdxtcbcomponents": [{"svn": 0}] * 16},
@@ -1386,14 +1407,14 @@ def passing(c: Cases, tee: str) -> None:
             "advisories": advisories,
         }
 
-    def passes(spec: str, name: str, comment: str, change: Change | None, said: dict[str, Any], **options: Any) -> None:
-        c.accept(spec, name, comment, change, claims=said, **options)
+    def passes(spec: str, name: str, comment: str, change: Change | None, told: dict[str, Any], **options: Any) -> None:
+        c.accept(spec, name, comment, change, claims=told, **options)
 
     for status in ("SWHardeningNeeded", "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded", "OutOfDate"):
         if tee == "sgx" or status == "OutOfDate":
             change = level(tcbStatus=status, advisoryIDs=ADVICE)
-            said = claims(status, platform=status, advisories=ADVICE)
-            passes(STATUS, f"status-{status.lower()}", f"A platform of status {status}.", change, said)
+            told = claims(status, platform=status, advisories=ADVICE)
+            passes(STATUS, f"status-{status.lower()}", f"A platform of status {status}.", change, told)
     passes(
         LEVEL,
         "second-level",
@@ -1422,7 +1443,31 @@ def passing(c: Cases, tee: str) -> None:
         do(lambda d: d.pck_crl.revoked.append(4711), lambda d: d.root_crl.revoked.append(4711)),
         claims(),
     )
+    for name, other in (("root_crl", "PCK CA's"), ("pck_crl", "root's")):
+        comment = f"With the {other} list alone."
+        missing = claims("UpToDate", "revocation-unknown")
+        passes(REVOCATION, f"no-{name.replace('_', '-')}", comment, field(**{name: None}), missing)
     if tee == "sgx":
+        passes(
+            REVOCATION,
+            "serial-0",
+            "The CA revoked number 1; the PCK certificate has 0.",
+            do(certificate("pck", serial=0), lambda d: d.pck_crl.revoked.append(1)),
+            claims(),
+        )
+        passes(
+            CHAIN,
+            "ca-no-usage",
+            "The PCK CA does not say what its key is for.",
+            certificate("pck_ca", usage=None),
+            claims(),
+        )
+        passes(CHAIN, "root-editions", "Another certificate of the root's key comes first.", two_roots, claims())
+        known = body(attributes=(0x4F5).to_bytes(8, "little") + b"\3" + bytes(7))
+        passes(REMARKS, "attributes-known", "Every attribute whose meaning is published.", known, claims())
+        unknown = body(attributes=b"\x8d" + bytes(7) + b"\3" + bytes(7))
+        told = claims("UpToDate", "unknown-attributes")
+        passes(REMARKS, "attributes", "An attribute that nobody knows.", unknown, told)
         passes(PERIOD, "edge", "All that ages begins and ends at this very second.", edge, claims())
         for version in (3, 4, 5):
             passes(SHAPE, f"v{version}", f"Quote version {version}.", None, claims(), version=version)
@@ -1434,6 +1479,37 @@ def passing(c: Cases, tee: str) -> None:
             claims(),
         )
         passes(DOCUMENT, "tcb-info-2", "TCB info 2.", None, claims(), tcb_info=2)
+        for document in DOCUMENTS:
+            label = document.replace("_", "-")
+            passes(
+                JSON,
+                f"{label}-nested",
+                f"The {document} is nested 32 deep, the endorsements included.",
+                before(document, lambda t: nested(t, 30)),
+                claims(),
+            )
+            passes(
+                DOCUMENT,
+                f"{label}-extra",
+                f"The {document} has members that Intel may add.",
+                said(document, tdxModuleIdentities=5, new={"a": [1]}),
+                claims(),
+            )
+            passes(
+                DOCUMENT,
+                f"{label}-number-largest",
+                f"The largest evaluation number of the {document}.",
+                said(document, tcbEvaluationDataNumber=2**31 - 1),
+                claims(),
+            )
+        passes(
+            STATUS,
+            "hardening-outofdate",
+            "The platform needs hardening, the quoting enclave is out of date.",
+            do(level(tcbStatus="SWHardeningNeeded"), lambda d: d.qe_level.update(tcbStatus="OutOfDate")),
+            claims("OutOfDate", platform="SWHardeningNeeded", qe="OutOfDate"),
+        )
+        passes(MEMBERS, "largest", "Endorsements of 512 KiB.", text(lambda t: t + b" " * (524288 - len(t))), claims())
         passes(DOCUMENT, "qe-identity-1", "QE identity 1.", qe_identity_1(8), claims())
         old_qe = claims("OutOfDate", qe="OutOfDate")
         passes(LEVEL, "qe-identity-1-old", "A quoting enclave below the threshold.", qe_identity_1(9), old_qe)
@@ -1450,6 +1526,8 @@ def passing(c: Cases, tee: str) -> None:
             ("chain-order", "The root in the middle of the chain.", chain("quote", "pck", "root", "pck_ca")),
             ("chain-nul", "A NUL after the chain.", after("chain", lambda p: p + b"\0")),
             ("chain-der", "The chain in DER, root first.", in_der),
+            ("chain-eight", "Eight certificates.", chain("quote", "pck", "pck_ca", *["root"] * 6)),
+            ("chain-der-eight", "Eight certificates in DER.", lambda d: in_der(d, *["root"] * 6, "pck_ca", "pck")),
         ):
             passes(CHAIN_FORM, name, comment, change, claims())
         passes(
@@ -1475,6 +1553,13 @@ def passing(c: Cases, tee: str) -> None:
             do(sgx("2.1", integer(200)), sgx("2.17", integer(258))),
             claims(),
         )
+        passes(
+            EXTENSION,
+            "largest-versions",
+            "The largest component, PCESVN and type.",
+            do(sgx("2.1", integer(255)), sgx("2.17", integer(65535)), sgx("5", b"\x0a\1\2")),
+            claims(),
+        )
         passes(EXTENSION, "processor", "A PCK certificate of one processor.", one_processor, single)
         passes(
             EXTENSION,
@@ -1494,8 +1579,10 @@ def passing(c: Cases, tee: str) -> None:
     passes(MODULE, "module-0", "TDX 1.0: no module has levels of its own.", None, claims(tdx_module=""), module=0)
     passes(MODULE, "module-3", "The third version of the TDX module.", None, claims(), module=3)
     passes(DEBUG, "debug", "A debug TD, and said.", None, claims(debug=True), debug=True)
+    passes(TRAILING, "largest", "A buffer of 65536 bytes.", after("quote", lambda q: q.ljust(65536, b"\0")), claims())
     passes(TRAILING, "trailing", "A buffer larger than its quote.", field(trailing=bytes(100)), claims())
     for name, comment, bits, remark in (
+        ("attributes-known", "Every attribute whose meaning is published.", KNOWN_TD, []),
         ("sept-ve", "A TD that sees exceptions of its private memory.", 0, ["sept-ve-enabled"]),
         ("migratable", "A TD that can migrate.", 1 << 28 | 1 << 29, ["migratable"]),
         ("attributes", "A TD attribute that nobody knows.", 1 << 28 | 1 << 40, ["unknown-attributes"]),
@@ -1520,12 +1607,66 @@ def passing(c: Cases, tee: str) -> None:
     )
     passes(
         STATUS,
+        "still-outofdate",
+        "Launched under an old TDX module, which still runs.",
+        body(tee_tcb_svn=old, tee_tcb_svn2=old),
+        claims(
+            "OutOfDate",
+            tdx_module="OutOfDate",
+            current_tdx_module="OutOfDate",
+            advisories=advice,
+            more=("current_platform", "current_tdx_module"),
+        ),
+        **v5,
+    )
+    passes(
+        STATUS,
+        "downgraded",
+        "Launched under a newer TDX module than runs.",
+        body(tee_tcb_svn2=old),
+        claims(
+            "OutOfDate",
+            current_tdx_module="OutOfDate",
+            advisories=advice,
+            more=("current_platform", "current_tdx_module"),
+        ),
+        **v5,
+    )
+    passes(
+        STATUS,
+        "relaunch-configuration",
+        "Launched under an old TDX module, on a platform that needs configuration.",
+        do(body(tee_tcb_svn=old), one_down),
+        claims(
+            "TDRelaunchAdvisedConfigurationNeeded",
+            "relaunch-advised",
+            platform="ConfigurationNeeded",
+            current_platform="ConfigurationNeeded",
+            tdx_module="OutOfDate",
+            advisories=advice,
+            more=("current_platform", "current_tdx_module"),
+        ),
+        **v5,
+    )
+    passes(
+        STATUS,
         "relaunch",
         "Launched under an old TDX module, which was updated since.",
         body(tee_tcb_svn=old),
         claims("TDRelaunchAdvised", "relaunch-advised", tdx_module="OutOfDate", advisories=advice, **current),
         **v5,
     )
+
+
+def two_roots(d: IntelDraft) -> None:
+    subject = d.certificates["root"].subject
+    new(d, "edition", "root", above="root", key="root", subject=subject, serial=1)
+    d.chains["quote"] = ["pck", "pck_ca", "edition", "root"]
+
+
+def one_down(d: IntelDraft) -> None:
+    """The platform needs configuration."""
+    d.level.update(tcbStatus="ConfigurationNeeded")
 
 
 def in_der(d: IntelDraft, *names: str) -> None:

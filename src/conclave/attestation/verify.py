@@ -51,17 +51,17 @@ def verify_instance(
 
     Spec: spec/claims.md section 4; the steps are CLM-7, 8, 3, 4, 5, 9.
     """
-    return appraise(constraint, authenticate_instance(info, constraint, now=now), reference=reference)
+    # Trust anchors follow from the constraint alone (CLM-7).
+    return appraise(constraint, authenticate_instance(info, Anchors.of(constraint), now=now), reference=reference)
 
 
-def authenticate_instance(info: bytes, constraint: Constraint, *, now: datetime) -> Claims:
+def authenticate_instance(info: bytes, anchors: Anchors, *, now: datetime) -> Claims:
     """The same without its last step, policy. Raises what `verify_instance` raises."""
     if now.utcoffset() is None:
         raise ValueError("now must be an aware datetime")
     # 1. Shape.
     parsed = parse_instance_info(info)
-    # 2. Trust anchors follow from the constraint alone (CLM-7).
-    anchors = Anchors.of(constraint)
+    # 2. Trust anchors were chosen before anything of this was read (CLM-7).
     anchors.demand(parsed.format)
     # 3. The evidence, under the one anchor its chain leads to (CLM-8).
     tee, evidence = verify_evidence(parsed.evidence, parsed.endorsements, kind=parsed.format, anchors=anchors, now=now)
@@ -103,17 +103,19 @@ class Anchors:
     given: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, constraint: Constraint) -> Anchors:
-        """What a constraint allows."""
-        roots = {tee: _vendor_roots[tee] for tee in _vendor_roots if tee in constraint.tees}
-        return cls(roots, SIMULATED in constraint.tees, constraint.simulated_anchor)
+    def of(cls, constraint: Constraint, *, given: frozenset[str] = frozenset()) -> Anchors:
+        """What a constraint allows; `given` by hand, they stand in for the vendors' pinned roots."""
+        vendors = cls.of_vendors(given=given)
+        roots = {tee: roots for tee, roots in vendors.roots.items() if tee in constraint.tees}
+        return cls(roots, SIMULATED in constraint.tees, constraint.simulated_anchor, vendors.given)
 
     @classmethod
-    def of_vendors(cls, *, given: frozenset[str] = frozenset()) -> Anchors:
+    def of_vendors(cls, *, given: frozenset[str] = frozenset(), simulated: bool = False) -> Anchors:
         """All vendors' pinned roots, or instead those that were given by hand."""
-        roots = {tee: given or pinned for tee, pinned in _vendor_roots.items()}
-        pinned = frozenset().union(*_vendor_roots.values())
-        return cls(roots, given=given - pinned)
+        pinned = frozenset[str]().union(*_vendor_roots.values())
+        # A vendor's root vouches for that vendor's evidence alone, also when it is given by hand.
+        roots = {tee: (given & own) | (given - pinned) if given else own for tee, own in _vendor_roots.items()}
+        return cls(roots, simulated, given=given - pinned)
 
     def demand(self, kind: str) -> None:
         """Raises AppraisalError if no root may vouch for that kind of evidence."""

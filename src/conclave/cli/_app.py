@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 import conclave
+from conclave.cli._tcb import tcb
 from conclave.errors import BundleError
 
 Port = Annotated[int, Parameter(validator=Number(gte=0, lte=65535))]
@@ -129,20 +130,52 @@ def build(
 
 
 @app.command
-def verify(source: str, *, constraint: str, json: bool = False) -> int:
-    """Verify a running enclave, or saved instance info, against a constraint.
+def verify(
+    source: str,
+    *,
+    constraint: str | None = None,
+    at: str | None = None,
+    endorsements: Path | None = None,
+    roots: Path | None = None,
+    reference: Path | None = None,
+    publisher: str | None = None,
+    json: bool = False,
+    explain: bool = False,
+) -> int:
+    """Verify a running enclave, saved instance info, or a processor's evidence.
 
-    Exit status 0: accepted, 1: refused.
-    Example: conclave verify http://127.0.0.1:8765 --constraint "C:… SEC:INSECURE"
+    Without a constraint: whether it is authentic. With one: whether it is accepted, or every reason why not.
+    Exit status 0: accepted or authentic, 10: refused by the constraint, 20: not authentic, 30: malformed,
+    1: no verdict (a mistake in the command, a file that is missing, a host that does not answer).
+
+    Example: conclave verify http://127.0.0.1:8765 --constraint hello.constraint
+    Somebody's quote: conclave verify quote.bin --endorsements collateral/ --at 2026-01-31T12:00:00Z --explain
 
     Args:
-        source: URL of a host, or a file with instance info.
+        source: URL of a host; a file with instance info, an SGX or TDX quote, an SEV-SNP report or a Nitro attestation
+            document; or a folder with one of the last three and its endorsements.
         constraint: the constraint line, or a file with it.
-        json: print one JSON object.
+        at: as of when: ISO 8601 with a time zone (default: now).
+        endorsements: folder with the vendor's endorsements, for evidence that comes without.
+        roots: folder with root certificates that stand in for the vendors' pinned ones.
+        reference: signed file of reference values: which measurements are which release.
+        publisher: SHA-256 (hex) of the public key that signed it.
+        json: print one JSON object (spec/verify.schema.json).
+        explain: tell it step by step.
     """
-    from conclave.cli._client import verify_command
+    from conclave.cli._verify import verify_command
 
-    return verify_command(source, constraint, as_json=json)
+    return verify_command(
+        source,
+        constraint=constraint,
+        at=at,
+        endorsements=endorsements,
+        roots=roots,
+        reference=reference,
+        publisher=publisher,
+        as_json=json,
+        explain=explain,
+    )
 
 
 @app.command
@@ -329,3 +362,6 @@ def endorsements_list(*, cache: Path | None = None, json: bool = False) -> int:
     from conclave.cli._endorsements import list_command
 
     return list_command(cache=cache, as_json=json)
+
+
+app.command(tcb)

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from conclave._mailheader import MAX_MAIL, TO_ENCLAVE, parse_mail
 from conclave.attestation.claims import (
-    MAX_INFO,
     InstanceClaims,
     bundle_id,
     claims_digest,
@@ -27,8 +26,11 @@ from conclave.attestation.verify import anchor_name
 from conclave.bundle.keys import load_signing_key
 from conclave.bundle.lockfile import parse_lock
 from conclave.bundle.manifest import Manifest, parse_manifest
+from conclave.cli._artefact import is_url
+from conclave.cli._host import fetch_instance_info
+from conclave.cli._terminal import safe
 from conclave.client import Identity
-from conclave.errors import FormatError, TransportError
+from conclave.errors import FormatError
 
 _LONGEST: Final = 20
 _KNOWN: Final = (
@@ -89,8 +91,8 @@ def explain(source: str) -> Explanation:
         TransportError: the host does not answer.
         OSError: the file cannot be read.
     """
-    if source.startswith(("http://", "https://")):
-        return _instance_info(_fetch(source))
+    if is_url(source):
+        return _instance_info(fetch_instance_info(source))
     path = Path(source)
     if ":" in source and not _is_file(path):
         return _constraint(source)
@@ -100,7 +102,7 @@ def explain(source: str) -> Explanation:
             return _bundle(path)
         data = head + file.read(MAX_MAIL)
     if len(data) > MAX_MAIL:
-        raise FormatError(f"{_safe(path.name)} is too large for any artefact but a bundle, and it is no bundle")
+        raise FormatError(f"{safe(path.name)} is too large for any artefact but a bundle, and it is no bundle")
     for prefix, kind in _KINDS:
         if data.startswith(prefix):
             return kind(data, path)
@@ -122,24 +124,6 @@ def _is_file(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
-
-
-def _fetch(url: str) -> bytes:
-    import httpx2
-
-    data = bytearray()
-    try:
-        headers = {"accept-encoding": "identity"}
-        with httpx2.stream("GET", f"{url.rstrip('/')}/instance", timeout=10, headers=headers) as answer:
-            if answer.status_code != 200:
-                raise TransportError(f"the host has no instance info: it answered with status {answer.status_code}")
-            for part in answer.iter_raw():
-                data += part
-                if len(data) > MAX_INFO:
-                    raise FormatError(f"the host's answer exceeds {MAX_INFO} bytes")
-    except (httpx2.HTTPError, httpx2.InvalidURL):
-        raise TransportError("nothing answers at that address; is the host running?") from None
-    return bytes(data)
 
 
 def _bundle(path: Path) -> Explanation:
@@ -290,7 +274,7 @@ def _mail(data: bytes, _: Path) -> Explanation:
 
 def _lock(data: bytes, path: Path) -> Explanation:
     text = data.decode(errors="replace")
-    pins = parse_lock(text.partition("\n")[2], _safe(path.name))
+    pins = parse_lock(text.partition("\n")[2], safe(path.name))
     packages = {name: f"{version} ({len(digests)} accepted wheels)" for name, (version, digests) in pins.items()}
     facts = {"dependencies_digest": text.split("\n", 1)[0].removeprefix(_LOCK.decode())[:64], "packages": packages}
     return Explanation("lock", "an enclave's dependencies, pinned by version and SHA-256", facts)
@@ -360,24 +344,19 @@ _KINDS: Final[tuple[tuple[bytes, Callable[[bytes, Path], Explanation]], ...]] = 
 )
 
 
-def _safe(text: str) -> str:
-    """Text for a terminal: what would steer it is shown as its code."""
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
-
-
 def _shown(value: Any) -> str:
     if value is None or value == [] or value == {} or value == b"":
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return value.hex() if isinstance(value, bytes) else _safe(str(value))
+    return value.hex() if isinstance(value, bytes) else safe(str(value))
 
 
 def _lines(facts: dict[str, Any], indent: str) -> list[str]:
     width = max((len(name) for name in facts), default=0)
     lines: list[str] = []
     for name, value in facts.items():
-        label = _safe(name.replace("_", " "))
+        label = safe(name.replace("_", " "))
         if isinstance(value, dict) and value:
             lines.append(f"{indent}{label}")
             lines += _lines(value, indent + "  ")

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey
-from conclave.attestation import AttestationResult, Constraint, ReferenceValues, verify_instance
+from conclave.attestation import AttestationResult, Constraint, InstanceClaims, ReferenceValues, verify_instance
 from conclave.client.identity import Identity
 from conclave.errors import (
     AppraisalError,
@@ -44,6 +44,9 @@ _HINTS: Final = {
     502: "the host says that the enclave ended while it handled the mail",
     503: "the host says that the enclave is not running at the moment",
 }
+CHALLENGE_ANSWER: Final = 96
+# How many times more a client asks for the instance while the host says that it starts.
+_STARTING: Final = 10
 _AGAIN: Final = frozenset({409, 422, 502, 503})
 
 
@@ -99,6 +102,19 @@ def split_mails(body: bytes) -> list[bytes]:
         mails.append(body[at + 4 : at + 4 + size])
         at += 4 + size
     return mails
+
+
+def check_challenge(claims: InstanceClaims, claims_digest: bytes, nonce: bytes, answer: Answer) -> None:
+    """Check that the instance of these claims signed a challenge: 32 bytes of ours and 32 of its own.
+
+    Raises:
+        SignatureError: somebody else answered.
+        TransportError: nobody did.
+    """
+    if answer.status != 200 or len(answer.body) != CHALLENGE_ANSWER:
+        raise TransportError(f"no answer to the challenge: {_reason(answer)}")
+    said = nonce + answer.body[:32]
+    _crypto.verify_signature(claims.signing_key, "challenge", claims_digest, said, answer.body[32:])
 
 
 class _Topic:
@@ -162,13 +178,14 @@ class ClientCore:
         return result
 
     def _get_info(self) -> Steps[Answer]:
-        for attempt in range(self._attempts):
+        # An enclave that starts again deserves more patience than an address where nobody is.
+        for attempt in range(self._attempts + _STARTING):
             answer = yield Exchange("GET", "/instance")
             if answer.status == 200:
                 return answer
-            if answer.status not in (0, 503):
+            if answer.status not in (0, 503) or (answer.status == 0 and attempt + 1 >= self._attempts):
                 break
-            yield Pause(0.05 * 2**attempt)
+            yield Pause(_delay(attempt))
         raise TransportError(f"the host gives no instance info: {_reason(answer)}")
 
     def _open(self, name: str, topic: _Topic, *, new_boot: bool) -> None:
@@ -216,15 +233,7 @@ class ClientCore:
         assert self.instance is not None
         nonce = _crypto.random_bytes(32)
         answer = yield Exchange("POST", "/challenge", nonce)
-        if answer.status != 200 or len(answer.body) != 96:
-            raise TransportError(f"no answer to the challenge: {_reason(answer)}")
-        _crypto.verify_signature(
-            self.instance.claims.signing_key,
-            "challenge",
-            self.instance.claims_digest,
-            nonce + answer.body[:32],
-            answer.body[32:],
-        )
+        check_challenge(self.instance.claims, self.instance.claims_digest, nonce, answer)
 
     # Mail ----------------------------------------------------------------------------
 

@@ -149,6 +149,7 @@ class _Platform:
         self._running = False
         self._printed = bytearray()
         self._relayed = 0
+        self._published = self._machine.endorsements()
         _report(
             "launched",
             bundle_id=bundle.bundle_id.hex(),
@@ -160,7 +161,7 @@ class _Platform:
             mrenclave=self._tree.measurement.hex(),
             anchor=self._machine.anchor,
             sandbox=self.sandbox,
-            endorsements=self._machine.endorsements().hex(),
+            endorsements=self._published.hex(),
         )
 
     def _launch(self, directory: Path, bundle: Path, mode: str, output: int, channel: int, own: int) -> tuple[str, int]:
@@ -274,8 +275,10 @@ class _Platform:
                 facts = {"tee": "simulated", "bundle_id": bundle.bundle_id, "sandbox": self.sandbox}
                 return pack(PlatformKind.IDENTITY_IS, request, _codec.encode(facts))
             if kind is PlatformKind.EVIDENCE and len(payload) == 64:
-                if self._machine.reissue(datetime.now(UTC)):
-                    _report("endorsements", endorsements=self._machine.endorsements().hex())
+                self._machine.reissue(datetime.now(UTC))
+                if (published := self._machine.endorsements()) != self._published:
+                    self._published = published
+                    _report("endorsements", endorsements=published.hex())
                 quote = self._machine.quote(
                     report_data=payload,
                     config_id=bundle.bundle_id + bytes(32),

@@ -1,79 +1,90 @@
-"""One simulated machine: its secret, its PKI, its quotes and sealing keys.
+"""One simulated machine: its secret, its PKI, its TCB version, its quotes and sealing keys.
 
 Runs in the simulated platform alone. A directory is a machine: deleting it
 destroys the machine, and whoever can read it is the processor.
 
-Spec: spec/claims.md section 2 (CLM-1), spec/host-channel.md section 3 (PLAT-1, PLAT-2).
+Spec: spec/claims.md section 2 (CLM-1), spec/host-channel.md section 3 (PLAT-1, PLAT-2),
+spec/tcb.md section 2 (TCB-1 to TCB-6).
 """
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
 import shutil
-import struct
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+import msgspec
 
 from conclave import _crypto
 from conclave._crypto import Secret
 from conclave.errors import PlatformError, UnsupportedPolicy
 from conclave.platform import pki
 from conclave.platform.pki import Pki
+from conclave.platform.quote import ATTRIBUTES, QuotingEnclave
+from conclave.platform.vendor import FIRST, Moment, Tcb, Vendor, start_of_day
 
-QE_VENDOR: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
-# INIT and MODE64BIT, and KSS, without which a report has no CONFIGID.
-ATTRIBUTES: Final = struct.pack("<QQ", 0x85, 0x3)
 _REISSUE_AFTER: Final = timedelta(days=1)
-_PARTS: Final = ("root", "ca", "pck", "tcb")
+_PARTS: Final = ("root", "ca", "tcb")
 
 
-def report_body(
-    *,
-    measurement: bytes,
-    signer: bytes,
-    attributes: bytes,
-    product: int,
-    svn: int,
-    report_data: bytes,
-    config_id: bytes = bytes(64),
-) -> bytes:
-    """An SGX report body, 384 bytes (Intel SDM volume 3D, table 38-21)."""
-    if [len(p) for p in (measurement, signer, attributes, report_data, config_id)] != [32, 32, 16, 64, 64]:
-        raise ValueError("a part of the report body has another size than it must have")
-    return b"".join(
-        (
-            bytes((pki.CPU_SVN,)) * 16,
-            bytes(4 + 12 + 16),
-            attributes,
-            measurement,
-            bytes(32),
-            signer,
-            bytes(32),
-            config_id,
-            struct.pack("<HHH", product, svn, 0),
-            bytes(42 + 16),
-            report_data,
+class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What changes with an update, and what never does; hex where it is bytes.
+
+    `serials` are of every PCK certificate the machine ever had.
+    """
+
+    secret: str
+    fmspc: str
+    ppid: str
+    tcb: Tcb
+    pck_key: str
+    pck: str
+    serials: tuple[str, ...]
+    vendor: Vendor
+    issued: Moment
+
+    def certified(self, keys: Pki, tcb: Tcb) -> _Settings:
+        """With another PCK certificate."""
+        return msgspec.structs.replace(
+            self,
+            tcb=tcb,
+            pck_key=pki.private_der(keys.pck_key).hex(),
+            pck=pki.certificate_der(keys.pck).hex(),
+            serials=(*self.serials, f"{keys.pck.serial_number:x}"),
         )
-    )
+
+
+class _EarlySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of machines made before TCB versions could be rehearsed."""
+
+    secret: str
+    fmspc: str
+    status: str
+    advisories: tuple[str, ...]
+    number: int
+    issued: Moment
 
 
 class Machine:
-    """A simulated machine, opened from its directory."""
+    """A simulated machine, opened from its directory.
 
-    def __init__(self, directory: Path, settings: dict[str, Any], keys: Pki, attestation: bytes) -> None:
+    An object keeps the TCB version with which it was opened, as a machine does until
+    it starts again; what the vendor says is always the newest.
+    """
+
+    def __init__(self, directory: Path, secret: bytes, tcb: Tcb, keys: Pki, attestation: bytes) -> None:
         self._directory = directory
-        self._settings = settings
         self._pki = keys
-        self._secret = Secret(bytes.fromhex(settings["secret"]))
+        self._secret = Secret(secret)
         self._attestation_key = pki.load_private(attestation)
-        self._qe = self._certify(self._attestation_key)
+        self.tcb = tcb
+        self._quoting = QuotingEnclave(keys, tcb, self._attestation_key)
 
     @classmethod
     def open(cls, directory: Path, *, create: bool = True, now: datetime | None = None) -> Machine:
@@ -89,9 +100,10 @@ class Machine:
                 raise PlatformError(f"there is no simulated machine in {directory}")
             _create(directory, moment)
         try:
+            _bring_up_to_date(target, moment)
             machine = cls._read(target)
             machine.reissue(moment)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, LookupError, msgspec.MsgspecError):
             raise PlatformError(
                 f"the simulated machine in {target} is damaged; delete that directory to get a new machine "
                 "(whatever was sealed on the old one is lost)"
@@ -100,49 +112,75 @@ class Machine:
 
     @classmethod
     def _read(cls, target: Path) -> Machine:
-        settings = json.loads((target / "settings.json").read_bytes())
-        parts: dict[str, Any] = {"fmspc": bytes.fromhex(settings["fmspc"])}
+        settings = _load(target)
+        parts: dict[str, Any] = {name: bytes.fromhex(getattr(settings, name)) for name in ("fmspc", "ppid")}
         for name in _PARTS:
             parts[f"{name}_key"] = pki.load_private((target / f"{name}.key").read_bytes())
-            parts[name] = x509.load_der_x509_certificate((target / f"{name}.crt").read_bytes())
-        keys = Pki(**parts)
-        return cls(target, settings, keys, (target / "attestation.key").read_bytes())
+            parts[name] = pki.load_certificate((target / f"{name}.crt").read_bytes())
+        parts["pck_key"] = pki.load_private(bytes.fromhex(settings.pck_key))
+        parts["pck"] = pki.load_certificate(bytes.fromhex(settings.pck))
+        attestation = (target / "attestation.key").read_bytes()
+        return cls(target, bytes.fromhex(settings.secret), settings.tcb, Pki(**parts), attestation)
+
+    @contextmanager
+    def _alone(self) -> Iterator[_Settings]:
+        """The settings, which no other process changes within the block."""
+        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield _load(self._directory)
+        finally:
+            os.close(descriptor)
 
     def reissue(self, now: datetime) -> bool:
         """Publish endorsements again if those of before are a day old; whether it did."""
-        issued = datetime.fromisoformat(self._settings["issued"])
-        if not timedelta(0) <= now - issued < _REISSUE_AFTER or not (self._directory / "endorsements").exists():
-            self._issue(now)
+        with self._alone() as settings:
+            fresh = timedelta(0) <= now - settings.issued < _REISSUE_AFTER
+            if fresh and (self._directory / "endorsements").exists():
+                return False
+            self._issue(settings, now)
             return True
-        return False
 
-    def _issue(self, now: datetime) -> None:
-        settings = self._settings
-        settings["issued"] = now.isoformat()
-        endorsements = self._pki.endorsements(
-            now=now,
-            status=settings["status"],
-            advisories=tuple(settings["advisories"]),
-            number=settings["number"],
-        )
-        _write(self._directory / "endorsements", endorsements)
-        _write(self._directory / "settings.json", json.dumps(settings).encode())
+    def _issue(self, settings: _Settings, now: datetime) -> None:
+        _write(self._directory / "endorsements", self._endorsements(settings, settings.vendor, now))
+        _write(self._directory / "settings.json", msgspec.json.encode(msgspec.structs.replace(settings, issued=now)))
 
-    def set_tcb(self, status: str, *, advisories: tuple[str, ...] = (), now: datetime | None = None) -> None:
-        """Rehearse a TCB level: what the vendor says of this machine from now on."""
-        if status not in pki.STATUSES:
-            raise ValueError(f"a TCB status is one of {', '.join(pki.STATUSES)}")
-        self._settings |= {
-            "status": status,
-            "advisories": list(advisories),
-            "number": self._settings["number"] + 1,
-        }
-        self._issue(now or datetime.now(UTC))
+    def _endorsements(self, settings: _Settings, vendor: Vendor, now: datetime) -> bytes:
+        return self._pki.endorsements(vendor, now=now, serials=[int(serial, 16) for serial in settings.serials])
+
+    @property
+    def vendor(self) -> Vendor:
+        """What the vendor says now."""
+        return _load(self._directory).vendor
+
+    def tell(self, change: Callable[[Vendor], Vendor], *, now: datetime | None = None) -> None:
+        """From now on the vendor says something else, and publishes it at once."""
+        with self._alone() as settings:
+            changed = msgspec.structs.replace(settings, vendor=change(settings.vendor))
+            self._issue(changed, now or datetime.now(UTC))
+
+    def foresee(self, change: Callable[[Vendor], Vendor], *, now: datetime | None = None) -> bytes:
+        """The endorsements that there would be then. Nothing changes."""
+        settings = _load(self._directory)
+        return self._endorsements(settings, change(settings.vendor), now or datetime.now(UTC))
+
+    def update(self, *, now: datetime | None = None) -> Tcb:
+        """Patch the machine to the vendor's newest level, from its next start on; gives that version.
+
+        Its sealing keys stay: what a machine sealed before an update it can still open.
+        """
+        moment = now or datetime.now(UTC)
+        with self._alone() as settings:
+            newest = settings.vendor.newest
+            if newest != settings.tcb:
+                keys = self._pki.certified(pki.new_private(), newest, now=moment)
+                self._issue(settings.certified(keys, newest), moment)
+            return newest
 
     @property
     def root_der(self) -> bytes:
         """The root certificate."""
-        return self._pki.root.public_bytes(serialization.Encoding.DER)
+        return pki.certificate_der(self._pki.root)
 
     @property
     def anchor(self) -> str:
@@ -170,42 +208,13 @@ class Machine:
             config_id: 64 bytes chosen by the platform that launched it, never by it.
             mrenclave: 32 bytes, measurement of the runtime.
         """
-        header = struct.pack("<HHIHH16s20s", 3, 2, 0, pki.QE_SVN, pki.PCE_SVN, QE_VENDOR, bytes(20))
-        body = report_body(
-            measurement=mrenclave,
-            signer=_crypto.sha256(b"conclave simulated runtime signer"),
-            attributes=attributes,
-            product=product,
-            svn=svn,
+        return self._quoting.quote(
             report_data=report_data,
             config_id=config_id,
-        )
-        signed = header + body
-        auth = pki.raw_signature(self._attestation_key, signed) + self._qe
-        return signed + struct.pack("<I", len(auth)) + auth
-
-    def _certify(self, key: ec.EllipticCurvePrivateKey) -> bytes:
-        """The quoting enclave's part of every quote: key, report, chain."""
-        numbers = key.public_key().public_numbers()
-        public = numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big")
-        extra = bytes(range(32))
-        report = report_body(
-            measurement=_crypto.sha256(b"conclave simulated quoting enclave"),
-            signer=pki.QE_MRSIGNER,
-            attributes=pki.QE_ATTRIBUTES,
-            product=pki.QE_PRODUCT,
-            svn=pki.QE_SVN,
-            report_data=_crypto.sha256(public, extra) + bytes(32),
-        )
-        chain = pki.pem(self._pki.pck, self._pki.ca, self._pki.root).encode()
-        return (
-            public
-            + report
-            + pki.raw_signature(self._pki.pck_key, report)
-            + struct.pack("<H", len(extra))
-            + extra
-            + struct.pack("<HI", 5, len(chain))
-            + chain
+            mrenclave=mrenclave,
+            product=product,
+            svn=svn,
+            attributes=attributes,
         )
 
     def sealing_key(
@@ -248,23 +257,17 @@ def _create(directory: Path, now: datetime) -> None:
         place = Path(tempfile.mkdtemp(prefix="machine.", dir=directory))
     except OSError as error:
         raise PlatformError(f"cannot make a simulated machine in {directory}: {error.strerror}") from None
-    fmspc = _crypto.random_bytes(6)
-    keys = Pki.create(fmspc=fmspc, ppid=_crypto.random_bytes(16), now=now)
+    fmspc, ppid = _crypto.random_bytes(6), _crypto.random_bytes(16)
+    keys = Pki.create(fmspc=fmspc, ppid=ppid, now=now)
     for name in _PARTS:
         _write(place / f"{name}.key", pki.private_der(getattr(keys, f"{name}_key")))
-        certificate = getattr(keys, name).public_bytes(serialization.Encoding.DER)
+        certificate = pki.certificate_der(getattr(keys, name))
         _write(place / f"{name}.crt", certificate)
-    attestation = ec.generate_private_key(ec.SECP256R1())
-    _write(place / "attestation.key", pki.private_der(attestation))
-    settings = {
-        "secret": _crypto.random_bytes(32).hex(),
-        "fmspc": fmspc.hex(),
-        "status": "UpToDate",
-        "advisories": [],
-        "number": 1,
-        "issued": datetime.min.replace(tzinfo=UTC).isoformat(),
-    }
-    _write(place / "settings.json", json.dumps(settings).encode())
+    _write(place / "attestation.key", pki.private_der(pki.new_private()))
+    long_ago = datetime.min.replace(tzinfo=UTC)
+    secret = _crypto.random_bytes(32).hex()
+    bare = _Settings(secret, fmspc.hex(), ppid.hex(), FIRST, "", "", (), Vendor.first(start_of_day(now)), long_ago)
+    _write(place / "settings.json", msgspec.json.encode(bare.certified(keys, FIRST)))
     try:
         place.rename(directory / "machine")
     except OSError:
@@ -272,6 +275,32 @@ def _create(directory: Path, now: datetime) -> None:
         shutil.rmtree(place, ignore_errors=True)
         if not (directory / "machine").exists():
             raise PlatformError(f"cannot make a simulated machine in {directory}") from None
+
+
+def _bring_up_to_date(target: Path, now: datetime) -> None:
+    """Give an early machine what later ones have. Its root and what it sealed stay.
+
+    Its PCK certificate named a PPID that was written down nowhere else: it gets another.
+    """
+    try:
+        early = msgspec.json.decode((target / "settings.json").read_bytes(), type=_EarlySettings)
+    except msgspec.ValidationError:
+        return
+    parts: dict[str, Any] = {"fmspc": bytes.fromhex(early.fmspc)}
+    for name in _PARTS:
+        parts[f"{name}_key"] = pki.load_private((target / f"{name}.key").read_bytes())
+        parts[name] = pki.load_certificate((target / f"{name}.crt").read_bytes())
+    key = pki.load_private((target / "pck.key").read_bytes())
+    ppid = _crypto.sha256(pki.certificate_der(parts["root"]))[:16]
+    keys = Pki(pck_key=key, pck=parts["ca"], ppid=ppid, **parts).certified(key, FIRST, now=now)
+    vendor = Vendor.first(start_of_day(now), number=early.number + 1)
+    long_ago = datetime.min.replace(tzinfo=UTC)
+    bare = _Settings(early.secret, early.fmspc, ppid.hex(), FIRST, "", "", (), vendor, long_ago)
+    _write(target / "settings.json", msgspec.json.encode(bare.certified(keys, FIRST)))
+
+
+def _load(directory: Path) -> _Settings:
+    return msgspec.json.decode((directory / "settings.json").read_bytes(), type=_Settings)
 
 
 def _write(path: Path, data: bytes) -> None:

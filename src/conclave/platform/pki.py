@@ -1,20 +1,19 @@
-"""An Intel-shaped PKI for one simulated processor: certificates, lists, TCB info.
+"""An Intel-shaped PKI for one simulated processor: keys, certificates, lists, signed documents.
 
 Runs in the simulated platform. Everything has the real formats, so that the
 production verifier runs unchanged on it; only the root differs, and its subject
 name says so.
 
-Formats: Intel SGX PCK Certificate and CRL Specification; Intel PCS API v4
-(TCB info version 3, enclave identity version 2).
+Formats: Intel SGX PCK Certificate and CRL Specification; Intel PCS API v4.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -23,26 +22,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509.oid import NameOID
 
+from conclave.platform.vendor import CPU_SVN, FIRST, PCE_ID, PCE_SVN, VALID, Tcb, Vendor
+
 ROOT_NAME: Final = "Conclave Simulated Root CA"
-PCE_ID: Final = "0000"
-CPU_SVN: Final = 2
-PCE_SVN: Final = 11
-QE_SVN: Final = 8
-QE_PRODUCT: Final = 1
-QE_MRSIGNER: Final = bytes.fromhex("8c4f5775d796503e96137f77c68a829a0056ac8ded70140b081b094490c57bff")
-QE_ATTRIBUTES: Final = bytes.fromhex("11000000000000000000000000000000")
-STATUSES: Final = (
-    "UpToDate",
-    "SWHardeningNeeded",
-    "ConfigurationNeeded",
-    "ConfigurationAndSWHardeningNeeded",
-    "OutOfDate",
-    "OutOfDateConfigurationNeeded",
-    "Revoked",
-)
+PrivateKey = ec.EllipticCurvePrivateKey
 _SGX_OID: Final = "1.2.840.113741.1.13.1"
 _FOREVER: Final = timedelta(days=365 * 20)
-_VALID: Final = timedelta(days=30)
 
 
 def der(tag: int, content: bytes) -> bytes:
@@ -111,9 +96,9 @@ def _name(common: str) -> x509.Name:
 
 def _certificate(
     common: str,
-    key: ec.EllipticCurvePrivateKey,
+    key: PrivateKey,
     issuer: x509.Certificate | None,
-    issuer_key: ec.EllipticCurvePrivateKey,
+    issuer_key: PrivateKey,
     *,
     now: datetime,
     authority: bool,
@@ -143,7 +128,7 @@ def _certificate(
 
 def _crl(
     issuer: x509.Certificate,
-    key: ec.EllipticCurvePrivateKey,
+    key: PrivateKey,
     *,
     now: datetime,
     revoked: tuple[int, ...] = (),
@@ -152,7 +137,7 @@ def _crl(
         x509.CertificateRevocationListBuilder()
         .issuer_name(issuer.subject)
         .last_update(now)
-        .next_update(now + _VALID)
+        .next_update(now + VALID)
         .add_extension(x509.CRLNumber(int(now.timestamp())), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
     )
@@ -162,7 +147,7 @@ def _crl(
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
-def raw_signature(key: ec.EllipticCurvePrivateKey, data: bytes) -> bytes:
+def raw_signature(key: PrivateKey, data: bytes) -> bytes:
     """ECDSA P-256 with SHA-256 as r ‖ s, 64 bytes."""
     r, s = decode_dss_signature(key.sign(data, ec.ECDSA(hashes.SHA256())))
     return r.to_bytes(32, "big") + s.to_bytes(32, "big")
@@ -180,7 +165,28 @@ def private_der(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def load_private(data: bytes) -> ec.EllipticCurvePrivateKey:
+def new_private() -> PrivateKey:
+    """A fresh key."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def point(key: PrivateKey) -> bytes:
+    """The public half as x ‖ y, 64 bytes."""
+    numbers = key.public_key().public_numbers()
+    return numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big")
+
+
+def certificate_der(certificate: x509.Certificate) -> bytes:
+    """A certificate's bytes."""
+    return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def load_certificate(data: bytes) -> x509.Certificate:
+    """The inverse of `certificate_der`. Raises ValueError."""
+    return x509.load_der_x509_certificate(data)
+
+
+def load_private(data: bytes) -> PrivateKey:
     """The inverse of `private_der`. Raises ValueError."""
     try:
         key = serialization.load_der_private_key(data, password=None)
@@ -195,21 +201,21 @@ def load_private(data: bytes) -> ec.EllipticCurvePrivateKey:
 class Pki:
     """Keys and certificates of one simulated processor."""
 
-    root_key: ec.EllipticCurvePrivateKey
+    root_key: PrivateKey
     root: x509.Certificate
-    ca_key: ec.EllipticCurvePrivateKey
+    ca_key: PrivateKey
     ca: x509.Certificate
-    pck_key: ec.EllipticCurvePrivateKey
+    pck_key: PrivateKey
     pck: x509.Certificate
-    tcb_key: ec.EllipticCurvePrivateKey
+    tcb_key: PrivateKey
     tcb: x509.Certificate
     fmspc: bytes
+    ppid: bytes
 
     @classmethod
-    def create(cls, *, fmspc: bytes, ppid: bytes, now: datetime) -> Pki:
-        """Fresh keys and certificates."""
-        keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(4)]
-        root_key, ca_key, pck_key, tcb_key = keys
+    def create(cls, *, fmspc: bytes, ppid: bytes, now: datetime, tcb: Tcb = FIRST) -> Pki:
+        """Fresh keys and certificates, for a processor of that TCB version."""
+        root_key, ca_key, pck_key, tcb_key = (new_private() for _ in range(4))
         root = _certificate(ROOT_NAME, root_key, None, root_key, now=now, authority=True, path_length=1)
         ca = _certificate(
             "Conclave Simulated PCK Platform CA",
@@ -220,29 +226,43 @@ class Pki:
             authority=True,
             path_length=0,
         )
-        pck = _certificate(
+        signer = _certificate("Conclave Simulated TCB Signing", tcb_key, root, root_key, now=now, authority=False)
+        # The processor's own certificate takes this one's place.
+        bare = cls(root_key, root, ca_key, ca, pck_key, signer, tcb_key, signer, fmspc, ppid)
+        return bare.certified(pck_key, tcb, now=now)
+
+    def certified(self, key: PrivateKey, tcb: Tcb, *, now: datetime) -> Pki:
+        """The same with another key of the processor: each TCB version has its own."""
+        values = sgx_values(ppid=self.ppid, fmspc=self.fmspc, cpu_svn=tcb.cpu_svn, pce_svn=tcb.pce_svn)
+        certificate = _certificate(
             "Conclave Simulated PCK Certificate",
-            pck_key,
-            ca,
-            ca_key,
+            key,
+            self.ca,
+            self.ca_key,
             now=now,
             authority=False,
-            extension=sgx_extension(sgx_values(ppid=ppid, fmspc=fmspc).items()),
+            extension=sgx_extension(values.items()),
         )
-        tcb = _certificate("Conclave Simulated TCB Signing", tcb_key, root, root_key, now=now, authority=False)
-        return cls(root_key, root, ca_key, ca, pck_key, pck, tcb_key, tcb, fmspc)
+        return replace(self, pck_key=key, pck=certificate)
 
-    def endorsements(self, *, now: datetime, status: str, advisories: tuple[str, ...], number: int) -> bytes:
-        """CRLs, TCB info and QE identity as of now, in the format of claims.md section 4."""
-        revoked = (self.pck.serial_number,) if status == "Revoked" else ()
-        tcb_info = json_text(sgx_tcb_info(self.fmspc, now=now, status=status, advisories=advisories, number=number))
-        identity = json_text(qe_identity(now=now, number=number))
+    def endorsements(self, vendor: Vendor, *, now: datetime, serials: Iterable[int] = ()) -> bytes:
+        """CRLs, TCB info and QE identity as of now, in the format of spec/dcap.md section 3.
+
+        Args:
+            vendor: what it says.
+            serials: of every certificate that the processor ever had.
+        """
+        tcb_info = json_text(vendor.tcb_info(self.fmspc, now=now))
+        identity = json_text(vendor.qe_identity(now=now))
         signer = pem(self.tcb, self.root)
+        listed = vendor.issue_date("crl", now)
+        cas = (self.ca.serial_number,) if "ca" in vendor.revoked else ()
+        platforms = tuple(serials) if "platform" in vendor.revoked else ()
         return json_text(
             {
                 "pck_crl_issuer_chain": pem(self.ca, self.root),
-                "root_ca_crl": _crl(self.root, self.root_key, now=now).hex(),
-                "pck_crl": _crl(self.ca, self.ca_key, now=now, revoked=revoked).hex(),
+                "root_ca_crl": _crl(self.root, self.root_key, now=listed, revoked=cas).hex(),
+                "pck_crl": _crl(self.ca, self.ca_key, now=listed, revoked=platforms).hex(),
                 "tcb_info_issuer_chain": signer,
                 "tcb_info": tcb_info,
                 "tcb_info_signature": raw_signature(self.tcb_key, tcb_info.encode()).hex(),
@@ -253,52 +273,6 @@ class Pki:
         ).encode()
 
 
-def sgx_tcb_info(
-    fmspc: bytes, *, now: datetime, status: str, advisories: tuple[str, ...], number: int
-) -> dict[str, Any]:
-    """TCB info of version 3 with one level, which this platform has."""
-    level = {
-        "tcb": {"sgxtcbcomponents": [{"svn": CPU_SVN} for _ in range(16)], "pcesvn": PCE_SVN},
-        "tcbDate": _text(now),
-        "tcbStatus": status,
-    }
-    if advisories:
-        level["advisoryIDs"] = list(advisories)
-    return {
-        "id": "SGX",
-        "version": 3,
-        "issueDate": _text(now),
-        "nextUpdate": _text(now + _VALID),
-        "fmspc": fmspc.hex().upper(),
-        "pceId": PCE_ID,
-        "tcbType": 0,
-        "tcbEvaluationDataNumber": number,
-        "tcbLevels": [level],
-    }
-
-
-def qe_identity(*, now: datetime, number: int) -> dict[str, Any]:
-    """The identity of Intel's quoting enclave, version 2, with one level."""
-    return {
-        "id": "QE",
-        "version": 2,
-        "issueDate": _text(now),
-        "nextUpdate": _text(now + _VALID),
-        "tcbEvaluationDataNumber": number,
-        "miscselect": "00000000",
-        "miscselectMask": "FFFFFFFF",
-        "attributes": QE_ATTRIBUTES.hex().upper(),
-        "attributesMask": "FBFFFFFFFFFFFFFF0000000000000000",
-        "mrsigner": QE_MRSIGNER.hex().upper(),
-        "isvprodid": QE_PRODUCT,
-        "tcbLevels": [{"tcb": {"isvsvn": QE_SVN}, "tcbDate": _text(now), "tcbStatus": "UpToDate"}],
-    }
-
-
 def json_text(value: object) -> str:
     """Compact JSON, as the vendor signs it."""
     return json.dumps(value, separators=(",", ":"))
-
-
-def _text(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

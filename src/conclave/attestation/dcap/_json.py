@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import re
 from datetime import datetime
+from itertools import accumulate
 from typing import Any, Final, NoReturn
 
 from conclave.errors import FormatError
 
-MAX_DEPTH: Final = 8
+MAX_DEPTH: Final = 32
 MAX_DIGITS: Final = 10
 _BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _ASIDE: Final = bytes(c for c in range(256) if c not in b"[]{}")
@@ -110,18 +111,20 @@ class Members:
 
 
 def parse(data: bytes, *, code: str) -> Members:
-    """An object in ASCII, each of its keys once, nested at most 8 deep, with no fractions. Raises FormatError."""
+    """An object in ASCII, each of its keys once, nested at most 32 deep, with no fractions. Raises FormatError."""
+    # Pairs that enclose nothing are taken out, level by level; what is left is too deep, or not in pairs.
     brackets = data.translate(_BRACKETS, _ASIDE)
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_DEPTH // 2):
         brackets = brackets.replace(b"[]", b"")
-    if brackets or not data.isascii():
+    deepest = max(accumulate(1 if b == ord("[") else -1 for b in brackets), default=0)
+    if deepest > MAX_DEPTH // 2 or not data.isascii():
         raise _malformed(code)
     try:
         # As text: of bytes, the decoder would guess the encoding.
         value = json.loads(
             data.decode(), object_pairs_hook=_once, parse_int=_integer, parse_float=_never, parse_constant=_never
         )
-    # Brackets inside of strings mislead the count above; then the decoder's own limit holds.
+    # Brackets inside of strings count too, and can mislead the count; then the decoder's own limit holds.
     except (ValueError, RecursionError):
         raise _malformed(code) from None
     return Members(value, code)

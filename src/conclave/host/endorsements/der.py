@@ -18,6 +18,8 @@ from typing import Final
 from conclave.errors import FormatError
 
 MAX_CHAIN: Final = 8
+# Of one sequence. The entries of a revocation list are never taken apart.
+MAX_ELEMENTS: Final = 64
 _SEQUENCE: Final = 0x30
 _OID: Final = 0x06
 _OCTETS: Final = 0x04
@@ -54,16 +56,18 @@ class Element:
 
 
 def elements(data: bytes) -> Iterator[Element]:
-    """Elements one after the other, to the last byte. Raises FormatError."""
-    # A view: many small elements must not mean as many copies of all that follows.
-    view, at = memoryview(data), 0
-    while at < len(view):
-        element = first(view[at:])
+    """Elements one after the other, to the last byte, at most 64. Raises FormatError."""
+    at = 0
+    for _ in range(MAX_ELEMENTS):
+        if at == len(data):
+            return
+        element = first(data[at:])
         yield element
         at += len(element.raw)
+    raise FormatError("DER: more elements than anything read here has")
 
 
-def first(data: bytes | memoryview) -> Element:
+def first(data: bytes) -> Element:
     """The element that begins here. Raises FormatError."""
     if len(data) < 2 or data[0] & 0x1F == 0x1F:
         raise FormatError("DER: no element")
@@ -76,7 +80,7 @@ def first(data: bytes | memoryview) -> Element:
             raise FormatError("DER: a length is not in its one form")
     if at + size > len(data):
         raise FormatError("DER: cut short")
-    return Element(data[0], bytes(data[at : at + size]), bytes(data[: at + size]))
+    return Element(data[0], data[at : at + size], data[: at + size])
 
 
 def single(data: bytes) -> Element:

@@ -154,7 +154,7 @@ class AmdDraft(Draft):
         leaf = self.certificates[self.leaf]
         leaf.extensions |= {AMD_EXTENSION + end: (False, value) for end, value in self.values.items()}
         report = self._apply(BEFORE, "report", self.report.pack())
-        raw = self._ring.ec(self.signers["report"]).sign_raw(report)
+        raw = self.ring.ec(self.signers["report"]).sign_raw(report)
         half = len(raw) // 2
         signature = raw[:half][::-1].ljust(72, b"\0") + raw[half:][::-1].ljust(72, b"\0") + bytes(368)
         signature = self._apply(SIGNATURE, "report", signature)

@@ -136,7 +136,7 @@ class AwsDraft(Draft):
         payload = self._apply(BEFORE, "document", cbor(Pairs(tuple(said.items()), self.indefinite)))
         protected = self.protected if isinstance(self.protected, bytes) else cbor(self.protected)
         to_sign = cbor([self.context, protected, self.aad, payload])
-        signature = self._ring.ec(self.signers["document"]).sign_raw(to_sign)
+        signature = self.ring.ec(self.signers["document"]).sign_raw(to_sign)
         signature = self._apply(SIGNATURE, "document", signature)
         document = cbor([protected, self.unprotected, None if self.detached else payload, signature])
         document = (head(6, SIGN1) if self.tagged else b"") + document

@@ -88,6 +88,7 @@ class Draft:
     Attributes:
         certificates: by name; add others and put them into a chain.
         signers: which key signs a layer, by the key's name.
+        ring: all keys.
         pinned: the certificate whose fingerprint becomes the anchor, if it is not the
             unchanged root of the PKI.
     """
@@ -104,7 +105,7 @@ class Draft:
         self.signers = signers
         self.pinned: str | None = None
         self.now = now
-        self._ring = ring
+        self.ring = ring
         self._anchors = frozenset(anchors)
         self._hooks: dict[tuple[str, str], list[Change]] = {}
         self._built: dict[str, bytes] = {}
@@ -131,13 +132,13 @@ class Draft:
         return data
 
     def _signer(self, layer: str) -> SigningKey:
-        return self._ring[self.signers[layer]]
+        return self.ring[self.signers[layer]]
 
     def certificate(self, name: str) -> bytes:
         """A certificate as it will be in the evidence, in DER. Change nothing of it afterwards."""
         if name not in self._built:
             signer = self._signer(name)
-            to_sign = self._apply(BEFORE, name, self.certificates[name].to_sign(self._ring, signer))
+            to_sign = self._apply(BEFORE, name, self.certificates[name].to_sign(self.ring, signer))
             signature = self._apply(SIGNATURE, name, signer.sign(to_sign))
             self._built[name] = self._apply(AFTER, name, signed(to_sign, signer.algorithm, signature))
         return self._built[name]

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 
-from conclave.platform import pki as simulated
-from conclave.platform.machine import ATTRIBUTES, QE_VENDOR
+from conclave.platform import vendor as simulated
+from conclave.platform.pki import sgx_extension, sgx_values
+from conclave.platform.quote import ATTRIBUTES, QE_VENDOR
 from conclave.testing.evidence.draft import AFTER, BEFORE, SIGNATURE, BuiltEvidence, Draft, Layout, Record, fingerprint
 from conclave.testing.evidence.pki import CertificateDraft, KeyRing, ListDraft, pem
 
@@ -151,17 +152,16 @@ class IntelDraft(Draft):
         self.qe_auth = bytes(range(32))
         self.point = pki.ring.ec("attestation").point
         self.binding: bytes | None = None
-        self.sgx = simulated.sgx_values(ppid=pki.ppid, fmspc=pki.fmspc)
+        self.sgx = sgx_values(ppid=pki.ppid, fmspc=pki.fmspc)
         # Members of certificates for platforms with several processors.
         self.sgx |= {"5": b"\x0a\1\1", "6": b"\4\x10" + _digest("platform instance")[:16]}
         self.sgx |= {f"7.{i}": b"\1\1" + (b"\xff" if i == 1 else b"\0") for i in (1, 2, 3)}
         day = pki.now - _DAY
         self.pck_crl: ListDraft | None = ListDraft(_name("pck_ca"), day, pki.now + 29 * _DAY)
         self.root_crl: ListDraft | None = ListDraft(_name("root"), day, pki.now + 300 * _DAY)
-        self.tcb_info: dict[str, Any] = simulated.sgx_tcb_info(
-            pki.fmspc, now=day, status="UpToDate", advisories=(), number=17
-        )
-        self.qe_identity: dict[str, Any] = simulated.qe_identity(now=day, number=17)
+        vendor = simulated.Vendor.first(day, number=17)
+        self.tcb_info: dict[str, Any] = vendor.tcb_info(pki.fmspc, now=day)
+        self.qe_identity: dict[str, Any] = vendor.qe_identity(now=day)
         self.chains = {
             "quote": ["pck", "pck_ca", "root"],
             "pck_crl": ["pck_ca", "root"],
@@ -187,6 +187,11 @@ class IntelDraft(Draft):
         level: dict[str, Any] = self.qe_identity["tcbLevels"][0]
         return level
 
+    @property
+    def bound(self) -> bytes:
+        """Report data with which a quoting enclave certifies the attestation key."""
+        return hashlib.sha256(self.point + self.qe_auth).digest() + bytes(32)
+
     def tcb_info_2(self) -> Self:
         """Rewrite the TCB info in its version 2, which has no id and names each component."""
         info = self.tcb_info
@@ -202,7 +207,7 @@ class IntelDraft(Draft):
     def build(self) -> BuiltEvidence:
         """Sign everything, innermost first."""
         if self.sgx:
-            extension = simulated.sgx_extension(self.sgx.items())
+            extension = sgx_extension(self.sgx.items())
             self.certificates["pck"].extensions[SGX_EXTENSION] = (False, extension)
         raw = self._quote()
         return self._finish(self.tee, raw, self._apply(AFTER, "endorsements", self._endorsements()))
@@ -221,8 +226,7 @@ class IntelDraft(Draft):
         return self._apply(AFTER, "quote", to_sign + struct.pack("<I", size) + data) + self.trailing
 
     def _certification(self) -> bytes:
-        bound = hashlib.sha256(self.point + self.qe_auth).digest() + bytes(32)
-        self.qe_report["report_data"] = bound if self.binding is None else self.binding
+        self.qe_report["report_data"] = self.bound if self.binding is None else self.binding
         report = self._apply(BEFORE, "qe_report", self.qe_report.pack())
         signature = self._apply(SIGNATURE, "qe_report", self._raw_signature("qe_report", report))
         if self.certification == 5:
@@ -257,7 +261,7 @@ class IntelDraft(Draft):
         return pem(*(self.certificate(c) for c in self.chains[name]))
 
     def _raw_signature(self, layer: str, data: bytes) -> bytes:
-        return self._ring.ec(self.signers[layer]).sign_raw(data)
+        return self.ring.ec(self.signers[layer]).sign_raw(data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from conclave.attestation import (
 )
 from conclave.attestation.appraisal import security_of
 from conclave.attestation.binding import runtime_measurement
+from conclave.attestation.tcb import version_of
 from conclave.bundle import Bundle, unpack
 from conclave.enclave import _runtime
 from conclave.enclave._sandbox import in_memory
@@ -234,3 +235,26 @@ def test_a_replaced_release_that_claims_the_level_of_its_successor() -> None:
     quote = intel().sgx(report_data=old.digest(), change=lambda draft: draft.body.set(mrenclave=b"\x0e" * 32))
     with vendor("sgx", bytes(32)), pytest.raises(AppraisalError, match="not for which of the programs"):
         connect(quote, old, constraint)
+
+
+# He has old firmware -------------------------------------------------------------------
+
+
+@pytest.mark.spec("T-26", "EVID-11")
+@pytest.mark.parametrize("product", ["Milan", "Turin"])
+@pytest.mark.parametrize("field", ["launch_tcb", "committed_tcb"])
+def test_firmware_that_is_new_only_when_it_is_asked(product: str, field: str) -> None:
+    """What launched the guest measured it; what is not committed can be turned back at any time."""
+    whole = amd().snp(product=product)
+    now = verify(whole)
+    minimum = f"TCB:snp-{product.lower()}@{version_of(now)}"
+    assert level(whole, minimum) == "SECURE"
+    tcb = bytearray(bytes.fromhex(now.details["reported_tcb"]))
+    tcb[-1] -= 1
+    older = amd().snp(product=product, change=lambda draft: draft.report.set(**{field: bytes(tcb)}))
+    assert level(older, minimum) == "STALE"
+    assert level(older, f"TCB:snp-{product.lower()}@any") == "SECURE"
+    # Firmware that was committed further than it reports is no reason for anything.
+    tcb[-1] += 2
+    newer = amd().snp(product=product, change=lambda draft: draft.report.set(**{field: bytes(tcb)}))
+    assert level(newer, minimum) == "SECURE"

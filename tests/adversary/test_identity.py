@@ -51,7 +51,6 @@ class Evil(Enclave):
             return msgspec.structs.replace(honest(encryption_key, signing_key), **LIES)
 
         context._make_claims = lie
-        context._renew(type("F", (), {"request": 0})())
 
     @rpc
     def give(self, secret: str) -> None:
@@ -131,6 +130,8 @@ def test_a_program_cannot_claim_to_be_another(
     for which, lie in lies.items():
         evil = author(f"evil_{which}", EVIL.replace("**LIES", lie))
         with serve(evil, hostile=True) as server, Client(server.url, constraint=only(honest)) as client:
+            # It lies when its host, who is on its side, asks for new evidence.
+            server.run(server.host._renew())
             with pytest.raises(BindingError):
                 client.call("give", "secret")
             assert server.operator.requests == []

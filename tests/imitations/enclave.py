@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -65,6 +66,11 @@ def become() -> None:
         Path("/sys/kernel/config").mkdir()
         mount(libc, f"{mounted}/sys/kernel/config", "/sys/kernel/config", "", 0x1000)
         Path("/dev/sev-guest").write_bytes(b"")
+        # As a guest's image does: what the host could change while it is used is copied into memory.
+        bundle = Path.cwd()
+        shutil.copytree(bundle, "/dev/bundle")
+        mount(libc, "/dev/bundle", str(bundle), "", 0x1000)
+        os.chdir(bundle)
     except OSError as error:
         print(json.dumps({"event": "refused", "code": "platform", "message": f"namespace: {error}"}), flush=True)
         os._exit(REFUSED)

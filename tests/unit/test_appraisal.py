@@ -23,7 +23,7 @@ TURIN = {"fmc": 1, "boot_loader": 1, "tee": 1, "snp": 4, "microcode": 81}
 def snp(product: str = "Milan", **changes: Any) -> EvidenceClaims:
     tcb = TURIN if product == "Turin" else MILAN
     return evidence(
-        tee="snp", tcb_status="", tcb_date=None, details={"product": product, "tcb": tcb},
+        tee="snp", tcb_status="", tcb_date=None, details={"product": product, "tcb": tcb, "lowest_tcb": tcb},
         measurements={"measurement": "5d" * 48, "host_data": "00" * 32}, **changes,
     )  # fmt: skip
 

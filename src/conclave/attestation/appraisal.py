@@ -212,10 +212,15 @@ def _tee(constraint: Constraint, claims: Claims) -> str | None:
 
 def _runtime(constraint: Constraint, claims: Claims, reference: ReferenceValues) -> str | None:
     measurement = claims.measurement.hex()
-    if measurement in constraint.runtimes:
-        return None
     instance = claims.instance
     expected = ", ".join(sorted(constraint.runtimes))
+    if measurement in constraint.runtimes:
+        if _tells_programs_apart(constraint, claims, reference):
+            return None
+        return (
+            f"RUNTIME: {measurement} is pinned, but not for which of the programs that this accepts: on SGX it covers "
+            "runtime and program together; accept one program by C:, or use reference values that name its bundle"
+        )
     if instance is None:
         # A release is known by what the reference values say of this measurement.
         if any(reference.knows(r, claims.tee, claims.measurement) for r in constraint.runtimes):
@@ -224,7 +229,7 @@ def _runtime(constraint: Constraint, claims: Claims, reference: ReferenceValues)
     # The release is the runtime's own word: it must not pass for a measurement, and on
     # hardware it counts only together with the measurement of that very release.
     named = instance.runtime in constraint.runtimes and not MEASUREMENT.match(instance.runtime)
-    if named and _genuine(claims, instance, reference):
+    if named and _genuine(claims, instance, reference, release=instance.runtime):
         return None
     hint = "upgrade the client library or name the release"
     if named:
@@ -232,12 +237,26 @@ def _runtime(constraint: Constraint, claims: Claims, reference: ReferenceValues)
     return f"RUNTIME: expected {expected}, got {instance.runtime} with measurement {measurement}; {hint}"
 
 
-def _genuine(claims: Claims, instance: InstanceClaims, reference: ReferenceValues) -> bool:
+def _tells_programs_apart(constraint: Constraint, claims: Claims, reference: ReferenceValues) -> bool:
+    """Whether a pinned measurement may count without anything that says whose it is.
+
+    SGX has no place for the bundle that its own program, or whoever launches it, could not
+    fill: one of several accepted programs could call itself another, or a later level.
+    """
+    instance = claims.instance
+    if claims.tee != "sgx" or instance is None:
+        return True
+    only_one = len(constraint.codes) == 1 and not constraint.signers
+    releases = {*reference.releases, *reference.bundles}
+    return only_one or any(_genuine(claims, instance, reference, release=r) for r in releases)
+
+
+def _genuine(claims: Claims, instance: InstanceClaims, reference: ReferenceValues, *, release: str) -> bool:
     if claims.tee == SIMULATED:
         return True
     if measured_with_bundle(claims.evidence):
-        return reference.knows_bundle(instance.runtime, instance.bundle_id, claims.measurement)
-    return reference.knows(instance.runtime, claims.tee, claims.measurement)
+        return reference.knows_bundle(release, instance.bundle_id, claims.measurement)
+    return reference.knows(release, claims.tee, claims.measurement)
 
 
 def _minimum_tcb(constraint: Constraint, claims: Claims) -> str | None:

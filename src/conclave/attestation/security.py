@@ -42,6 +42,10 @@ REMARKS: Final[Mapping[str, tuple[Security, str]]] = {
     "service-td": ("INSECURE", "a service TD that nobody appraised may read this one's memory"),
     "sept-ve-enabled": ("INSECURE", "the host may raise exceptions inside at accesses of its choice"),
     "migration-agent": ("INSECURE", "a migration agent that nobody appraised may read the guest's memory"),
+    "nitrotpm": (
+        "INSECURE",
+        "an EC2 instance, not an enclave: its administrator may run anything beside what was measured",
+    ),
     "custom-root": ("INSECURE", "the root was given by hand: no vendor stands behind it"),
     "revocation-unknown": ("STALE", "no revocation list was given: it is not known whether the vendor revoked it"),
 }

@@ -64,9 +64,12 @@ def subject_of(evidence: EvidenceClaims) -> str:
 
 
 def version_of(evidence: EvidenceClaims) -> str:
-    """The platform's TCB version as minimums are written; empty where there is none."""
+    """The platform's TCB version as minimums are written; empty where there is none.
+
+    SEV-SNP: part by part the lowest of today's, that at the guest's launch, and the committed one.
+    """
     if evidence.tee == "snp":
-        parts = evidence.details["tcb"]
+        parts = evidence.details["lowest_tcb"]
         return ".".join(str(parts[name]) for name in SNP_PARTS[subject_of(evidence).partition("-")[2]])
     return "" if evidence.tcb_date is None else evidence.tcb_date.date().isoformat()
 

@@ -8,6 +8,7 @@ Spec: spec/bundle.md section 2 (BND-1 to BND-4).
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -141,15 +142,21 @@ def _check_roster(manifest: Manifest) -> None:
         raise BundleError("manifest: the quorum is between 1 and the size of the roster, 0 without one")
 
 
-def check_files(directory: Path, manifest: Manifest) -> None:
+def check_files(directory: Path, manifest: Manifest, *, contents: bool) -> None:
     """Refuse a bundle directory that holds anything the manifest does not list.
 
-    Names and sizes; contents were measured by whoever mounted it.
+    Args:
+        directory: where the bundle lies, mounted by the host unless something measured it.
+        manifest: of the bundle that the TEE names.
+        contents: whether to compare every file's digest too. Names and sizes are enough only
+            where the contents were measured by whoever mounted them: the simulated platform.
 
     Raises:
         BundleError: naming the first difference.
     """
-    listed = {f.path: f.size for f in manifest.files}
+    listed = {f.path: f for f in manifest.files}
+    paths = (*listed, *(f"{root}/" for root in ROOTS))
+    folders = {path[:at] for path in paths for at, letter in enumerate(path) if letter == "/"}
     found = 0
     stack = [(os.fspath(directory), "")]
     while stack:
@@ -158,12 +165,22 @@ def check_files(directory: Path, manifest: Manifest) -> None:
             for entry in entries:
                 path = prefix + entry.name
                 if entry.is_dir(follow_symlinks=False):
+                    # An empty directory is a package to the interpreter.
+                    if path not in folders:
+                        raise BundleError(f"{path[:200]!r} is not in the manifest")
                     stack.append((entry.path, path + "/"))
                 elif path not in ("manifest", "signature"):
                     if not entry.is_file(follow_symlinks=False) or listed.get(path) is None:
                         raise BundleError(f"{path[:200]!r} is not in the manifest")
-                    if entry.stat(follow_symlinks=False).st_size != listed[path]:
+                    if entry.stat(follow_symlinks=False).st_size != listed[path].size:
                         raise BundleError(f"{path[:200]!r} has another size than the manifest says")
+                    if contents and _digest(entry.path) != listed[path].sha256:
+                        raise BundleError(f"{path[:200]!r} differs from what the manifest says")
                     found += 1
     if found != len(listed):
         raise BundleError("files that the manifest lists are missing")
+
+
+def _digest(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -31,6 +31,10 @@ _LANDLOCK_CREATE: Final = 444
 _LANDLOCK_ADD: Final = 445
 _LANDLOCK_RESTRICT: Final = 446
 
+# struct statfs begins with the type of the file system (linux/magic.h: TMPFS_MAGIC, RAMFS_MAGIC).
+_STATFS_SIZE: Final = 256
+_MEMORY: Final = (0x01021994, 0x858458F6)
+
 # Landlock rights by the ABI version that brought them (linux/landlock.h).
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
 _FS_ABI1: Final = (1 << 13) - 1
@@ -81,6 +85,13 @@ def _make_closures() -> None:
     kind = ctypes.CFUNCTYPE(None)
     made = [kind(lambda: None) for _ in range(200)]
     made.clear()
+
+
+def in_memory(place: str) -> bool:
+    """Whether a directory lies in this machine's own memory: tmpfs, or the initial file system."""
+    found = ctypes.create_string_buffer(_STATFS_SIZE)
+    _check(_libc.statfs(os.fsencode(place), found), "statfs")
+    return int.from_bytes(found.raw[:8], "little") in _MEMORY
 
 
 def _check(result: int, what: str) -> int:

@@ -82,6 +82,7 @@ def details(report: Report, key: EndorsementKey, crl: RevocationList | None) -> 
         "product": key.product,
         "csp_id": key.provider or None,
         "tcb": key.parts,
+        "lowest_tcb": lowest(report, key),
         "crl_number": crl.number if crl else None,
     }
     for which in ("current", "committed"):
@@ -89,6 +90,16 @@ def details(report: Report, key: EndorsementKey, crl: RevocationList | None) -> 
     if report.version >= 5:
         found |= {name: report.field(name).hex() for name in ("launch_mit_vector", "current_mit_vector")}
     return found
+
+
+def lowest(report: Report, key: EndorsementKey) -> dict[str, int]:
+    """Part by part the lowest TCB version that had this guest in its hands, or may have it again.
+
+    The signing key's is that of today. Older firmware may have launched the guest, and measured
+    what it liked; and firmware that was not committed can be turned back while the guest runs.
+    """
+    others = [key.parts_of(report.field(name)) for name in ("launch_tcb", "committed_tcb")]
+    return {part: min(value, *(other[part] for other in others)) for part, value in key.parts.items()}
 
 
 def flags(number: int, names: dict[int, str]) -> list[str]:

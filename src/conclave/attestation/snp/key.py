@@ -72,8 +72,12 @@ class EndorsementKey:
     @property
     def parts(self) -> dict[str, int]:
         """The TCB version part by part."""
+        return self.parts_of(self.tcb)
+
+    def parts_of(self, tcb: bytes) -> dict[str, int]:
+        """Any TCB version of this product, 8 bytes as reports have it, part by part."""
         arcs = PRODUCTS[self.product].layout
-        return {PARTS[arc]: value for arc, value in zip(arcs, self.tcb, strict=True) if arc in PARTS}
+        return {PARTS[arc]: value for arc, value in zip(arcs, tcb, strict=True) if arc in PARTS}
 
 
 def read_key(certificate: Certificate, *, what: str) -> EndorsementKey:

@@ -1,0 +1,260 @@
+"""An operator who owns genuine processors, and old and other endorsements for them: T-12, T-24 to T-31.
+
+He signs nothing that a vendor would not: everything here is built under a test PKI of the
+vendor's shape, as genuine hardware in hostile hands would make it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conclave import _crypto
+from conclave.attestation import (
+    Anchors,
+    AttestationResult,
+    Claims,
+    Constraint,
+    EvidenceClaims,
+    InstanceClaims,
+    InstanceInfo,
+    bundle_id,
+    verify_evidence,
+    verify_instance,
+)
+from conclave.attestation.appraisal import security_of
+from conclave.attestation.binding import runtime_measurement
+from conclave.attestation.tcb import version_of
+from conclave.bundle import Bundle, unpack
+from conclave.enclave import _runtime
+from conclave.enclave._sandbox import in_memory
+from conclave.enclave.drivers.nsm import NitroTee, Nsm
+from conclave.errors import AppraisalError, BindingError, BundleError
+from conclave.testing.evidence import AmdPki, AwsPki, BuiltEvidence, IntelPki
+from conclave.testing.verifier import RELEASE, vendor_root
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+VICTIM: dict[str, Any] = {"code": b"v" * 32, "signer": b"s" * 32, "product_id": 7, "revocation_level": 3}
+EVIL: dict[str, Any] = VICTIM | {"code": b"e" * 32}
+
+
+@cache
+def intel() -> IntelPki:
+    return IntelPki.create(now=NOW)
+
+
+@cache
+def amd() -> AmdPki:
+    return AmdPki.create(now=NOW)
+
+
+@cache
+def aws() -> AwsPki:
+    return AwsPki.create(now=NOW)
+
+
+def root_of(tee: str) -> bytes:
+    if tee == "snp":
+        return amd().snp_draft().certificate("ark")
+    return (aws().nitro_draft() if tee == "nitro" else intel().sgx_draft()).certificate("root")
+
+
+def said(parts: dict[str, Any] = VICTIM, **changes: Any) -> InstanceClaims:
+    """What whoever makes the evidence says about itself."""
+    fields: dict[str, Any] = {
+        "version": 1,
+        "bundle_id": bundle_id(**parts),
+        **parts,
+        "runtime": RELEASE,
+        "sandbox": "none",
+        "mode": "release",
+        "suite": _crypto.SUITE_ID,
+        "encryption_key": bytes(1216),
+        "signing_key": bytes(32),
+        "boot_nonce": bytes(32),
+        "log_id": None,
+        "kds_constraint": None,
+        "interface": bytes(32),
+    }
+    return InstanceClaims(**(fields | changes))
+
+
+def verify(built: BuiltEvidence) -> EvidenceClaims:
+    """What genuine hardware said, by the production verifier."""
+    anchors = Anchors({built.tee: built.anchors})
+    return verify_evidence(built.raw, built.endorsements, kind=built.tee, anchors=anchors, now=NOW)[1]
+
+
+def level(built: BuiltEvidence, constraint: str = "") -> str:
+    """The security of evidence alone."""
+    found = verify(built)
+    claims = Claims(None, b"", found.tee, found, runtime_measurement(found), NOW)
+    return security_of(claims, constraint=Constraint.parse(constraint, program=False) if constraint else None)[0]
+
+
+@contextlib.contextmanager
+def vendor(tee: str, measurement: bytes = bytes(48), **known: Any) -> Iterator[None]:
+    """Within the block the test PKI is the vendor's, and reference values know that much."""
+    with vendor_root(root_of(tee), tee=tee, measurement=measurement, **known):
+        yield
+
+
+def connect(built: BuiltEvidence, claims: InstanceClaims, constraint: str) -> AttestationResult:
+    """A client who is given this evidence for these claims."""
+    info = InstanceInfo(
+        version=1, format=built.tee, evidence=built.raw, endorsements=built.endorsements, claims=claims.encode()
+    )
+    return verify_instance(info.encode(), Constraint.parse(constraint), now=NOW)
+
+
+def extended(*values: bytes) -> bytes:
+    register = bytes(48)
+    for value in values:
+        register = hashlib.sha384(register + value).digest()
+    return register
+
+
+HONEST = """
+from conclave.enclave import Enclave, rpc
+
+class Honest(Enclave):
+    @rpc
+    def give(self, secret: str) -> None:
+        self.kept = secret
+"""
+
+
+# The operator lays out the bundle ----------------------------------------------------
+
+
+@pytest.mark.spec("T-12", "BND-4")
+@pytest.mark.parametrize("change", ["contents", "byte code", "package"])
+def test_a_bundle_with_the_names_and_sizes_of_another(
+    author: Callable[..., Bundle], tmp_path: Path, change: str
+) -> None:
+    """On hardware nobody measures more of a bundle than its manifest: the runtime must."""
+    from tests.imitations.nsm import Module
+    from tests.imitations.processor import Nitro
+
+    bundle = author("genuine", HONEST)
+    unpack(bundle, tmp_path / "bundle")
+    source = tmp_path / "bundle" / "app" / "genuine.py"
+    if change == "package":
+        (tmp_path / "bundle" / "app" / "torch").mkdir()
+    else:
+        path = next((source.parent / "__pycache__").iterdir()) if change == "byte code" else source
+        honest = path.read_bytes()
+        path.write_bytes(honest.replace(b"kept", b"sent"))
+        assert len(path.read_bytes()) == len(honest)
+        assert path.read_bytes() != honest
+    tee = NitroTee(Nsm(-1, ioctl=Module(Nitro(NOW)).ioctl))
+    with pytest.raises(BundleError, match=r"differs from what the manifest says|is not in the manifest"):
+        _runtime._prepare(tmp_path / "bundle", tee, None)
+    assert "genuine" not in sys.modules
+
+
+@pytest.mark.spec("T-12", "DRV-28")
+def test_a_bundle_on_a_disk_that_changes_after_it_was_checked(author: Callable[..., Bundle], tmp_path: Path) -> None:
+    from tests.imitations.nsm import Module
+    from tests.imitations.processor import Nitro
+
+    unpack(author("genuine", HONEST), tmp_path / "bundle")
+    assert not in_memory(str(tmp_path / "bundle")) or pytest.skip("everything lies in memory here")
+    tee = NitroTee(Nsm(-1, ioctl=Module(Nitro(NOW)).ioctl))
+    with pytest.raises(_runtime.StartError, match="where the host can change it"):
+        _runtime._prepare(tmp_path / "bundle", tee, lambda places: "landlock")
+
+
+# He is the administrator of an EC2 instance -------------------------------------------
+
+
+@pytest.mark.spec("T-24", "CLM-1", "EVID-5", "EVID-8")
+def test_an_instance_that_puts_a_victims_name_into_its_tpm() -> None:
+    """Register 16 of a TPM can be reset and extended at will; 0 to 2 are the same on every instance."""
+    claims = said()
+    registers = {n: bytes((n + 1,)) * 48 for n in range(3)}
+
+    def document(name: str) -> BuiltEvidence:
+        def change(draft: Any) -> None:
+            draft.payload.pop("pcrs")
+            draft.payload |= {name: {**registers, 16: extended(claims.bundle_id)}, "user_data": claims.digest()}
+
+        return aws().nitro(change=change)
+
+    pinned = hashlib.sha384(b"".join(registers.values())).digest()
+    constraint = f"C:{claims.code.hex()} TEE:nitro RUNTIME:{pinned.hex()}"
+    with vendor("nitro", pinned):
+        assert connect(document("pcrs"), claims, constraint).security == "SECURE"
+        with pytest.raises(BindingError):
+            connect(document("nitrotpm_pcrs"), claims, constraint)
+    assert level(document("nitrotpm_pcrs")) == "INSECURE"
+
+
+# He has one accepted program claim to be another ----------------------------------------
+
+
+@pytest.mark.spec("T-25", "T-07", "EVID-9")
+@pytest.mark.parametrize("by_config_id", [False, True])
+def test_an_accepted_program_that_claims_to_be_another(by_config_id: bool) -> None:
+    """Runtime and program are one measurement, and the program shares its process with the runtime."""
+    lie = said(VICTIM)
+    measured = {"victim": b"V" * 32, "evil": b"E" * 32}
+    constraint = f"C:{VICTIM['code'].hex()} C:{EVIL['code'].hex()} TEE:sgx"
+    constraint += "".join(f" RUNTIME:{m.hex()}" for m in measured.values())
+
+    def quote(measurement: bytes, claims: InstanceClaims) -> BuiltEvidence:
+        # Whoever launches it signs it anew, with key separation, and writes any CONFIGID.
+        config = claims.bundle_id + bytes(32) if by_config_id else bytes(64)
+
+        def change(draft: Any) -> None:
+            draft.body.set(mrenclave=measurement, config_id=config)
+
+        return intel().sgx(report_data=claims.digest(), change=change)
+
+    known = {"measurement": measured["victim"], "bundle_id": lie.bundle_id}
+    with vendor("sgx", **known):
+        assert connect(quote(measured["victim"], lie), lie, constraint).claims.code == VICTIM["code"]
+        with pytest.raises(AppraisalError, match="not for which of the programs"):
+            connect(quote(measured["evil"], lie), lie, constraint)
+        # Pinned for one program, it is that one's: its owner said so.
+        connect(quote(measured["evil"], lie), lie, f"C:{VICTIM['code'].hex()} RUNTIME:{measured['evil'].hex()}")
+
+
+@pytest.mark.spec("T-25", "EVID-9", "CON-12")
+def test_a_replaced_release_that_claims_the_level_of_its_successor() -> None:
+    old = said(VICTIM | {"revocation_level": 9})
+    constraint = f"S:{VICTIM['signer'].hex()} PROD:7 REVOKE:4 TEE:sgx RUNTIME:{'0e' * 32}"
+    quote = intel().sgx(report_data=old.digest(), change=lambda draft: draft.body.set(mrenclave=b"\x0e" * 32))
+    with vendor("sgx", bytes(32)), pytest.raises(AppraisalError, match="not for which of the programs"):
+        connect(quote, old, constraint)
+
+
+# He has old firmware -------------------------------------------------------------------
+
+
+@pytest.mark.spec("T-26", "EVID-11")
+@pytest.mark.parametrize("product", ["Milan", "Turin"])
+@pytest.mark.parametrize("field", ["launch_tcb", "committed_tcb"])
+def test_firmware_that_is_new_only_when_it_is_asked(product: str, field: str) -> None:
+    """What launched the guest measured it; what is not committed can be turned back at any time."""
+    whole = amd().snp(product=product)
+    now = verify(whole)
+    minimum = f"TCB:snp-{product.lower()}@{version_of(now)}"
+    assert level(whole, minimum) == "SECURE"
+    tcb = bytearray(bytes.fromhex(now.details["reported_tcb"]))
+    tcb[-1] -= 1
+    older = amd().snp(product=product, change=lambda draft: draft.report.set(**{field: bytes(tcb)}))
+    assert level(older, minimum) == "STALE"
+    assert level(older, f"TCB:snp-{product.lower()}@any") == "SECURE"
+    # Firmware that was committed further than it reports is no reason for anything.
+    tcb[-1] += 2
+    newer = amd().snp(product=product, change=lambda draft: draft.report.set(**{field: bytes(tcb)}))
+    assert level(newer, minimum) == "SECURE"

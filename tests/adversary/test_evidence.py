@@ -258,3 +258,33 @@ def test_firmware_that_is_new_only_when_it_is_asked(product: str, field: str) ->
     tcb[-1] += 2
     newer = amd().snp(product=product, change=lambda draft: draft.report.set(**{field: bytes(tcb)}))
     assert level(newer, minimum) == "SECURE"
+
+
+# He has a migration TD -------------------------------------------------------------------
+
+
+@pytest.mark.spec("T-27", "DCAP-23", "EVID-5")
+def test_a_service_td_that_the_form_of_the_quote_hides() -> None:
+    """TDX 1.5 makes quotes of version 4, whose report has no MRSERVICETD: all that shows is MIGRATABLE."""
+    migratable = 1 << 28 | 1 << 29
+
+    def domain(attributes: int = migratable, **options: Any) -> BuiltEvidence:
+        return intel().tdx(change=lambda draft: draft.body.set(td_attributes=attributes), **options)
+
+    for version in (4, 5):
+        assert level(domain(version=version, body=2)) == "INSECURE"
+        assert level(domain(1 << 28, version=version, body=2)) == "SECURE"
+    # A report that has the field says that there is nobody.
+    assert level(domain(version=5, body=3)) == "SECURE"
+    watched = {"td_attributes": migratable, "mrservicetd": b"\1" * 48}
+    assert level(intel().tdx(version=5, body=3, change=lambda draft: draft.body.set(**watched))) == "INSECURE"
+
+
+@pytest.mark.spec("T-27", "DCAP-23", "EVID-5")
+def test_attributes_that_come_with_hardware_to_come() -> None:
+    """What a bit does that has no meaning yet, the host knows first."""
+    for bit in (8, 17, 40):
+        domain = intel().tdx(change=lambda draft, bit=bit: draft.body.set(td_attributes=1 << 28 | 1 << bit))
+        assert level(domain) == "INSECURE"
+    enclave = intel().sgx(change=lambda draft: draft.body.set(attributes=(3 << 64) | 5 | 1 << 3))
+    assert level(enclave) == "INSECURE"

@@ -545,7 +545,9 @@ def test_qe_identity_of_version_1_is_for_sgx() -> None:
 Flag = tuple[tuple[int, int], dict[str, bytes], set[str]]
 FLAGS: list[Flag] = [
     ((4, 2), {"td_attributes": bytes(8)}, {"sept-ve-enabled"}),
-    ((4, 2), {"td_attributes": struct.pack("<Q", 1 << 28 | 1 << 29)}, {"migratable"}),
+    ((4, 2), {"td_attributes": struct.pack("<Q", 1 << 28 | 1 << 29)}, {"migratable", "hidden-service-td"}),
+    ((5, 2), {"td_attributes": struct.pack("<Q", 1 << 28 | 1 << 29)}, {"migratable", "hidden-service-td"}),
+    ((5, 3), {"td_attributes": struct.pack("<Q", 1 << 28 | 1 << 29)}, {"migratable"}),
     ((4, 2), {"td_attributes": struct.pack("<Q", 1 << 28 | 1 << 30 | 1 << 63)}, set()),
     ((4, 2), {"td_attributes": struct.pack("<Q", 1 << 28 | 1 << 40)}, {"unknown-attributes"}),
     ((5, 3), {"mrservicetd": bytes(47) + b"\1"}, {"service-td"}),

@@ -1584,7 +1584,7 @@ def passing(c: Cases, tee: str) -> None:
     for name, comment, bits, remark in (
         ("attributes-known", "Every attribute whose meaning is published.", KNOWN_TD, []),
         ("sept-ve", "A TD that sees exceptions of its private memory.", 0, ["sept-ve-enabled"]),
-        ("migratable", "A TD that can migrate.", 1 << 28 | 1 << 29, ["migratable"]),
+        ("migratable", "A TD that can migrate.", 1 << 28 | 1 << 29, ["migratable", "hidden-service-td"]),
         ("attributes", "A TD attribute that nobody knows.", 1 << 28 | 1 << 40, ["unknown-attributes"]),
     ):
         passes(REMARKS, name, comment, body(td_attributes=bits), claims("UpToDate", *remark))

@@ -40,6 +40,11 @@ LIFTABLE: Final = frozenset({"SWHardeningNeeded", "ConfigurationNeeded", "Config
 # What evidence may say beside the status. Words that are not here tell, and do not count.
 REMARKS: Final[Mapping[str, tuple[Security, str]]] = {
     "service-td": ("INSECURE", "a service TD that nobody appraised may read this one's memory"),
+    "hidden-service-td": (
+        "INSECURE",
+        "it can be migrated, and evidence of this form hides by whom: a service TD may read its memory",
+    ),
+    "unknown-attributes": ("INSECURE", "an attribute that this release does not know may open it to the host"),
     "sept-ve-enabled": ("INSECURE", "the host may raise exceptions inside at accesses of its choice"),
     "migration-agent": ("INSECURE", "a migration agent that nobody appraised may read the guest's memory"),
     "nitrotpm": (

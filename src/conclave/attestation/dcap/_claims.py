@@ -108,6 +108,9 @@ def _remarks(quote: Quote, pck: PckExtension, given: Endorsements, evaluation: E
         yield "sept-ve-enabled"
     if attributes & _MIGRATABLE:
         yield "migratable"
+        # Who may migrate a domain can read it, and the TD report 1.0 does not say who that is.
+        if "mrservicetd" not in quote.body:
+            yield "hidden-service-td"
     if attributes & ~_TDX_KNOWN:
         yield "unknown-attributes"
     if any(quote.body.get("mrservicetd", b"")):

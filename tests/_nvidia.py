@@ -167,13 +167,13 @@ def sign(name: str, data: bytes) -> bytes:
 class Nvidia:
     """One report, its certificates, and who verifies them: genuine but for what is changed here.
 
-    `fields` of NVIDIA's own by number and `links` by role are changed with None to leave one out.
+    `blocks` by index, `fields` of NVIDIA's own by number and `links` by role are None to leave one out.
     """
 
     chip: str = "GH100"
     nonce: bytes = NONCE
     serial: str = SERIAL
-    blocks: Mapping[int, bytes] = field(default_factory=dict)
+    blocks: Mapping[int, bytes | None] = field(default_factory=dict)
     fields: Mapping[int, bytes | None] = field(default_factory=dict)
     patch: Mapping[int, bytes] = field(default_factory=dict)
     leaf: Mapping[str, Any] = field(default_factory=dict)
@@ -199,8 +199,9 @@ class Nvidia:
 
     def body(self) -> bytes:
         """Request and response without the signature; `patch` replaces bytes by offset."""
-        blocks = {n: bytes([n]) * 48 for n in range(1, 65)} | dict(self.blocks)
-        record = b"".join(struct.pack("<BBHBH", n, 1, 51, 1, 48) + value for n, value in sorted(blocks.items()))
+        said = {n: bytes([n]) * 48 for n in range(1, 65)} | dict(self.blocks)
+        blocks = {n: value for n, value in sorted(said.items()) if value is not None}
+        record = b"".join(struct.pack("<BBHBH", n, 1, 51, 1, 48) + value for n, value in blocks.items())
         opaque = b"".join(struct.pack("<HH", n, len(value)) + value for n, value in self.own().items())
         body = bytearray(
             b"\x11\xe0\x01\xff" + self.nonce + b"\0"

@@ -124,6 +124,15 @@ def test_a_block_of_another_form_is_refused(name: str) -> None:
 
 
 @pytest.mark.spec("GPU-3")
+def test_a_block_that_is_cut_short() -> None:
+    raw = Nvidia().report()
+    size = 64 * 55
+    for cut in range(1, 55):
+        record = (size - cut).to_bytes(3, "little") + raw[RECORD : RECORD + size - cut]
+        refused(raw[:42] + record + raw[RECORD + size :])
+
+
+@pytest.mark.spec("GPU-3")
 def test_blocks_ascend() -> None:
     for first, second in ((2, 2), (3, 2), (1, 1)):
         refused(Nvidia(patch={RECORD: bytes([first]), RECORD + 55: bytes([second])}).report())

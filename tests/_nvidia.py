@@ -121,7 +121,7 @@ def certify(link: Link, issuer: Link) -> bytes:
     if link.ca:
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=link.path_length), critical=True)
     if link.usage:
-        signs, certifies = link.usage == "sign" and not link.ca, link.ca
+        signs, certifies = link.usage == "both" or (link.usage == "sign" and not link.ca), link.ca
         usage = x509.KeyUsage(signs, False, False, False, False, certifies, False, False, False)
         builder = builder.add_extension(usage, critical=True)
     for extension, critical in link.extensions:

@@ -240,6 +240,16 @@ def test_the_signatures_value_has_96_bytes() -> None:
 
 # Certificates.
 
+
+@pytest.mark.spec("GPU-14")
+@pytest.mark.parametrize("text", ["", "\n", "not Base64", "AAA"])
+def test_a_certificate_is_base64(text: str) -> None:
+    def written(whole: str) -> str:
+        return re.sub(r"(<ds:X509Certificate>)[^<]*", lambda m: m[1] + text, whole, count=1)
+
+    malformed(Manifest(written=written))
+
+
 OTHER_ROOT = Link(RIM_ROOT.name, "other")
 SIGNER = Link("RIM L4 Signer", "rim-signer", ca=False)
 CHAINS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
@@ -268,7 +278,7 @@ def test_the_signer_is_for_signing(changes: dict[str, Any]) -> None:
 
 @pytest.mark.spec("GPU-16")
 def test_an_authority_does_not_sign_manifests() -> None:
-    refused(Manifest(chain=lambda c: c[1:], signer="rim-l3"), ChainError, "rim-chain")
+    refused(Manifest(leaf={"ca": True, "usage": "both"}), ChainError, "rim-chain")
 
 
 @pytest.mark.spec("GPU-14", "GPU-16")

@@ -34,6 +34,7 @@ from tests._nvidia import (
 )
 
 from conclave.attestation.nvidia import parse_report, verify_report
+from conclave.attestation.nvidia.device import read_device
 from conclave.errors import BindingError, ChainError, Error, ExpiredError, FormatError, SignatureError
 
 CHIPS = ("GH100", "GB100", "LS_10")
@@ -382,8 +383,41 @@ def test_the_certificate_names_a_known_device(name: str) -> None:
     refused(Nvidia(information=NAMES[name]), ChainError, "gpu-certificate")
 
 
+class Raw:
+    """A certificate by its extensions alone: the library would not parse, or make, all that is tried here."""
+
+    authority = False
+
+    def __init__(self, name: bytes) -> None:
+        self._extensions = {"2.5.29.15": b"\3\2\7\x80", "2.5.29.17": name, COMPOSITE: composite()}
+
+    def extension(self, oid: str) -> bytes | None:
+        return self._extensions.get(oid)
+
+
+OID = tlv(6, bytes.fromhex("2b06010401831c821201"))
+TEXT = tlv(0x0C, f"NVIDIA:GH100:{SERIAL}".encode())
+
+
 @pytest.mark.spec("GPU-8")
-@pytest.mark.parametrize("changes", [{"usage": ""}, {"usage": "none"}, {"ca": True}])
+def test_the_name_has_its_one_encoding() -> None:
+    assert read_device(Raw(tlv(SEQ, tlv(0xA0, OID, tlv(0xA0, TEXT))))).chip == "GH100"  # type: ignore[arg-type]
+    for name in (
+        tlv(SEQ, tlv(0xA4, OID, tlv(0xA0, TEXT))),
+        tlv(SEQ, tlv(0xA0, OID, tlv(0xA1, TEXT))),
+        tlv(SEQ, tlv(0xA0, OID, tlv(0xA0, TEXT, TEXT))),
+        tlv(SEQ, tlv(0xA0, OID, tlv(0xA0, TEXT), TEXT)),
+        tlv(SEQ, tlv(0xA0, OID, tlv(0xA0, TEXT))) + b"\0",
+        tlv(0x31, tlv(0xA0, OID, tlv(0xA0, TEXT))),
+        b"",
+    ):
+        with pytest.raises(ChainError) as caught:
+            read_device(Raw(name))  # type: ignore[arg-type]
+        assert caught.value.code == "gpu-certificate"
+
+
+@pytest.mark.spec("GPU-8")
+@pytest.mark.parametrize("changes", [{"usage": ""}, {"usage": "none"}, {"ca": True}, {"ca": True, "usage": "both"}])
 def test_the_key_is_for_signing_reports(changes: dict[str, Any]) -> None:
     refused(Nvidia(leaf=changes), ChainError, "gpu-certificate")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from conclave.attestation import _der
-from conclave.attestation._der import OCTET_STRING, SEQUENCE, Element
+from conclave.attestation._der import SEQUENCE, Element
 from conclave.attestation._x509 import Certificate
 from conclave.errors import ChainError, FormatError
 
@@ -140,7 +140,7 @@ def _tcb_info(extension: bytes) -> tuple[bytes, int | None, frozenset[str] | Non
 
 def _fwid(element: Element) -> bytes:
     algorithm, digest = _some(element.children(), 2)
-    if algorithm.identifier() != _SHA384 or digest.tag != OCTET_STRING:
+    if algorithm.identifier() != _SHA384:
         raise FormatError
     return digest.octets(48)
 

@@ -71,9 +71,10 @@ class Element:
     @property
     def text(self) -> str:
         """The text that it holds; FormatError if it holds elements, too."""
-        if not all(isinstance(child, str) for child in self.children):
+        texts = [child for child in self.children if isinstance(child, str)]
+        if len(texts) != len(self.children):
             raise malformed("there is an element within a text")
-        return "".join(map(str, self.children))
+        return "".join(texts)
 
 
 def parse(data: bytes, *, spaces: frozenset[str]) -> Element:

@@ -124,7 +124,7 @@ def verify_rim(xml: bytes, *, anchors: frozenset[str], now: datetime) -> Rim:
     # 2. The signer's certificate leads over the others, in order, to a pinned root; all are valid now.
     given = [_x509.Certificate(der, what="rim") for der in manifest.certificates]
     path = _x509.path(given[1:], given[0], anchors=anchors, now=now, what="rim")
-    if list(path) != given or len(path) == 1:
+    if list(path) != given:
         raise ChainError("the certificates are not a chain below the root, in order", code="rim-chain")
     # 3. It is for signing manifests, not certificates.
     usage = path[0].extension(_KEY_USAGE) or b""

@@ -140,9 +140,12 @@ def verify_evidence(
         The TEE, which is `simulated` for a simulated machine, and the claims.
 
     Raises:
+        ValueError: `now` has no time zone.
         FormatError: does not parse.
         VerificationError: not authentic, expired, or revoked.
     """
+    if now.utcoffset() is None:
+        raise ValueError("now must be an aware datetime")
     roots = anchors.roots.get(kind, frozenset())
     if kind in ("sgx", "tdx"):
         quote = dcap.parse_quote(evidence)

@@ -19,6 +19,7 @@ from mutation.mutants import Mutant, mutants
 from mutation.runner import EQUIVALENT, KILLED, failing_test, read
 
 _VECTORS = "tests/vectors/test_evidence_vectors.py"
+_NVIDIA = ("report", "verify", "rim", "markup", "binding", "compare", "signature")
 # By the longest beginning of a file's name.
 _FAST = {
     "attestation": [
@@ -32,6 +33,13 @@ _FAST = {
         "tests/vectors/test_constraint_vectors.py",
         "tests/unit/test_inspect.py",
     ],
+    "attestation/appraisal.py": [
+        "tests/unit/test_appraisal.py",
+        "tests/unit/test_constraint.py",
+        "tests/unit/test_verify.py",
+    ],
+    "attestation/reference.py": ["tests/unit/test_reference.py", "tests/unit/test_appraisal.py"],
+    "attestation/tcb.py": ["tests/unit/test_appraisal.py"],
     "attestation/_x509.py": ["tests/unit/test_x509.py", _VECTORS],
     "attestation/_der.py": ["tests/unit/test_der.py", _VECTORS],
     "attestation/dcap": [
@@ -48,6 +56,7 @@ _FAST = {
     "attestation/expiry.py": ["tests/unit/test_rehearse.py"],
     "attestation/gaps.py": ["tests/unit/test_rehearse.py"],
     "attestation/rehearse.py": ["tests/unit/test_rehearse.py", "tests/unit/test_tcb_command.py"],
+    "attestation/nvidia": [f"tests/unit/test_nvidia_{name}.py" for name in _NVIDIA],
     "enclave/drivers": [
         "tests/unit/test_drivers_gramine.py",
         "tests/unit/test_drivers_nsm.py",

@@ -12,6 +12,7 @@ import msgspec
 from tests._amd import Amd
 from tests._aws import Aws, emulated, nitrotpm
 from tests._intel import intel
+from tests._nvidia import Manifest, Nvidia, entry, pem
 from tests._vendors import amd_platform
 
 from fuzz.engine import CORPUS
@@ -143,6 +144,25 @@ def announcements(endorsements: bytes) -> None:
     keep("announcement", "whole", endorsements)
 
 
+def nvidia() -> None:
+    """Made-up reports and manifests, which stay for the same reason."""
+    if (CORPUS / "nvidia_report").exists():
+        return
+    # Few blocks and measurements, so that a change more often hits something else.
+    few = dict.fromkeys(range(4, 65))
+    devices = {"gpu": Nvidia(blocks=few), "blackwell": Nvidia("GB100"), "switch": Nvidia("LS_10", blocks=few)}
+    for name, device in devices.items():
+        keep("nvidia_report", name, device.report())
+        keep("nvidia_chain", name, pem(device.certificates()))
+    said = {34: b"\1\0", 36: b"\2\0", 22: bytes(16), 99: b"x"}
+    keep("nvidia_report", "mode", Nvidia(fields=said, blocks=few).report())
+    keep("nvidia_manifest", "driver", Manifest().xml())
+    empty = Manifest(written=lambda text: text.replace("></ns0:Resource>", "/>").replace("></ds:Transform>", " />"))
+    keep("nvidia_manifest", "empty-elements", empty.xml())
+    keep("nvidia_manifest", "switch", Manifest(edition="SWITCH", product="LS10", entries=(entry(0),)).xml())
+    keep("nvidia_manifest", "unsigned", Manifest(signer="other").xml())
+
+
 def main() -> None:
     for area, fields in FIELDS.items():
         for path in sorted((VECTORS / area).glob("*.json")):
@@ -155,6 +175,7 @@ def main() -> None:
                             keep(target, path.stem, data)
     states()
     evidence()
+    nvidia()
     info = msgspec.msgpack.decode(bytes.fromhex(json.loads((VECTORS / "claims" / "info.json").read_text())["info"]))
     fetched(info)
     keep("quote", "info", info["evidence"])

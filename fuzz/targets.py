@@ -16,13 +16,16 @@ from typing import Final
 from conclave._codec import encode
 from conclave._framing import FrameReader, Kind, PlatformKind
 from conclave._mailheader import address_of, parse_mail
-from conclave.attestation import Constraint, verify_instance
+from conclave.attestation import Constraint, nvidia, verify_instance
 from conclave.attestation._x509 import split_pem
 from conclave.attestation.announced import announce, in_force, parse_announcement
 from conclave.attestation.claims import parse_claims, parse_instance_info
 from conclave.attestation.dcap import parse_endorsements, parse_quote, verify_quote
 from conclave.attestation.expiry import expiries
 from conclave.attestation.nitro import parse_document, verify_document
+from conclave.attestation.nvidia.markup import canonical
+from conclave.attestation.nvidia.markup import parse as parse_markup
+from conclave.attestation.nvidia.rim import SPACES, parse_rim
 from conclave.attestation.rehearse import Enclave
 from conclave.attestation.snp import parse_report, verify_report
 from conclave.bundle.archive import read_bundle
@@ -115,6 +118,37 @@ def announcement(data: bytes) -> None:
     then = announce(now, [found])
     assert in_force(now, then, _NOW) >= _NOW
     assert expiries(then[0])
+
+
+def _device_chain() -> bytes:
+    return (_CORPUS / "nvidia_chain" / "gpu").read_bytes()
+
+
+@cache
+def _manifest_anchor() -> frozenset[str]:
+    return _anchor(parse_rim((_CORPUS / "nvidia_manifest" / "driver").read_bytes()).certificates[-1])
+
+
+def nvidia_report(data: bytes) -> None:
+    report = nvidia.parse_report(data)
+    assert report.signed + report.signature == data
+    anchors = _anchor(split_pem(_device_chain())[-1])
+    claims = nvidia.verify_report(report, _device_chain(), nonce=None, anchors=anchors, now=_THEN)
+    assert len(claims.measurements) == data[41]
+
+
+def nvidia_chain(data: bytes) -> None:
+    report = nvidia.parse_report((_CORPUS / "nvidia_report" / "gpu").read_bytes())
+    anchors = _anchor(split_pem(_device_chain())[-1])
+    nvidia.verify_report(report, data, nonce=None, anchors=anchors, now=_THEN)
+
+
+def nvidia_manifest(data: bytes) -> None:
+    with contextlib.suppress(Error):
+        content = parse_rim(data).content
+        # The canonical form is a document, and its own canonical form; quotes and `>` it writes as references.
+        assert b"&" in content or canonical(parse_markup(content, spaces=SPACES)) == content
+    assert nvidia.verify_rim(data, anchors=_manifest_anchor(), now=_THEN).entries
 
 
 def pem(data: bytes) -> None:
@@ -216,5 +250,6 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     for f in (
         claims, instance_info, quote, endorsements, pem, constraint, mail, frames, call, manifest, archive, wheel,
         source, lock, fetched, snp_report, snp_endorsements, nitro_document, announcement,
+        nvidia_report, nvidia_chain, nvidia_manifest,
     )
 } | STATES  # fmt: skip

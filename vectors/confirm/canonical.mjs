@@ -136,7 +136,7 @@ async function info(vector) {
     version: oneOf(1), format: oneOf("sgx"), evidence: isBytes(), endorsements: isBytes(), claims: isBytes(),
   });
   const configId = found.evidence.subarray(48 + 192, 48 + 256), reportData = found.evidence.subarray(48 + 320, 48 + 384);
-  need(found.evidence.readUInt32LE(432) === found.evidence.length - 436, "size of the quote");
+  need(found.evidence.readUInt32LE(432) === found.evidence.length - 436, "size of the quote", "quote-format");
   const parsed = parseClaims(found.claims);
   const named = Buffer.concat([parsed.bundle_id, Buffer.alloc(32)]);
   need(configId.equals(named), "CLM-3", "binding");

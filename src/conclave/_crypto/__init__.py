@@ -42,6 +42,7 @@ PURPOSES: Final = frozenset(
         "app",
         "bundle",
         "reference-values",
+        "gpu",
     }
 )
 

@@ -29,3 +29,9 @@ _AMD: Final = frozenset(
 _AWS: Final = frozenset({"641a0321a3e244efe456463195d606317ed7cdcc3c1756e09893f3c68f79bb5b"})
 
 ANCHORS: Final[Mapping[str, frozenset[str]]] = {"sgx": _INTEL, "tdx": _INTEL, "snp": _AMD, "nitro": _AWS}
+
+# NVIDIA Device Identity CA, from NVIDIA's nvtrust repository: over every GPU and NVSwitch. GPUs are no TEE of their
+# own, so they are not in ANCHORS: no constraint makes one of these roots vouch for a quote.
+NVIDIA_DEVICES: Final = frozenset({"102bf659d5419614c9d8e6aecebc80454eb26b1df6a769ac720b9a690b167b48"})
+# NVIDIA CoRIM signing Root CA, from the same place: over the signers of reference integrity manifests.
+NVIDIA_MANIFESTS: Final = frozenset({"12977b5115acb0381179279fffeb5a8c4d264971ebb32298023a465fa41df5d1"})

@@ -42,7 +42,8 @@ class Evil(Enclave):
                 honest(encryption_key, signing_key), code=victim, bundle_id=bytes.fromhex("%(bundle_id)s"))
 
         context._make_claims = lie
-        context._renew(type("F", (), {"request": 0})())
+        context.claims = lie(context.claims.encryption_key, context.claims.signing_key)
+        context._digest = context.claims.digest()
 
     @rpc
     def contribute(self, features: list[list[float]], labels: list[int]) -> int:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,14 @@ from conclave.attestation import (
     verify_evidence,
     verify_instance,
 )
-from conclave.attestation.appraisal import security_of
+from conclave.attestation.appraisal import security_of, weigh
 from conclave.attestation.binding import runtime_measurement
 from conclave.attestation.tcb import version_of
 from conclave.bundle import Bundle, unpack
 from conclave.enclave import _runtime
 from conclave.enclave._sandbox import in_memory
 from conclave.enclave.drivers.nsm import NitroTee, Nsm
-from conclave.errors import AppraisalError, BindingError, BundleError
+from conclave.errors import AppraisalError, BindingError, BundleError, RevokedError
 from conclave.testing.evidence import AmdPki, AwsPki, BuiltEvidence, IntelPki
 from conclave.testing.verifier import RELEASE, vendor_root
 
@@ -288,3 +288,35 @@ def test_attributes_that_come_with_hardware_to_come() -> None:
         assert level(domain) == "INSECURE"
     enclave = intel().sgx(change=lambda draft: draft.body.set(attributes=(3 << 64) | 5 | 1 << 3))
     assert level(enclave) == "INSECURE"
+
+
+# He has a processor that the vendor revoked ----------------------------------------------
+
+
+def refusals(built: BuiltEvidence, constraint: str) -> list[str]:
+    found = verify(built)
+    claims = Claims(None, b"", found.tee, found, runtime_measurement(found), NOW)
+    line = f"{constraint} RUNTIME:{claims.measurement.hex()}"
+    return [text.partition(":")[0] for text in weigh(Constraint.parse(line, program=False), claims)[2]]
+
+
+@pytest.mark.spec("T-28", "CON-7", "EVID-3")
+def test_a_revocation_list_that_is_left_out_or_held_back() -> None:
+    """A stale platform may be good enough; not to know since when it is good may not."""
+    revoked = [intel().certificates()["pck"].serial]
+    with pytest.raises(RevokedError):
+        verify(intel().sgx(change=lambda draft: draft.pck_crl.revoked.extend(revoked)))
+    for left_out in ({"pck_crl": None}, {"root_crl": None}):
+        without = intel().sgx(change=lambda draft, left_out=left_out: vars(draft).update(left_out))
+        assert refusals(without, "SEC:STALE") == []
+        assert refusals(without, "SEC:STALE EXPIRE:P30D") == ["EXPIRE"]
+        assert refusals(without, "EXPIRE:P30D") == ["SEC", "EXPIRE"]
+
+    def held_back(draft: Any) -> None:
+        draft.pck_crl.set(this_update=NOW - timedelta(days=31), next_update=NOW + timedelta(days=1))
+
+    assert refusals(intel().sgx(change=held_back), "EXPIRE:P30D") == ["EXPIRE"]
+    # AMD's certificates are made when they are asked for: they say nothing of the list's age.
+    amds = amd().snp(change=lambda draft: vars(draft).update(crl=None))
+    assert refusals(amds, "SEC:STALE EXPIRE:P90D") == ["EXPIRE"]
+    assert refusals(aws().nitro(), "EXPIRE:P1D") == []

@@ -160,7 +160,9 @@ def test_every_error_code_is_explained() -> None:
     found = list(Error.__subclasses__())
     while found:
         kind = found.pop()
-        codes.add(kind.code)
+        # What a start refuses is the enclave's own: its host hears of it as a PlatformError.
+        if kind.__module__ == Error.__module__:
+            codes.add(kind.code)
         found += kind.__subclasses__()
     assert re.findall(r"^## `(\S+)`$", page, re.MULTILINE) == sorted(codes, key=lambda c: page.find(f"## `{c}`")), (
         "an error without a section, or a section without an error"

@@ -194,10 +194,18 @@ def _level(constraint: Constraint, security: Security, reasons: tuple[str, ...],
 
 
 def _age(constraint: Constraint, claims: Claims) -> str | None:
-    oldest = claims.evidence.oldest_issue_date
-    if constraint.expire is None or oldest > _before(claims.verified_at, constraint.expire):
+    if constraint.expire is None:
         return None
     years, months, days = constraint.expire
+    if "revocation-unknown" in claims.evidence.remarks:
+        # Left out, a list that names this platform would be as young as anybody likes.
+        return (
+            f"EXPIRE: expected endorsements younger than P{years}Y{months}M{days}D, but a revocation list is missing; "
+            "ask the operator to fetch it"
+        )
+    oldest = claims.evidence.oldest_issue_date
+    if oldest > _before(claims.verified_at, constraint.expire):
+        return None
     return (
         f"EXPIRE: expected endorsements younger than P{years}Y{months}M{days}D, but the oldest endorsement is of "
         f"{oldest.date()}; ask the operator to fetch new endorsements"

@@ -154,6 +154,13 @@ def test_both_ends_of_a_period_are_inside() -> None:
             check_time(NOW, NOW, now=moment, what="t")
 
 
+@pytest.mark.spec("EVID-2")
+def test_a_key_of_another_name_is_not_the_issuer() -> None:
+    ca = Certificate(chain()[1], what="t")
+    assert Certificate(chain()[0], what="t").signed_by(ca)
+    assert not Certificate(certificate("leaf", "other", authority=False, signer="ca"), what="t").signed_by(ca)
+
+
 def test_usage_and_names() -> None:
     assert Certificate(certificate("a", "a", usage=True), what="t").authority
     assert not Certificate(certificate("a", "a", usage=False), what="t").authority

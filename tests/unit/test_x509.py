@@ -284,6 +284,8 @@ def test_a_list_that_does_not_count(der: bytes, code: str) -> None:
 def test_self_signed_roots() -> None:
     assert is_self_signed_root(certificate("root", "root"), "root")
     assert not is_self_signed_root(certificate("root", "root"), "other")
+    # The name is somewhere in it, and is not its name.
+    assert not is_self_signed_root(certificate("roots", "roots"), "root")
     assert not is_self_signed_root(certificate("root", "root", signer="mallory"), "root")
     assert not is_self_signed_root(certificate("root", "ca"), "root")
     assert not is_self_signed_root(b"", "root")

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -30,15 +32,19 @@ from conclave.attestation import (
     verify_evidence,
     verify_instance,
 )
+from conclave.attestation._x509 import Certificate
 from conclave.attestation.appraisal import security_of, weigh
 from conclave.attestation.binding import runtime_measurement
 from conclave.attestation.tcb import version_of
+from conclave.attestation.verify import SIMULATED_ROOT
 from conclave.bundle import Bundle, unpack
 from conclave.enclave import _runtime
 from conclave.enclave._sandbox import in_memory
 from conclave.enclave.drivers.nsm import NitroTee, Nsm
-from conclave.errors import AppraisalError, BindingError, BundleError, RevokedError
+from conclave.errors import AppraisalError, BindingError, BundleError, ChainError, Error, FormatError, RevokedError
+from conclave.platform.pki import der
 from conclave.testing.evidence import AmdPki, AwsPki, BuiltEvidence, IntelPki
+from conclave.testing.evidence.pki import CertificateDraft, RsaKey, integer, oid, pem, sequence, signed
 from conclave.testing.verifier import RELEASE, vendor_root
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -320,3 +326,96 @@ def test_a_revocation_list_that_is_left_out_or_held_back() -> None:
     amds = amd().snp(change=lambda draft: vars(draft).update(crl=None))
     assert refusals(amds, "SEC:STALE EXPIRE:P90D") == ["EXPIRE"]
     assert refusals(aws().nitro(), "EXPIRE:P1D") == []
+
+
+# He makes what is slow to refuse -----------------------------------------------------------
+
+PATIENCE_SECONDS = 0.1
+
+
+def time_to_refuse(built: BuiltEvidence, error: type[Error] = Error) -> float:
+    """Seconds of the processor, best of three, where a simulated machine would do: its root is looked for."""
+    anchors, best = Anchors({built.tee: built.anchors}, simulated=True), 9.0
+    for _ in range(3):
+        begin = time.process_time()
+        with pytest.raises(error):
+            verify_evidence(built.raw, built.endorsements, kind=built.tee, anchors=anchors, now=NOW)
+        best = min(best, time.process_time() - begin)
+    return best
+
+
+def hostile_certificate(key: bytes, *extensions: bytes, signature: bytes = bytes(64)) -> bytes:
+    """Of his own, by whichever key, under the name that has the verifier look at it."""
+    name = sequence(der(0x31, sequence(oid("2.5.4.3"), der(0x0C, SIMULATED_ROOT.encode()))))
+    algorithm = RsaKey("ark").algorithm
+    dates = sequence(*(der(0x17, day) for day in (b"250101000000Z", b"350101000000Z")))
+    said = sequence(
+        der(0xA0, integer(2)), integer(5), algorithm, name, dates, name, key, der(0xA3, sequence(*extensions))
+    )
+    return signed(said, algorithm, signature)
+
+
+AUTHORITY = sequence(oid("2.5.29.19"), der(1, b"\xff"), der(4, sequence(der(1, b"\xff"))))
+
+
+def with_chain(chain: list[bytes]) -> BuiltEvidence:
+    return intel().sgx(change=lambda draft: draft.after_signing("chain", lambda _: b"".join(chain)))
+
+
+@pytest.mark.spec("T-29", "EVID-2")
+@pytest.mark.parametrize(("bits", "exponent_bits"), [(16384, 64), (3072, 3072), (4096, 64)])
+def test_keys_that_are_slow_to_use(bits: int, exponent_bits: int) -> None:
+    """Eight authorities of one name, each of which may have issued each: a signature took 14 ms."""
+    modulus, exponent = (1 << bits) - 159, (1 << exponent_bits - 1) | 1
+    numbers = sequence(integer(modulus), integer(exponent))
+    key = sequence(sequence(oid("1.2.840.113549.1.1.1"), der(5, b"")), der(3, b"\0" + numbers))
+    chain = [
+        hostile_certificate(key, AUTHORITY, signature=bytes((1, n)).ljust(bits // 8, b"\1"))
+        for n in range(16384 // (bits // 4 + 600))
+    ]
+    assert time_to_refuse(with_chain(chain[:8]), ChainError) < PATIENCE_SECONDS / 4
+
+
+@pytest.mark.spec("T-29", "EVID-2", "EVID-3", "DCAP-3")
+def test_names_without_end() -> None:
+    """A name in a certificate or list takes a microsecond to read, and 60,000 fit."""
+    key = intel().ring["stranger"].public
+
+    def names(size: int) -> bytes:
+        return sequence(oid("2.5.29.17"), der(4, sequence(der(0xA4, sequence()) * (size // 4))))
+
+    assert time_to_refuse(with_chain([hostile_certificate(key, names(60000))]), FormatError) < PATIENCE_SECONDS / 4
+    whole = [hostile_certificate(key, names(7000)) for _ in range(2)]
+    assert time_to_refuse(with_chain(whole), ChainError) < PATIENCE_SECONDS
+
+    def endless(draft: Any) -> None:
+        draft.chains["tcb_info"] = []
+        draft.endorsements["tcb_info_issuer_chain"] = pem(hostile_certificate(key, names(250000)))
+
+    assert time_to_refuse(intel().sgx(change=endless), FormatError) < PATIENCE_SECONDS / 4
+    issuers = {"2.5.29.18": (False, sequence(der(0xA4, sequence()) * 60000))}
+    listed = intel().sgx(change=lambda draft: draft.pck_crl.set(extensions=issuers))
+    assert time_to_refuse(listed, FormatError) < PATIENCE_SECONDS / 4
+
+
+@pytest.mark.spec("T-29", "DCAP-5", "SNP-6")
+def test_small_things_without_number() -> None:
+    for text in ("[" * 20 + "]" * 20 + ",", "{},", '{"a":[]},'):
+        many = "[" + text * (520000 // len(text)) + "1]"
+        for built in (intel().sgx(), amd().snp()):
+            filled = replace(built, endorsements=many.encode())
+            assert time_to_refuse(filled, FormatError) < PATIENCE_SECONDS / 4
+
+
+@pytest.mark.spec("T-29", "EVID-2")
+def test_a_name_that_cannot_be_read() -> None:
+    """A string of bits is no name; and the certificate signs itself, so that its name is looked at."""
+    ring = intel().ring
+    name = {"CN": SIMULATED_ROOT, "O": "Nobody"}
+    draft = CertificateDraft("own", name, name, 5, NOW, NOW + timedelta(days=1))
+    to_sign = draft.to_sign(ring, ring["own"]).replace(der(0x0C, b"Nobody"), der(0x03, b"\0obody"))
+    root = signed(to_sign, ring["own"].algorithm, ring["own"].sign(to_sign))
+    certificate = Certificate(root, what="root")
+    assert certificate.signed_by(certificate)
+    assert certificate.common_name == ""
+    time_to_refuse(with_chain([root]), ChainError)

@@ -23,9 +23,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509.oid import ExtensionOID, NameOID
 
+from conclave.attestation import _der
 from conclave.errors import ChainError, ExpiredError, FormatError, RevokedError, SignatureError
 
 MAX_CHAIN: Final = 8
+# Vendors' certificates have up to 2.5 KiB. Hostile ones are parsed before anything about them is known.
+MAX_CERTIFICATE: Final = 8192
+MAX_CHAIN_SIZE: Final = 16384
 # Possessive: a hostile chain of white space must not make matching quadratic.
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]++)-----END CERTIFICATE-----[\s\0]*+")
 # A path decision here takes these into account; another critical extension could change its meaning.
@@ -34,11 +38,17 @@ _UNDERSTOOD: Final = {
     ExtensionOID.KEY_USAGE.dotted_string,
     ExtensionOID.EXTENDED_KEY_USAGE.dotted_string,
 }
+# Of a revocation list. Real ones have a number and a key's digest; making objects of extensions is slow.
+MAX_LIST_EXTENSIONS: Final = 1024
+_EXTENSIONS: Final = 0xA0
+# Keys that vendors use. A signature under a larger one, or with a larger exponent, may take the verifier 15 ms.
+_MAX_RSA_BITS: Final = 4096
+_MAX_RSA_EXPONENT: Final = 65537
 _CURVES: Final = {"P-256": (ec.SECP256R1(), 32, hashes.SHA256()), "P-384": (ec.SECP384R1(), 48, hashes.SHA384())}
 
 
 def split_pem(data: bytes) -> tuple[bytes, ...]:
-    """DER certificates of a PEM chain, at most 8. Raises FormatError."""
+    """DER certificates of a PEM chain, within the limits of `check_sizes`. Raises FormatError."""
     found: list[bytes] = []
     at = 0
     while at < len(data):
@@ -50,9 +60,18 @@ def split_pem(data: bytes) -> tuple[bytes, ...]:
         except ValueError:
             raise FormatError("certificate chain is not PEM") from None
         at = match.end()
-    if not found:
-        raise FormatError("certificate chain is empty")
+    check_sizes(found)
     return tuple(found)
+
+
+def check_sizes(chain: Sequence[bytes]) -> None:
+    """Raises FormatError unless there are 1 to 8 certificates, each of at most 8192 bytes, all of at most 16384."""
+    if (
+        not 0 < len(chain) <= MAX_CHAIN
+        or max(map(len, chain)) > MAX_CERTIFICATE
+        or sum(map(len, chain)) > MAX_CHAIN_SIZE
+    ):
+        raise FormatError("a certificate chain is empty, or too large")
 
 
 class Certificate:
@@ -71,6 +90,8 @@ class Certificate:
     def __init__(self, der: bytes, *, what: str) -> None:
         """Parse it. Raises ChainError with code `{what}-chain`."""
         try:
+            if len(der) > MAX_CERTIFICATE:
+                raise ValueError
             parsed = x509.load_der_x509_certificate(_with_positive_serial(der))
             size = len(parsed.tbs_certificate_bytes)
             self.signed = der[_header(der, 0) : _header(der, 0) + size]
@@ -95,10 +116,11 @@ class Certificate:
 
     @cached_property
     def common_name(self) -> str:
-        """The subject's common name; empty if there is none, or more than one."""
+        """The subject's common name; empty if there is none, or more than one, or the name does not parse."""
         try:
             found = self._parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        except ValueError:
+        # A name is read when it is asked for, and what is wrong with it may be anything.
+        except Exception:
             return ""
         return str(found[0].value) if len(found) == 1 else ""
 
@@ -162,8 +184,12 @@ def _verify(key: Any, curve: str, signature: bytes, data: bytes, code: str) -> N
 def _signed(key: Any, signature: bytes, data: bytes, scheme: Any, digest: Any) -> bool:
     try:
         if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(scheme, ec.ECDSA):
+            if not isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1):
+                return False
             key.verify(signature, data, scheme)
         elif isinstance(key, rsa.RSAPublicKey) and isinstance(scheme, padding.PSS):
+            if key.key_size > _MAX_RSA_BITS or key.public_numbers().e > _MAX_RSA_EXPONENT:
+                return False
             key.verify(signature, data, scheme, digest)
         else:
             return False
@@ -264,7 +290,11 @@ class RevocationList:
         """Parse it. Raises FormatError with code `{what}-format`."""
         try:
             self._crl = x509.load_der_x509_crl(der)
-            self._issuer = self._crl.issuer.public_bytes()
+            # Version (if not 1), algorithm, issuer, times, entries, extensions.
+            parts = _der.split(_der.parse(self._crl.tbs_certlist_bytes).contents, most=7)
+            if parts[-1][0] == _EXTENSIONS and len(parts[-1]) > MAX_LIST_EXTENSIONS:
+                raise ValueError
+            self._issuer = parts[2 if parts[0][0] == _der.INTEGER else 1]
             self.this_update = self._crl.last_update_utc
             end = self._crl.next_update_utc
             self.critical = any(e.critical for e in self._crl.extensions)

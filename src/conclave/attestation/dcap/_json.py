@@ -17,6 +17,8 @@ from typing import Any, Final, NoReturn
 from conclave.errors import FormatError
 
 MAX_DEPTH: Final = 32
+# Objects and arrays, brackets inside of strings included: those of Intel's documents have some thousand.
+MAX_ITEMS: Final = 16384
 MAX_DIGITS: Final = 10
 _BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _ASIDE: Final = bytes(c for c in range(256) if c not in b"[]{}")
@@ -111,9 +113,14 @@ class Members:
 
 
 def parse(data: bytes, *, code: str) -> Members:
-    """An object in ASCII, each of its keys once, nested at most 32 deep, with no fractions. Raises FormatError."""
+    """An object in ASCII, each of its keys once, with no fractions. Raises FormatError.
+
+    It holds at most 16384 objects and arrays, nested at most 32 deep.
+    """
     # Pairs that enclose nothing are taken out, level by level; what is left is too deep, or not in pairs.
     brackets = data.translate(_BRACKETS, _ASIDE)
+    if len(brackets) > 2 * MAX_ITEMS:
+        raise _malformed(code)
     for _ in range(MAX_DEPTH // 2):
         brackets = brackets.replace(b"[]", b"")
     deepest = max(accumulate(1 if b == ord("[") else -1 for b in brackets), default=0)

@@ -202,10 +202,11 @@ def _chain(kind: int, data: bytes) -> tuple[bytes, ...]:
     if kind == PCK_CHAIN:
         try:
             chain = _x509.split_pem(data) if data[:1] == b"-" else _der.split(data, most=_x509.MAX_CHAIN)
+            _x509.check_sizes(chain)
         except FormatError:
-            raise FormatError("quote: the certificate chain does not parse", code="quote-certification") from None
-        if not chain:
-            raise FormatError("quote: the certificate chain is empty", code="quote-certification")
+            raise FormatError(
+                "quote: the certificate chain does not parse, or is too large", code="quote-certification"
+            ) from None
         return leaf_first(chain)
     if len(data) not in IDENTIFIERS.get(kind, ()):
         raise FormatError("quote: certification data of an unknown kind or size", code="quote-certification")

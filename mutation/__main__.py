@@ -37,6 +37,7 @@ _FAST = {
         "tests/unit/test_appraisal.py",
         "tests/unit/test_constraint.py",
         "tests/unit/test_verify.py",
+        "tests/adversary/test_evidence.py",
     ],
     "attestation/reference.py": ["tests/unit/test_reference.py", "tests/unit/test_appraisal.py"],
     "attestation/tcb.py": ["tests/unit/test_appraisal.py"],

@@ -29,6 +29,7 @@ from conclave.attestation import (
     EvidenceClaims,
     InstanceClaims,
     InstanceInfo,
+    appraise,
     bundle_id,
     verify_evidence,
     verify_instance,
@@ -457,3 +458,22 @@ def test_dates_beyond_the_calendar() -> None:
             read_document(wanted, answer(issued, until), chain, fetched=fetched)
     for text in ("Sun, 01 Mar 2026 12:00:00 +99999999999999999999", "01 Mar 99999999999999999999 12:00:00 GMT"):
         assert retry_after(text, NOW) is None
+
+
+# He finds what a constraint left open ----------------------------------------------------
+
+
+@pytest.mark.spec("T-06", "CON-15")
+def test_a_constraint_that_names_no_program_accepts_none() -> None:
+    """It is for evidence alone; an instance that it accepted could be any program."""
+    claims = said(EVIL)
+    quote = intel().sgx(report_data=claims.digest())
+    measurement = runtime_measurement(verify(quote))
+    info = InstanceInfo(1, "sgx", quote.raw, quote.endorsements, claims.encode()).encode()
+    open_to_all = Constraint.parse(f"TEE:sgx RUNTIME:{measurement.hex()}", program=False)
+    with vendor("sgx", measurement):
+        with pytest.raises(AppraisalError, match="names no program"):
+            verify_instance(info, open_to_all, now=NOW)
+        found = verify(quote)
+        with pytest.raises(AppraisalError, match="evidence alone names no program"):
+            appraise(open_to_all, Claims(None, b"", "sgx", found, measurement, NOW))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from conclave.attestation import (
     EvidenceClaims,
     InstanceClaims,
     InstanceInfo,
+    appraise,
     bundle_id,
     verify_evidence,
     verify_instance,
@@ -42,6 +44,8 @@ from conclave.enclave import _runtime
 from conclave.enclave._sandbox import in_memory
 from conclave.enclave.drivers.nsm import NitroTee, Nsm
 from conclave.errors import AppraisalError, BindingError, BundleError, ChainError, Error, FormatError, RevokedError
+from conclave.host.endorsements.documents import TcbInfo, read_document
+from conclave.host.endorsements.schedule import MAXIMUM_AGE, Act, Held, decide, retry_after
 from conclave.platform.pki import der
 from conclave.testing.evidence import AmdPki, AwsPki, BuiltEvidence, IntelPki
 from conclave.testing.evidence.pki import CertificateDraft, RsaKey, integer, oid, pem, sequence, signed
@@ -419,3 +423,57 @@ def test_a_name_that_cannot_be_read() -> None:
     assert certificate.signed_by(certificate)
     assert certificate.common_name == ""
     time_to_refuse(with_chain([root]), ChainError)
+
+
+# He answers in the vendor's place --------------------------------------------------------
+
+
+@pytest.mark.spec("T-30", "END-3", "END-12", "END-18", "END-26")
+def test_dates_beyond_the_calendar() -> None:
+    chain = pem(*(intel().sgx_draft().certificate(name) for name in ("tcb_signer", "root"))).encode()
+    wanted = TcbInfo("sgx", intel().fmspc.hex())
+
+    def answer(issued: str, until: str) -> bytes:
+        said = {
+            "id": "SGX",
+            "version": 3,
+            "issueDate": issued,
+            "nextUpdate": until,
+            "fmspc": wanted.fmspc,
+            "pceId": "0000",
+        }
+        return json.dumps({"tcbInfo": said, "signature": "00" * 64}).encode()
+
+    fine = "2026-02-01T00:00:00Z", "2026-03-31T00:00:00Z"
+    document = read_document(wanted, answer(*fine), chain, fetched=NOW)
+    held = Held(NOW, document.window, MAXIMUM_AGE[TcbInfo])
+    assert decide(held, None, None, NOW) is Act.USE
+    for issued, until, fetched in (
+        ("0001-01-01T00:00:00Z", fine[1], NOW),
+        ("0001-01-01T00:00:00+23:59", fine[1], NOW),
+        (fine[0], "9999-12-31T23:59:59-23:59", NOW),
+        (*fine, datetime(1, 1, 1, tzinfo=UTC)),
+    ):
+        with pytest.raises(FormatError):
+            read_document(wanted, answer(issued, until), chain, fetched=fetched)
+    for text in ("Sun, 01 Mar 2026 12:00:00 +99999999999999999999", "01 Mar 99999999999999999999 12:00:00 GMT"):
+        assert retry_after(text, NOW) is None
+
+
+# He finds what a constraint left open ----------------------------------------------------
+
+
+@pytest.mark.spec("T-06", "CON-15")
+def test_a_constraint_that_names_no_program_accepts_none() -> None:
+    """It is for evidence alone; an instance that it accepted could be any program."""
+    claims = said(EVIL)
+    quote = intel().sgx(report_data=claims.digest())
+    measurement = runtime_measurement(verify(quote))
+    info = InstanceInfo(1, "sgx", quote.raw, quote.endorsements, claims.encode()).encode()
+    open_to_all = Constraint.parse(f"TEE:sgx RUNTIME:{measurement.hex()}", program=False)
+    with vendor("sgx", measurement):
+        with pytest.raises(AppraisalError, match="names no program"):
+            verify_instance(info, open_to_all, now=NOW)
+        found = verify(quote)
+        with pytest.raises(AppraisalError, match="evidence alone names no program"):
+            appraise(open_to_all, Claims(None, b"", "sgx", found, measurement, NOW))

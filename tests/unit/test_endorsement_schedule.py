@@ -125,6 +125,8 @@ def test_what_the_vendor_asks_is_never_undercut() -> None:
         ("1.5", None),
         ("١٢", None),
         ("Sun, 99 Mar 2026 12:01:00 GMT", None),
+        ("Sun, 01 Mar 2026 99999999999999999999:01:00 GMT", None),
+        ("Sun, 01 Mar 2026 12:01:00 +99999999999999999999", None),
     ],
 )
 def test_retry_after(text: str, seconds: int | None) -> None:

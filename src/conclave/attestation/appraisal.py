@@ -86,10 +86,12 @@ def appraise(constraint: Constraint, claims: Claims, *, reference: ReferenceValu
         reference: which measurements are which release; None for what this library knows.
     """
     security, reasons, failures = weigh(constraint, claims, reference=reference)
-    if failures:
+    if claims.instance is None and not failures:
+        failures = (
+            "C/S: evidence alone names no program, so there is no instance to trust; use the host's instance info",
+        )
+    if claims.instance is None or failures:
         raise AppraisalError(failures)
-    # Evidence without an instance fails whatever constraint names a program.
-    assert claims.instance is not None
     return AttestationResult(
         claims.instance,
         claims.claims_digest,
@@ -145,7 +147,8 @@ def chip_of(evidence: EvidenceClaims) -> str:
 
 def _program(constraint: Constraint, instance: InstanceClaims | None) -> str | None:
     if not constraint.codes and not constraint.signers:
-        return None
+        nothing = "C/S: the constraint names no program; say which one you accept with C:, or whose with S: and PROD:"
+        return None if instance is None else nothing
     accepted = [f"C:{c}" for c in sorted(constraint.codes)] + [f"S:{s}" for s in sorted(constraint.signers)]
     if instance is None:
         wanted = " or ".join(accepted)

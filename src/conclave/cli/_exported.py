@@ -22,7 +22,7 @@ from conclave.host.endorsements.documents import MAX_CHAIN, Document, Wanted, fo
 from conclave.host.endorsements.platform import AmdPlatform, IntelPlatform, read_platform
 
 # The folder's manifest says when they were fetched, and nothing depends on it here.
-_FETCHED: Final = datetime.min.replace(tzinfo=UTC)
+_FETCHED: Final = datetime.fromtimestamp(0, UTC)
 
 
 def exported(place: Path, kind: str, evidence: bytes) -> bytes | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, TypeVar
 
 import msgspec
@@ -39,6 +39,7 @@ _AMD_LEVELS: Final = {
     "ucodeSPL": _AMD + b"\x03\x08",
     "fmcSPL": _AMD + b"\x03\x09",
 }
+_OLDEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _EVALUATION: Final = r"standard|early|[1-9]\d{0,8}"
 _QE_IDS: Final = {"sgx": "QE", "tdx": "TD_QE"}
 
@@ -339,6 +340,9 @@ def read_document(wanted: Wanted, body: bytes, chain: bytes, *, fetched: datetim
         raise FormatError(str(error) or "the document does not parse", code=code) from None
     if window.issued >= window.valid_until:
         raise FormatError("the document ends before it begins", code="document-format")
+    # Nothing is so old; and what is counted from the first days of the calendar runs out of it.
+    if min(window.issued, fetched) < _OLDEST:
+        raise FormatError("the document is older than any of its kind", code="document-format")
     return Document(wanted, body, chain, fetched, window)
 
 
@@ -387,11 +391,11 @@ def _signature(text: str) -> str:
 def _date(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise FormatError("the document has no dates")
-    return moment
+        if moment.tzinfo is None:
+            raise ValueError
+        return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise FormatError("the document has no dates") from None
 
 
 def chip_of(facts: der.CertificateFacts, product: str) -> tuple[str, bytes]:

@@ -53,6 +53,7 @@ class Simulated(launch._Platform):
         self._machine = machine
         self._tree = type("Tree", (), {"measurement": bytes(32)})()
         self.sandbox = "namespaces"
+        self._published = machine.endorsements()
 
     def serve(self, channel: socket.socket) -> None:  # type: ignore[override]
         reader = FrameReader(PlatformKind)

@@ -17,7 +17,7 @@ from tests.imitations import mounts
 from tests.imitations.processor import Sgx, Snp, Tdx
 from tests.imitations.tsm import Tsm
 
-from conclave.enclave.drivers import fields, find, gramine, nsm, tsm
+from conclave.enclave.drivers import fields, find, gramine, nsm, selection, tsm
 from conclave.enclave.drivers.files import Folder
 from conclave.errors import PlatformError
 
@@ -27,26 +27,13 @@ MOUNT = pytest.mark.skipif(bool(mounts.why_not()), reason=f"no imitation can be 
 
 @contextmanager
 def platform_fd(make: Any) -> Iterator[None]:
-    """Within the block, fd 4 is this."""
-    kept = os.dup(4) if _open(4) else None
-    os.dup2(make.fileno(), 4)
-    try:
+    """Within the block, the platform's channel is a copy of this: the real number belongs to the test runner.
+
+    The copy is not closed: what was found may have closed it, and the number may be somebody else's by then.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "PLATFORM_FD", os.dup(make.fileno()))
         yield
-    finally:
-        if kept is None:
-            if _open(4):
-                os.close(4)
-        else:
-            os.dup2(kept, 4)
-            os.close(kept)
-
-
-def _open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True
 
 
 @pytest.fixture

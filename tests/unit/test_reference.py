@@ -120,6 +120,9 @@ def test_other_forms_of_the_file(data: bytes) -> None:
 @pytest.mark.spec("EVID-13")
 def test_a_file_that_is_too_large() -> None:
     refused(b" " * (MAX_SIZE + 1), "reference-format")
+    # Well-formed and signed, and still too much.
+    many = VALUES | {"releases": {"conclave-1.0": {"sgx": [f"{n:064x}" for n in range(16_000)]}}}
+    refused(sign_reference_values(ReferenceValues(**many), KEY), "reference-format")
 
 
 @given(st.binary(max_size=400))

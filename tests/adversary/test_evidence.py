@@ -477,3 +477,28 @@ def test_a_constraint_that_names_no_program_accepts_none() -> None:
         found = verify(quote)
         with pytest.raises(AppraisalError, match="evidence alone names no program"):
             appraise(open_to_all, Claims(None, b"", "sgx", found, measurement, NOW))
+
+
+@pytest.mark.spec("T-31", "EVID-6", "CON-6")
+def test_an_accepted_advisory_that_is_about_another_part() -> None:
+    """The owner accepted what one part needs; TCB info of an older form says of the platform no more than a word."""
+
+    def change(draft: Any, listed: list[str]) -> None:
+        draft.level.update(tcbStatus="SWHardeningNeeded", advisoryIDs=listed)
+        draft.qe_level.update(advisoryIDs=["INTEL-SA-00615"])
+
+    accepted = "ADVISORIES:INTEL-SA-00615"
+    named = intel().sgx(change=lambda draft: change(draft, ["INTEL-SA-00615"]))
+    assert (level(named), level(named, accepted)) == ("STALE", "SECURE")
+    assert level(intel().sgx(change=lambda draft: change(draft, [])), accepted) == "STALE"
+
+
+@pytest.mark.spec("T-31", "EVID-7")
+def test_a_minimum_that_reference_values_know_of_a_vendor_with_statuses() -> None:
+    """He staples the oldest TCB info that is still valid: by that, everything is up to date."""
+    date = verify(intel().sgx()).tcb_date
+    assert date is not None
+    for days, found in ((0, "SECURE"), (1, "STALE")):
+        minimum = {"sgx": (date + timedelta(days=days)).date().isoformat()}
+        with vendor("sgx", bytes(32), minimum_tcb=minimum):
+            assert level(intel().sgx()) == found

@@ -129,8 +129,11 @@ def security_of(
 ) -> tuple[Security, tuple[str, ...]]:
     """The level of security and what keeps it from SECURE, as a constraint sees it, or none."""
     subject = subject_of(claims.evidence)
-    minimum = constraint.minimum_tcb.get(subject) if constraint else None
-    minimum = minimum or (reference or built_in()).minimum_tcb.get(subject)
+    own = constraint.minimum_tcb.get(subject) if constraint else None
+    minimum = own or (reference or built_in()).minimum_tcb.get(subject)
+    if own is not None and claims.evidence.tcb_status:
+        # The clause refuses for itself; the status is the vendor's.
+        minimum = None
     return judge(
         claims.evidence,
         tee=claims.tee,

@@ -38,7 +38,7 @@ class ReferenceValues(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         bundles: by release and bundle id (hex): MRENCLAVEs, where one measurement
             covers runtime and bundle (SGX).
         minimum_tcb: by subject (`snp-milan`), the lowest TCB version that counts as up
-            to date, for vendors who publish no status.
+            to date; where the vendor publishes a status, besides that.
     """
 
     version: int

@@ -35,6 +35,7 @@ STATUSES: Final[Mapping[str, tuple[Security, str]]] = {
         "the platform lacks security updates, and is configured as is warned of",
     ),
 }
+_BELOW: Final = "the TCB version is below the minimum known for this product"
 # Whoever names every advisory has decided about them; nobody can decide that an update is installed.
 LIFTABLE: Final = frozenset({"SWHardeningNeeded", "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded"})
 # What evidence may say beside the status. Words that are not here tell, and do not count.
@@ -65,8 +66,7 @@ def judge(
         tee: name of the trust anchor that verified; `simulated` for a simulated machine.
         debug: whether the program itself was built to show what it does.
         accepted_advisories: ids the data owner accepts by name.
-        tcb_accepted: whether the TCB version reaches the minimum that is known, where the
-            vendor gives no status: None if none is known.
+        tcb_accepted: whether the TCB version reaches the minimum that is known: None if none is.
     """
     found: list[tuple[Security, str]] = []
     if tee == SIMULATED:
@@ -88,12 +88,20 @@ def _of_platform(
         return "SECURE", "the operator of the platform is its vendor, and gives no status"
     if evidence.tcb_status:
         level, reason = STATUSES.get(evidence.tcb_status, ("STALE", "a status that this release does not know"))
-        named = bool(evidence.advisories) and set(evidence.advisories) <= accepted_advisories
-        if evidence.tcb_status in LIFTABLE and named:
+        if tcb_accepted is False and level == "SECURE":
+            return "STALE", _BELOW
+        if evidence.tcb_status in LIFTABLE and _named(evidence, accepted_advisories) and tcb_accepted is not False:
             return "SECURE", "the vendor's advisories, all of them accepted by name"
         return level, f"TCB {evidence.tcb_status}: {reason}"
     if tcb_accepted is None:
         return "STALE", "the vendor gives no status, and no minimum TCB version is known; name one with TCB:"
     if not tcb_accepted:
-        return "STALE", "the TCB version is below the minimum known for this product"
+        return "STALE", _BELOW
     return "SECURE", "the TCB version reaches the minimum"
+
+
+def _named(evidence: EvidenceClaims, accepted: frozenset[str]) -> bool:
+    """Whether somebody accepted every advisory, and each part that is wanting has one: one part's excuse no other."""
+    listed = evidence.details.get("advisories", {})
+    excused = all(status == "UpToDate" or listed.get(part) for part, status in evidence.statuses.items())
+    return bool(evidence.advisories) and set(evidence.advisories) <= accepted and excused

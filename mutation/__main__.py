@@ -19,7 +19,6 @@ from mutation.mutants import Mutant, mutants
 from mutation.runner import EQUIVALENT, KILLED, failing_test, read
 
 _VECTORS = "tests/vectors/test_evidence_vectors.py"
-_NVIDIA = ("report", "verify", "rim", "markup", "binding", "compare", "signature")
 # By the longest beginning of a file's name.
 _FAST = {
     "attestation": [
@@ -57,15 +56,6 @@ _FAST = {
     "attestation/expiry.py": ["tests/unit/test_rehearse.py"],
     "attestation/gaps.py": ["tests/unit/test_rehearse.py"],
     "attestation/rehearse.py": ["tests/unit/test_rehearse.py", "tests/unit/test_tcb_command.py"],
-    "attestation/nvidia": [f"tests/unit/test_nvidia_{name}.py" for name in _NVIDIA],
-    "enclave/drivers": [
-        "tests/unit/test_drivers_gramine.py",
-        "tests/unit/test_drivers_nsm.py",
-        "tests/unit/test_drivers_selection.py",
-        "tests/unit/test_drivers_snp.py",
-        "tests/unit/test_drivers_tsm.py",
-        "tests/conformance/test_tees.py",
-    ],
     "mail": [
         "tests/unit/test_mail_checks.py",
         "tests/unit/test_mail.py",

@@ -31,6 +31,7 @@ _FAST = {
         "tests/vectors/test_claims_vectors.py",
         "tests/vectors/test_constraint_vectors.py",
         "tests/unit/test_inspect.py",
+        "tests/adversary/test_evidence.py",
     ],
     "attestation/appraisal.py": [
         "tests/unit/test_appraisal.py",
@@ -49,6 +50,7 @@ _FAST = {
         "tests/unit/test_dcap_tdx.py",
         "tests/unit/test_dcap_json.py",
         "tests/unit/test_dcap.py",
+        "tests/adversary/test_evidence.py",
     ],
     "attestation/snp": [_VECTORS, "tests/unit/test_snp_report.py", "tests/unit/test_snp_verify.py"],
     "attestation/nitro": [_VECTORS, "tests/unit/test_nitro_document.py", "tests/unit/test_nitro_verify.py"],

@@ -208,6 +208,8 @@ def test_evidence_alone_has_no_program() -> None:
     # Whatever it says of evidence, it is no instance.
     with pytest.raises(AppraisalError):
         appraise(Constraint.parse(f"C:{'c0' * 32}"), alone(evidence()))
+    with pytest.raises(AppraisalError, match="no instance to trust"):
+        appraise(Constraint.parse(f"TEE:sgx RUNTIME:{MEASUREMENT}", program=False), alone(evidence()))
     with pytest.raises(FormatError, match="at least one program"):
         Constraint.parse("TEE:sgx")
 

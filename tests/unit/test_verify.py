@@ -18,11 +18,13 @@ from tests._intel import intel
 
 from conclave import _codec, _crypto
 from conclave.attestation import (
+    Anchors,
     AttestationResult,
     Constraint,
     InstanceClaims,
     InstanceInfo,
     bundle_id,
+    verify_evidence,
     verify_instance,
 )
 from conclave.attestation.claims import MAX_CLAIMS, MAX_ENDORSEMENTS, MAX_EVIDENCE, MAX_INFO
@@ -42,6 +44,7 @@ from conclave.platform import pki
 from conclave.platform.machine import Machine
 from conclave.platform.pki import Pki
 from conclave.platform.vendor import FIRST, Vendor
+from conclave.testing.evidence import AmdPki, IntelDraft, IntelPki
 from conclave.testing.verifier import secure_simulated, vendor_root
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -528,3 +531,27 @@ def test_only_the_verifiers_parts_are_loaded_lazily() -> None:
         assert getattr(package, name) is not None
     with pytest.raises(AttributeError):
         package.no_such_name  # noqa: B018
+
+
+def test_a_simulated_machine_is_no_other_tee() -> None:
+    def named(draft: IntelDraft) -> None:
+        for name, certificate in draft.certificates.items():
+            if name == "root":
+                draft.root_crl.issuer = {"CN": SIMULATED_ROOT}  # type: ignore[union-attr]
+                certificate.subject = {"CN": SIMULATED_ROOT}
+            if name != "pck":
+                certificate.issuer = {"CN": SIMULATED_ROOT}
+
+    built = IntelPki.create(now=NOW).tdx(change=named)
+    anchors = Anchors({"tdx": frozenset({"00" * 32})}, simulated=True)
+    with pytest.raises(ChainError, match="simulated TEE"):
+        verify_evidence(built.raw, built.endorsements, kind="tdx", anchors=anchors, now=NOW)
+    sgx = IntelPki.create(now=NOW).sgx(change=named)
+    assert verify_evidence(sgx.raw, sgx.endorsements, kind="sgx", anchors=anchors, now=NOW)[0] == "simulated"
+
+
+def test_a_time_without_a_zone_for_any_vendor() -> None:
+    built = AmdPki.create(now=NOW).snp()
+    anchors = Anchors({"snp": built.anchors})
+    with pytest.raises(ValueError, match="aware"):
+        verify_evidence(built.raw, built.endorsements, kind="snp", anchors=anchors, now=NOW.replace(tzinfo=None))

@@ -35,7 +35,7 @@ from conclave.attestation import (
     verify_instance,
 )
 from conclave.attestation._x509 import Certificate
-from conclave.attestation.appraisal import security_of, weigh
+from conclave.attestation.appraisal import chip_of, security_of, weigh
 from conclave.attestation.binding import runtime_measurement
 from conclave.attestation.tcb import version_of
 from conclave.attestation.verify import SIMULATED_ROOT
@@ -348,10 +348,16 @@ def time_to_refuse(built: BuiltEvidence, error: type[Error] = Error) -> float:
     return best
 
 
+@cache
+def pss() -> bytes:
+    """The algorithm identifier of RSA-PSS with SHA-384."""
+    return RsaKey("ark").algorithm
+
+
 def hostile_certificate(key: bytes, *extensions: bytes, signature: bytes = bytes(64)) -> bytes:
     """Of his own, by whichever key, under the name that has the verifier look at it."""
     name = sequence(der(0x31, sequence(oid("2.5.4.3"), der(0x0C, SIMULATED_ROOT.encode()))))
-    algorithm = RsaKey("ark").algorithm
+    algorithm = pss()
     dates = sequence(*(der(0x17, day) for day in (b"250101000000Z", b"350101000000Z")))
     said = sequence(
         der(0xA0, integer(2)), integer(5), algorithm, name, dates, name, key, der(0xA3, sequence(*extensions))
@@ -502,3 +508,88 @@ def test_a_minimum_that_reference_values_know_of_a_vendor_with_statuses() -> Non
         minimum = {"sgx": (date + timedelta(days=days)).date().isoformat()}
         with vendor("sgx", bytes(32), minimum_tcb=minimum):
             assert level(intel().sgx()) == found
+
+
+# What held -----------------------------------------------------------------------------
+
+
+def launched(tee: str, parts: dict[str, Any], report_data: bytes, *, register: bytes | None = None) -> BuiltEvidence:
+    """Evidence of a TEE that was launched with that bundle; TDX and Nitro may have another register."""
+    name = bundle_id(**parts)
+    if tee == "sgx":
+        return intel().sgx(report_data=report_data, change=lambda draft: draft.body.set(config_id=name + bytes(32)))
+    if tee == "snp":
+        return amd().snp(report_data=report_data, change=lambda draft: draft.report.set(host_data=name))
+    if tee == "nitro":
+        held = register or extended(name)
+        return aws().nitro(user_data=report_data, change=lambda draft: draft.payload["pcrs"].update({16: held}))
+    field = {"rtmr3": register} if register else {"mrconfigid": name + bytes(16)}
+    return intel().tdx(report_data=report_data, change=lambda draft: draft.body.set(**field))
+
+
+TEES = ("sgx", "tdx", "snp", "nitro")
+
+
+@pytest.mark.spec("T-07", "CLM-3", "CLM-4", "CLM-5")
+@pytest.mark.parametrize("tee", TEES)
+def test_his_own_program_asks_for_evidence_over_a_victims_claims(tee: str) -> None:
+    accepts = f"C:{VICTIM['code'].hex()} TEE:{tee} SEC:STALE"
+    measurement = runtime_measurement(verify(launched(tee, VICTIM, bytes(64))))
+    with vendor(tee, measurement):
+        honest = said(VICTIM)
+        assert connect(launched(tee, VICTIM, honest.digest()), honest, accepts).claims == honest
+        for lie in (honest, said(VICTIM, bundle_id=bundle_id(**EVIL))):
+            with pytest.raises(BindingError):
+                connect(launched(tee, EVIL, lie.digest()), lie, accepts)
+        # Genuine evidence of the victim, over keys that are not the victim's.
+        with pytest.raises(BindingError):
+            connect(launched(tee, VICTIM, honest.digest()), said(VICTIM, encryption_key=b"k" * 1216), accepts)
+
+
+@pytest.mark.spec("T-07", "CLM-1", "EVID-8")
+@pytest.mark.parametrize(("tee", "padding"), [("tdx", 16), ("nitro", 0)])
+def test_a_register_cannot_be_brought_to_another_bundle(tee: str, padding: int) -> None:
+    """The runtime extended it with the evil bundle before that ran; all that is left is to extend it further."""
+    victim, evil = (bundle_id(**parts) + bytes(padding) for parts in (VICTIM, EVIL))
+    claims = said(VICTIM)
+    with vendor(tee):
+        for register in (extended(evil, victim), extended(victim, evil), extended(victim, victim), evil + bytes(48)):
+            built = launched(tee, VICTIM, claims.digest(), register=register[:48])
+            with pytest.raises(BindingError):
+                connect(built, claims, f"C:{VICTIM['code'].hex()} TEE:{tee}")
+
+
+@pytest.mark.spec("T-23", "EVID-14")
+@pytest.mark.parametrize("tee", TEES)
+def test_his_own_runtime_under_the_name_of_a_release(tee: str) -> None:
+    """On his own genuine processor he measures what he likes, and puts the victim's bundle id where it belongs."""
+    claims = said(VICTIM)
+    with vendor(tee, b"r" * (32 if tee == "sgx" else 48)), pytest.raises(AppraisalError, match="RUNTIME"):
+        connect(launched(tee, VICTIM, claims.digest()), claims, f"C:{VICTIM['code'].hex()} TEE:{tee} SEC:STALE")
+
+
+@pytest.mark.spec("T-10", "CLM-7")
+def test_a_simulated_machines_root_beside_a_genuine_chain() -> None:
+    """Whoever accepts both shall not be told that it is the genuine one; whoever does not is told why."""
+    ring = intel().ring
+    name = {"CN": SIMULATED_ROOT}
+    draft = CertificateDraft("own", name, name, 5, NOW - timedelta(days=1), NOW + timedelta(days=1), ca=True)
+    to_sign = draft.to_sign(ring, ring["own"])
+    root = pem(signed(to_sign, ring["own"].algorithm, ring["own"].sign(to_sign))).encode()
+    for chain in (lambda given: given + root, lambda given: root + given):
+        built = intel().sgx(change=lambda draft, chain=chain: draft.after_signing("chain", chain))
+        for simulated in (False, True):
+            anchors = Anchors({"sgx": built.anchors}, simulated=simulated)
+            with pytest.raises(ChainError):
+                verify_evidence(built.raw, built.endorsements, kind="sgx", anchors=anchors, now=NOW)
+
+
+@pytest.mark.spec("T-31", "CON-14")
+def test_a_chip_that_hides_behind_its_provider_or_a_mask() -> None:
+    chip = chip_of(verify(amd().snp()))
+    masked = amd().snp(change=lambda draft: draft.report.set(chip_id=bytes(64)))
+    assert refusals(masked, f"SEC:STALE CHIP:{chip}") == []
+    assert refusals(masked, f"SEC:STALE CHIP:{'0' * 64}") == ["CHIP"]
+    nameless = hashlib.sha256(b"").hexdigest()
+    hidden = amd().snp(leaf="vlek", change=lambda draft: draft.report.set(chip_id=bytes(64)))
+    assert refusals(hidden, f"SEC:STALE CHIP:{chip} CHIP:{nameless}") == ["CHIP"]

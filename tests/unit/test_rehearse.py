@@ -205,6 +205,10 @@ def test_of_an_instance_the_program_counts_too(machine: Machine) -> None:
     situation = Situation((enclave,), NOW, genuine=frozenset({machine.anchor}))
     code, release = f"C:{said.code.hex()}", f"RUNTIME:{said.runtime}"
     assert one(situation, situation, f"{code} {release}").now.accepted
+    author = f"S:{said.signer.hex()} PROD:{said.product_id}"
+    assert one(situation, situation, f"{author} {release}").now.accepted
+    # A constraint that names no program is about whatever runs there.
+    assert one(situation, situation, release).now.accepted
     for line, clause in (
         (f"C:{'0' * 64} {release}", "C/S"),
         (f"{code} RUNTIME:conclave-9.9", "RUNTIME"),

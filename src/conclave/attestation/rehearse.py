@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
+import msgspec
+
 from conclave.attestation.appraisal import Claims, weigh
 from conclave.attestation.binding import runtime_measurement
 from conclave.attestation.claims import InstanceInfo, parse_instance_info
@@ -189,12 +191,16 @@ class _Bench:
         if isinstance(found, Error):
             failures = found.failures if isinstance(found, AppraisalError) else (str(found),)
             return Standing(False, found.code, None, "", "", (), (), failures, ())
+        reference = self._reference
         if found.instance is None:
             constraint = _of_platforms(constraint, found)
-        elif found.evidence.anchor in self._situation.genuine and found.instance.runtime in constraint.runtimes:
-            # No reference values name the runtime of a simulated machine.
-            constraint = replace(constraint, runtimes=constraint.runtimes | {found.measurement.hex()})
-        security, reasons, failures = weigh(constraint, found, reference=self._reference)
+        else:
+            if not constraint.codes and not constraint.signers:
+                # About whatever runs there: a client has to name it.
+                constraint = replace(constraint, codes=frozenset({found.instance.code.hex()}))
+            if found.evidence.anchor in self._situation.genuine:
+                reference = _with_runtime(reference, found.instance.runtime, found.measurement)
+        security, reasons, failures = weigh(constraint, found, reference=reference)
         evidence = found.evidence
         subject = subject_of(evidence)
         minimum = constraint.minimum_tcb.get(subject) or self._reference.minimum_tcb.get(subject)
@@ -215,6 +221,12 @@ class _Bench:
         if minimum not in self._gaps:
             self._gaps[minimum] = gaps_of(evidence, self._enclave.endorsements, minimum=minimum)
         return self._gaps[minimum]
+
+
+def _with_runtime(reference: ReferenceValues, release: str, measurement: bytes) -> ReferenceValues:
+    """The same, and that this is the release's runtime: no reference values name that of a simulated machine."""
+    known = {**reference.releases.get(release, {}), "sgx": [measurement.hex()]}
+    return msgspec.structs.replace(reference, releases={**reference.releases, release: known})
 
 
 def _of_platforms(constraint: Constraint, claims: Claims) -> Constraint:

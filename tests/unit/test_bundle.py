@@ -452,13 +452,17 @@ def test_a_disk_that_refuses_leaves_nothing(place: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.spec("BND-4")
-@pytest.mark.parametrize("change", ["more", "less", "size", "link", "link of that size", "directory"])
+@pytest.mark.parametrize(
+    "change", ["more", "less", "size", "link", "link of that size", "directory", "empty directory"]
+)
 def test_a_directory_that_is_not_the_bundle(place: Path, change: str) -> None:
     bundle = built(place)
     unpack(bundle, place / "b")
     source = place / "b" / "app" / "small.py"
     if change == "more":
         (place / "b" / "app" / "sitecustomize.py").write_text("")
+    elif change == "empty directory":
+        (place / "b" / "app" / "numpy").mkdir()
     elif change == "size":
         source.write_text(SOURCE + " ")
     else:

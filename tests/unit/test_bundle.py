@@ -455,8 +455,6 @@ def test_a_disk_that_refuses_leaves_nothing(place: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "change", ["more", "less", "size", "link", "link of that size", "directory", "empty directory"]
 )
-    "change", ["more", "less", "size", "link", "link of that size", "directory", "empty directory"]
-)
 def test_a_directory_that_is_not_the_bundle(place: Path, change: str) -> None:
     bundle = built(place)
     unpack(bundle, place / "b")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509.oid import NameOID
 from hypothesis import given
@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from conclave.attestation._x509 import (
     Certificate,
     RevocationList,
+    _signed,
+    check_sizes,
     check_time,
     is_self_signed_root,
     path,
@@ -289,3 +291,91 @@ def test_self_signed_roots() -> None:
     assert not is_self_signed_root(certificate("root", "root", signer="mallory"), "root")
     assert not is_self_signed_root(certificate("root", "ca"), "root")
     assert not is_self_signed_root(b"", "root")
+
+
+# Bounds ------------------------------------------------------------------------------
+
+
+def padded(size: int) -> x509.UnrecognizedExtension:
+    return x509.UnrecognizedExtension(
+        x509.ObjectIdentifier("1.2.3.5"), b"\4\x82" + size.to_bytes(2, "big") + bytes(size)
+    )
+
+
+@pytest.mark.parametrize(("sizes", "fits"), [
+    ((), False), ((8192, 8192), True), ((8193,), False), ((8192, 8192, 1), False), ((1,) * 8, True), ((1,) * 9, False),
+])  # fmt: skip
+def test_how_large_a_chain_is(sizes: tuple[int, ...], fits: bool) -> None:
+    chain_ = [bytes(size) for size in sizes]
+    if fits:
+        check_sizes(chain_)
+    else:
+        with pytest.raises(FormatError):
+            check_sizes(chain_)
+
+
+@pytest.mark.parametrize(("size", "fits"), [(7000, True), (8000, False)])
+def test_how_large_a_certificate_is(size: int, fits: bool) -> None:
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(_name("a"))
+        .issuer_name(_name("a"))
+        .public_key(key("a").public_key())
+        .serial_number(1)
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + DAY)
+        .add_extension(padded(size), critical=False)
+        .sign(key("a"), hashes.SHA256())
+        .public_bytes(serialization.Encoding.DER)
+    )
+    if fits:
+        Certificate(made, what="t")
+    else:
+        with pytest.raises(ChainError):
+            Certificate(made, what="t")
+
+
+@pytest.mark.parametrize(("size", "fits"), [(500, True), (1100, False)])
+def test_how_large_a_list_says_things(size: int, fits: bool) -> None:
+    made = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(_name("ca"))
+        .last_update(NOW)
+        .next_update(NOW + DAY)
+        .add_extension(padded(size), critical=False)
+        .sign(key("ca"), hashes.SHA256())
+        .public_bytes(serialization.Encoding.DER)
+    )
+    if fits:
+        RevocationList(made, what="t")
+    else:
+        with pytest.raises(FormatError):
+            RevocationList(made, what="t")
+
+
+@pytest.mark.parametrize(
+    ("curve", "counts"), [(ec.SECP256R1, True), (ec.SECP384R1, True), (ec.SECP521R1, False), (ec.SECP256K1, False)]
+)
+def test_curves_that_vendors_use(curve: type[ec.EllipticCurve], counts: bool) -> None:
+    private, scheme = ec.generate_private_key(curve()), ec.ECDSA(hashes.SHA384())
+    assert _signed(private.public_key(), private.sign(b"x", scheme), b"x", scheme, hashes.SHA384()) == counts
+
+
+@pytest.mark.parametrize(
+    ("bits", "exponent", "counts"), [(2048, 65537, True), (2048, 65539, False), (4104, 65537, False)]
+)
+def test_rsa_keys_that_vendors_use(bits: int, exponent: int, counts: bool) -> None:
+    class Slow(rsa.RSAPublicKey):
+        """A key as its checker sees it, which would accept anything."""
+
+        key_size = bits
+
+        def public_numbers(self) -> rsa.RSAPublicNumbers:
+            return rsa.RSAPublicNumbers(exponent, 1 << bits)
+
+        def verify(self, *arguments: object) -> None:
+            return None
+
+    Slow.__abstractmethods__ = frozenset()
+    scheme = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
+    assert _signed(Slow(), b"", b"", scheme, hashes.SHA384()) == counts  # type: ignore[abstract]

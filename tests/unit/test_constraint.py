@@ -436,6 +436,14 @@ def test_a_release_is_only_a_word_on_hardware() -> None:
     assert accepts(f"{C} SEC:INSECURE", tee="simulated", measurement=other) == "INSECURE"
 
 
+@pytest.mark.spec("CON-11")
+def test_a_pinned_measurement_of_sgx_is_one_programs() -> None:
+    other = bytes.fromhex("4e" * 32)
+    assert accepts(f"{C} RUNTIME:{other.hex()}", measurement=other) == "SECURE"
+    for several in (f"{C} {S}", f"{C} C:{'00' * 32}"):
+        refuses(f"{several} RUNTIME:{other.hex()}", "^RUNTIME: .* is pinned, but not for which", measurement=other)
+
+
 def test_no_release_on_hardware_is_published_yet() -> None:
     script = (
         "from conclave.attestation.reference import built_in as b; print(b().releases, b().bundles, b().minimum_tcb)"

@@ -90,8 +90,9 @@ def appraise(constraint: Constraint, claims: Claims, *, reference: ReferenceValu
         failures = (
             "C/S: evidence alone names no program, so there is no instance to trust; use the host's instance info",
         )
-    if claims.instance is None or failures:
+    if failures:
         raise AppraisalError(failures)
+    assert claims.instance is not None
     return AttestationResult(
         claims.instance,
         claims.claims_digest,

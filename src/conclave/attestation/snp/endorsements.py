@@ -40,7 +40,7 @@ def parse_endorsements(data: bytes) -> Endorsements:
         if len(data) > MAX_SIZE:
             raise ValueError
         # One object and nothing in it but text: many small things would take long to make.
-        if data.count(b"{") != 1 or b"[" in data:
+        if data.count(b"{") + data.count(b"[") != 1:
             raise ValueError
         # As text: of bytes, the decoder would guess the encoding.
         members = json.loads(data.decode("ascii"), object_pairs_hook=_unique)

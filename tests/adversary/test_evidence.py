@@ -40,13 +40,24 @@ from conclave.attestation.binding import runtime_measurement
 from conclave.attestation.tcb import version_of
 from conclave.attestation.verify import SIMULATED_ROOT
 from conclave.bundle import Bundle, unpack
+from conclave.client import Client
 from conclave.enclave import _runtime
 from conclave.enclave._sandbox import in_memory
 from conclave.enclave.drivers.nsm import NitroTee, Nsm
-from conclave.errors import AppraisalError, BindingError, BundleError, ChainError, Error, FormatError, RevokedError
+from conclave.errors import (
+    AppraisalError,
+    BindingError,
+    BundleError,
+    ChainError,
+    Error,
+    ExpiredError,
+    FormatError,
+    RevokedError,
+)
 from conclave.host.endorsements.documents import TcbInfo, read_document
 from conclave.host.endorsements.schedule import MAXIMUM_AGE, Act, Held, decide, retry_after
 from conclave.platform.pki import der
+from conclave.testing import HostServer
 from conclave.testing.evidence import AmdPki, AwsPki, BuiltEvidence, IntelPki
 from conclave.testing.evidence.pki import CertificateDraft, RsaKey, integer, oid, pem, sequence, signed
 from conclave.testing.verifier import RELEASE, vendor_root
@@ -464,6 +475,25 @@ def test_dates_beyond_the_calendar() -> None:
             read_document(wanted, answer(issued, until), chain, fetched=fetched)
     for text in ("Sun, 01 Mar 2026 12:00:00 +99999999999999999999", "01 Mar 99999999999999999999 12:00:00 GMT"):
         assert retry_after(text, NOW) is None
+
+
+@pytest.mark.slow
+@pytest.mark.spec("T-28", "CLM-11")
+def test_a_client_that_stays_while_its_platform_is_revoked(
+    author: Callable[..., Bundle], serve: Callable[..., HostServer], only: Callable[[Bundle], str]
+) -> None:
+    """It would go on for ever with what it verified once; the operator only has to keep the enclave up."""
+    bundle = author("honest", HONEST)
+    with serve(bundle, hostile=True) as server, Client(server.url, constraint=only(bundle)) as client:
+        client.call("give", "secret")
+        end = client.instance.evidence.valid_until
+        client._core._now = lambda: end
+        client.call("give", "another")
+        sent = len(server.operator.requests)
+        client._core._now = lambda: end + timedelta(seconds=1)
+        with pytest.raises(ExpiredError):
+            client.call("give", "a third")
+        assert len(server.operator.requests) == sent
 
 
 # He finds what a constraint left open ----------------------------------------------------

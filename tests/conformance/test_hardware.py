@@ -190,6 +190,8 @@ def test_from_the_module_to_a_call(bundle: Bundle, place: Path, tmp_path: Path) 
     processor = Nitro(NOW)
     with genuine(processor, bundle), start(command_of("nitro", NOW.isoformat(), processor, tmp_path), place) as server:
         use(server, "nitro", bundle)
+        # Its certificates are valid for three hours.
+        assert server.host._renew_after() == 3600
 
 
 def refusal(server: HostServer) -> str:

@@ -177,6 +177,13 @@ class ClientCore:
                     self._open(name, topic, new_boot=new_boot)
         return result
 
+    def _is_stale(self) -> bool:
+        """Whether nothing was verified yet, or what was is no longer vouched for.
+
+        A platform that the vendor revoked in the meantime is noticed when its endorsements end.
+        """
+        return self.instance is None or self._now() > self.instance.evidence.valid_until
+
     def _get_info(self) -> Steps[Answer]:
         # An enclave that starts again deserves more patience than an address where nobody is.
         for attempt in range(self._attempts + _STARTING):
@@ -228,7 +235,7 @@ class ClientCore:
             SignatureError: somebody else answered.
             TransportError: nobody did.
         """
-        if self.instance is None:
+        if self._is_stale():
             yield from self.verify()
         assert self.instance is not None
         nonce = _crypto.random_bytes(32)
@@ -260,7 +267,7 @@ class ClientCore:
     def _request(
         self, kind: RequestKind, body: bytes, *, topic: str, envelope: bytes, retry: bool
     ) -> Steps[list[Reply]]:
-        if self.instance is None:
+        if self._is_stale():
             yield from self.verify()
         place = self._topic(topic)
         conversation = place.conversation
@@ -335,7 +342,7 @@ class ClientCore:
 
     def poll(self, *, topic: str, wait_seconds: float) -> Steps[list[ReceivedMail]]:
         """Fetch mail the enclave sent without being asked."""
-        if self.instance is None:
+        if self._is_stale():
             yield from self.verify()
         place = self._topic(topic)
         conversation = place.conversation

@@ -33,6 +33,8 @@ FORMATS: Final = frozenset({"sgx", "tdx", "snp", "nitro"})
 START_SECONDS: Final = 120.0
 SWEEP_SECONDS: Final = 2.0
 RENEW_SECONDS: Final = 86_400.0
+# The certificates of a Nitro document are valid for three hours: whoever comes later could not verify it.
+NITRO_RENEW_SECONDS: Final = 3_600.0
 STAPLE_SECONDS: Final = 3600.0
 STAPLE_AGAIN_SECONDS: Final = 60.0
 
@@ -148,7 +150,7 @@ class Host:
         delay = 0.05
         while True:
             try:
-                async with asyncio.timeout(self._renew_seconds):
+                async with asyncio.timeout(self._renew_after()):
                     await self._lost.wait()
             except TimeoutError:
                 await self._renew()
@@ -175,6 +177,11 @@ class Host:
                     task = asyncio.create_task(_drop_when(leaves(), link, ask))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
+
+    def _renew_after(self) -> float:
+        given = self._evidence
+        nitro = given is not None and given.format == "nitro"
+        return min(self._renew_seconds, NITRO_RENEW_SECONDS) if nitro else self._renew_seconds
 
     async def _renew(self) -> None:
         if self._link is None:

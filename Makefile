@@ -1,6 +1,6 @@
 # `make demo` and `make test` install what they need: Debian's python3-venv if the
 # interpreter cannot make a virtual environment, and the locked packages into .venv.
-# `make test` also installs Debian's fuse3, with which devices are imitated.
+# `make test` also installs Debian's fuse3, with which devices are imitated, and postgresql, as a store.
 # The system's Python is never touched.
 
 PYTHON ?= python3
@@ -47,7 +47,7 @@ $(STAMP): requirements/dev.lock pyproject.toml
 	@touch $@
 
 $(VENV)/.system: requirements/install.sh $(STAMP)
-	@sh requirements/install.sh --system fuse3
+	@sh requirements/install.sh --system fuse3 postgresql
 	@touch $@
 
 $(VENV)/.fuzz: requirements/fuzz.lock
@@ -61,7 +61,7 @@ $(VENV)/.bench: requirements/bench.lock
 # Only this target resolves versions. No index address is written into a lock.
 lock:
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		pyproject.toml --extra build --group dev -o requirements/dev.lock
+		pyproject.toml --extra build --extra s3 --extra postgres --group dev -o requirements/dev.lock
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		pyproject.toml --group bench -c requirements/dev.lock -o requirements/bench.lock
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \

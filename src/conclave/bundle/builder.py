@@ -237,8 +237,10 @@ def _describe(source: Source, site: list[Path]) -> tuple[str, bytes]:
                 target = Path(place, member)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(body)
-        command = [sys.executable, "-B", "-m", "conclave.rpc.describe", str(source.root), place, source.module]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        environment = {**os.environ, **source.settings.get("environment", {})}
+        command = [sys.executable, "-B", "-m", "conclave.rpc.describe", str(source.root), place]
+        command += [source.module, source.attribute]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):

@@ -8,7 +8,7 @@ key `sender` names.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -145,8 +145,16 @@ class Enclave:
     delivery = "at_least_once"
     _context: Context
 
-    def on_start(self) -> None:
-        """Called once, after the keys exist and before the first mail."""
+    def on_start(self) -> Awaitable[None] | None:
+        """Called once, after the keys exist and before the first mail; may be `async`."""
+        return None
+
+    def on_stop(self) -> Awaitable[None] | None:
+        """Called when the host asks for the end; may be `async`, and gets five seconds.
+
+        A convenience of the host's: it may end the enclave at any moment without.
+        """
+        return None
 
     def admit(self, sender: bytes, topic: str) -> bool:
         """Whether an unknown sender may open a channel. Must not block."""

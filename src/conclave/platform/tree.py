@@ -46,6 +46,7 @@ ENCLAVE_MODULES: Final = (
     "enclave/_runtime",
     "enclave/_sandbox",
     "enclave/_service",
+    "enclave/asgi",
     "enclave/drivers/__init__",
     "enclave/drivers/cbor",
     "enclave/drivers/certificates",
@@ -67,6 +68,7 @@ ENCLAVE_MODULES: Final = (
     "mail/padding",
     "mail/session",
     "rpc/__init__",
+    "rpc/http",
     "rpc/interface",
     "rpc/types",
 )

@@ -216,10 +216,10 @@ class _Exchange:
 
     async def receive(self) -> Message:
         """The application's `receive`. May be cancelled without losing anything."""
-        if self._whole is not None and not self._read:
-            self._read = True
-            return {"type": "http.request", "body": self._whole, "more_body": False}
         while not self._read and not self._gone.is_set():
+            if self._whole is not None:
+                self._read = True
+                return {"type": "http.request", "body": self._whole, "more_body": False}
             if self._next is None:
                 self._next = asyncio.get_running_loop().create_task(self._following())
             waiting = self._next

@@ -78,6 +78,7 @@ def test_only_named_modules_touch_cryptography() -> None:
             assert str(path.relative_to(SOURCE)) in allowed
 
 
+@pytest.mark.spec("ASGI-2")
 def test_trusted_closure() -> None:
     """TRUSTED_CLOSURE.txt lists exactly what an enclave without dependencies loads, and what more it loads to serve
     an ASGI application."""

@@ -9,6 +9,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
@@ -16,6 +17,7 @@ from typing import Any, Generic, Self, TypeVar, cast
 import httpx2
 
 from conclave.attestation import AttestationResult, Constraint, ReferenceValues
+from conclave.client._streams import AsyncStream, Background, Source, Stream
 from conclave.client.core import Answer, ClientCore, Exchange, Pause, ReceivedMail
 from conclave.client.identity import Identity
 from conclave.mail.padding import Padding, padme
@@ -118,12 +120,19 @@ class _Base:
         return self._core.instance
 
 
+def _async_http(url: str, timeout_seconds: float) -> httpx2.AsyncClient:
+    limits = httpx2.Limits(max_connections=256, max_keepalive_connections=256)
+    return httpx2.AsyncClient(base_url=url, timeout=timeout_seconds, headers=_HEADERS, limits=limits)
+
+
 class Client(_Base):
     """A synchronous client, safe to use from several threads."""
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
         self._lock = threading.Lock()
+        self._background: Background | None = None
+        self._streaming: httpx2.AsyncClient | None = None
         self._http = httpx2.Client(base_url=self._url, timeout=self._timeout, headers=_HEADERS)
 
     __init__.__doc__ = _Base.__init__.__doc__
@@ -137,8 +146,13 @@ class Client(_Base):
         self.close()
 
     def close(self) -> None:
-        """Close connections."""
+        """Close connections, and end what streams."""
         self._http.close()
+        background, self._background = self._background, None
+        if background is not None:
+            if self._streaming is not None:
+                background.run(self._streaming.aclose())
+            background.close()
 
     def _run(self, make: Callable[[], Generator[Exchange | Pause, Answer, T]]) -> T:
         """Drive steps; the core's state is touched under the lock, IO happens outside."""
@@ -195,6 +209,62 @@ class Client(_Base):
         """
         return self._run(lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry))
 
+    def call_stream(
+        self,
+        method: str,
+        *args: Any,
+        upload: Source | None = None,
+        items: Any = bytes,
+        returns: Any = bytes,
+        topic: str = "default",
+        timeout_seconds: float | None = None,
+    ) -> Stream[Any]:
+        """Call an `@rpc` method that takes or returns a stream.
+
+        Outside the topic's order and outside exactly-once: never retried.
+
+        Args:
+            args: the other arguments, in order.
+            upload: what the method's iterator gets: bytes, a file opened for reading in
+                binary, or any iterable, which is then read in another thread.
+            items: the type of the uploaded items; of `bytes` they cross as they are.
+            returns: the type of the items that come back, or of the result.
+            timeout_seconds: how long the enclave may be silent; None: as for other
+                requests. An enclave that works without a word says every second that it lives.
+
+        Returns:
+            What to iterate, or to ask for its `result()`. The call was accepted.
+
+        Raises:
+            CallError: the enclave refuses the call.
+            StreamError: the host did not bring an answer; whether the handler runs is unknown.
+        """
+        with self._lock:
+            if self._background is None or self._streaming is None:
+                self._background = Background()
+                self._streaming = _async_http(self._url, self._timeout)
+        background, http = self._background, self._streaming
+        opened = self._run(lambda: self._core.open_stream(method, list(args), topic=topic, upload=upload is not None))
+
+        async def open_call() -> Any:
+            return opened
+
+        async def refused(status: int) -> Exception:
+            return await asyncio.to_thread(self._run, lambda: self._core.stream_refused(status, topic=topic))
+
+        made: AsyncStream[Any] = AsyncStream(
+            open_call,
+            http,
+            upload=upload,
+            upload_raw=items is bytes,
+            returns=returns,
+            timeout_seconds=timeout_seconds or self._timeout,
+            guard=self._lock,
+            refused=refused,
+        )
+        background.run(made._begun())
+        return Stream(made, background)
+
     def mail(self, body: bytes, *, topic: str = "default", envelope: bytes = b"") -> list[ReceivedMail]:
         """Send a mail and return the enclave's replies to it, in its order."""
         return self._run(lambda: self._core.mail(body, topic=topic, envelope=envelope))
@@ -221,8 +291,7 @@ class AsyncClient(_Base):
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
-        limits = httpx2.Limits(max_connections=256, max_keepalive_connections=256)
-        self._http = httpx2.AsyncClient(base_url=self._url, timeout=self._timeout, headers=_HEADERS, limits=limits)
+        self._http = _async_http(self._url, self._timeout)
 
     __init__.__doc__ = _Base.__init__.__doc__
 
@@ -280,6 +349,32 @@ class AsyncClient(_Base):
         """See `Client.call`."""
         return await self._run(lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry))
 
+    def call_stream(
+        self,
+        method: str,
+        *args: Any,
+        upload: Source | None = None,
+        items: Any = bytes,
+        returns: Any = bytes,
+        topic: str = "default",
+        timeout_seconds: float | None = None,
+    ) -> AsyncStream[Any]:
+        """See `Client.call_stream`. Nothing is sent before it is awaited, entered or iterated.
+
+        `upload` may be asynchronous too; a plain iterable is read in another thread.
+        """
+        upload_given = upload is not None
+        return AsyncStream(
+            lambda: self._run(lambda: self._core.open_stream(method, list(args), topic=topic, upload=upload_given)),
+            self._http,
+            upload=upload,
+            upload_raw=items is bytes,
+            returns=returns,
+            timeout_seconds=timeout_seconds or self._timeout,
+            guard=nullcontext(),
+            refused=lambda status: self._run(lambda: self._core.stream_refused(status, topic=topic)),
+        )
+
     async def mail(self, body: bytes, *, topic: str = "default", envelope: bytes = b"") -> list[ReceivedMail]:
         """See `Client.mail`."""
         return await self._run(lambda: self._core.mail(body, topic=topic, envelope=envelope))
@@ -308,7 +403,18 @@ class _Stub(Generic[E]):
 def _caller(client: Client | AsyncClient, method: Any, topic: str) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         arguments = method.bind(args, kwargs)
+        if method.streams:
+            return _stream(client, method, arguments, topic)
         return client.call(method.name, *arguments, topic=topic, returns=method.return_type, retry=method.retry)
 
     call.__name__ = method.name
     return call
+
+
+def _stream(client: Client | AsyncClient, method: Any, arguments: list[Any], topic: str) -> Any:
+    others, upload = method.split(arguments)
+    items = bytes if method.upload is None else method.upload.item
+    stream = client.call_stream(
+        method.name, *others, upload=upload, items=items, returns=method.return_type, topic=topic
+    )
+    return stream if method.download is not None else stream.result()

@@ -10,6 +10,7 @@ Spec: spec/claims.md section 4, spec/mail.md section 6, spec/http.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -17,14 +18,17 @@ from typing import Any, Final, TypeVar
 from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey
 from conclave.attestation import AttestationResult, Constraint, InstanceClaims, ReferenceValues, verify_instance
+from conclave.client._streams import Opened
 from conclave.client.identity import Identity
 from conclave.errors import (
     AppraisalError,
     CallError,
+    Error,
     FormatError,
     MailError,
     OverloadedError,
     SequenceError,
+    StreamError,
     TransportError,
 )
 from conclave.mail import ClientSession, Conversation, Pending, Reply, ReplyKind, RequestKind, padme
@@ -263,6 +267,25 @@ class ClientCore:
         if replies[-1].kind != ReplyKind.RESULT:
             raise FormatError("the enclave answered a call with something else than a result")
         return decode_result(replies[-1].body, returns)
+
+    def open_stream(self, name: str, arguments: list[Any], *, topic: str, upload: bool) -> Steps[Opened]:
+        """Encrypt a stream call, which is sent once at most."""
+        body = encode_call(name, arguments)
+        if self._is_stale():
+            yield from self.verify()
+        return Opened(*self._topic(topic).conversation.open_stream(body, upload=upload))
+
+    def stream_refused(self, status: int, *, topic: str) -> Steps[StreamError]:
+        """The error of a stream call that the host refused; what comes after it finds the new instance."""
+        answer = Answer(status)
+        place = self._topics.get(topic)
+        if status in _AGAIN and place is not None:
+            session = place.conversation.session
+            with suppress(Error):
+                yield from self.verify()
+                if place.conversation.session is session and status in (409, 422):
+                    self._open(topic, place, new_boot=False)
+        return StreamError(f"the stream did not begin, and stream calls are not retried: {_reason(answer)}")
 
     def _request(
         self, kind: RequestKind, body: bytes, *, topic: str, envelope: bytes, retry: bool

@@ -14,6 +14,7 @@ from typing import Final, cast
 
 from conclave._framing import Frame, FrameReader, Kind, pack
 from conclave.errors import FormatError, TransportError
+from conclave.host.streams import MOST_WAITING, held, is_chunk
 
 MAX_ASKS: Final = 8192
 # Answers that nobody took yet; above it the enclave has to wait.
@@ -26,7 +27,7 @@ _FINAL: Final = frozenset({Kind.DONE, Kind.ERROR, Kind.SIGNED, Kind.INSTANCE})
 class Ask:
     """One request to the enclave and the frames that answered it so far."""
 
-    __slots__ = ("_taken", "_waiter", "done", "frames", "leaves", "request")
+    __slots__ = ("_taken", "_waiter", "chunks", "done", "frames", "leaves", "request")
 
     def __init__(self, request: int, taken: Callable[[int], None]) -> None:
         self.request = request
@@ -34,6 +35,8 @@ class Ask:
         self.leaves: Callable[[], Awaitable[None]] | None = None
         self._taken = taken
         self.frames: list[Frame] = []
+        # Chunks among them: more than were asked for, and the enclave keeps to no protocol.
+        self.chunks = 0
         self.done = False
         self._waiter: asyncio.Future[None] | None = None
 
@@ -52,8 +55,8 @@ class Ask:
         if not self.frames and not self.done:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        frames, self.frames = self.frames, []
-        self._taken(sum(len(f.payload) for f in frames))
+        frames, self.frames, self.chunks = self.frames, [], 0
+        self._taken(held(frames))
         return frames
 
 
@@ -95,7 +98,13 @@ class Link(asyncio.Protocol):
         for frame in frames:
             ask = self._asks.get(frame.request) if frame.request else None
             if ask is not None:
-                self._held += len(frame.payload)
+                if is_chunk(frame):
+                    ask.chunks += 1
+                    if ask.chunks > MOST_WAITING:
+                        self.close()
+                        return
+                else:
+                    self._held += len(frame.payload)
                 ask.add(frame)
                 if ask.done:
                     del self._asks[frame.request]
@@ -137,9 +146,16 @@ class Link(asyncio.Protocol):
         return self._next
 
     def drop(self, ask: Ask) -> None:
-        """Give up a request; what still comes for it is dropped."""
+        """Give up a request; what still comes for it is dropped, and a stream's handler is cancelled."""
         if self._asks.pop(ask.request, None) is not None:
+            if self._transport is not None:
+                self._send(pack(Kind.DROP, ask.request))
             ask.add(None)
+
+    def credit(self, ask: Ask, chunks: int) -> None:
+        """Take so many chunks more of a stream."""
+        if ask.request in self._asks and self._transport is not None:
+            self._send(pack(Kind.CREDIT, ask.request, chunks.to_bytes(4, "big")))
 
     def stop(self) -> None:
         """Ask the enclave to end."""

@@ -21,7 +21,7 @@ from conclave._crypto import DecryptionKey
 from conclave._mailheader import NONE, EncryptedMail
 from conclave.errors import DecryptionError, OverloadedError, SessionError
 from conclave.mail import _wire
-from conclave.mail._wire import FLAG_LAST, Reply, ReplyKind, Request, RequestKind
+from conclave.mail._wire import FLAG_LAST, FLAG_OF_STREAM, Reply, ReplyKind, Request, RequestKind
 from conclave.mail.padding import Padding, padme
 from conclave.mail.session import EnclaveSession
 
@@ -143,6 +143,7 @@ class Outcome(Enum):
     RUN = "run the handler"
     WAIT = "the handler runs already; its replies go to this route too"
     ANSWERED = "only send `mails`"
+    STREAM = "a stream call: run the handler beside the channel's order"
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -153,6 +154,8 @@ class Received(msgspec.Struct, frozen=True):
     channel: Channel | None = None
     request: Request | None = None
     superseded_route: int = 0
+    session: EnclaveSession | None = None
+    counter: int = 0
 
 
 class Mailbox:
@@ -201,15 +204,24 @@ class Mailbox:
         fresh = known is None
         session, channel = known if known is not None else self._open(mail)
         request = session.decrypt(mail)
+        stream = request.kind == RequestKind.STREAM
+        if stream and mail.counter <= session.last_stream:
+            raise DecryptionError
         # From here the mail is authentic; only now does anything change.
         if fresh:
             if channel.latest is None and not self._admit(session.identity, session.topic):
                 # Nothing is kept: an outsider costs no memory.
+                if stream:
+                    reply = Reply(ReplyKind.NOT_ADMITTED, FLAG_LAST | FLAG_OF_STREAM, NONE, 0, mail.counter, 0, b"")
+                    return Received(Outcome.ANSWERED, (session.encrypt(reply),))
                 return self._refuse(session, channel, request, ReplyKind.NOT_ADMITTED)
             self._register(session, channel)
         channel.acknowledge(request.acknowledged)
         if request.kind == RequestKind.ACKNOWLEDGE:
             return Received(Outcome.ANSWERED)
+        if stream:
+            session.last_stream = mail.counter
+            return Received(Outcome.STREAM, (), channel, request, 0, session, mail.counter)
         return self._order(session, channel, request, route)
 
     def _order(self, session: EnclaveSession, channel: Channel, request: Request, route: int) -> Received:

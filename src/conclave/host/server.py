@@ -4,7 +4,7 @@ Runs in the untrusted host. `POST /mail` goes from the parser into the host's
 callback and its answer from there to the socket: no task, no ASGI. Everything
 else is ASGI (without lifespan and WebSockets).
 
-Spec: spec/http.md section 2.
+Spec: spec/http.md.
 """
 
 from __future__ import annotations

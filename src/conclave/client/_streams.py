@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -24,9 +23,11 @@ import msgspec
 
 from conclave import _codec
 from conclave._chunkheader import MAX_CHUNK, MAX_CHUNKS, MAX_CONTENT
+from conclave.client._http import Addresses
+from conclave.client.core import Exchange, Opened
 from conclave.errors import CallError, DecryptionError, Error, FormatError, OverloadedError, StreamError, TransportError
-from conclave.mail import ClientSession, ReplyKind
-from conclave.mail.stream import ChunkOpener, ChunkSealer, Items, pieces
+from conclave.mail import ReplyKind
+from conclave.mail.stream import ChunkOpener, Items, pieces
 from conclave.rpc.interface import CallFailure, decode_result
 
 T = TypeVar("T")
@@ -34,22 +35,6 @@ Source = AsyncIterable[Any] | Iterable[Any]
 # The first record is a mail, which may be padded as far as a mail can be.
 _MAX_HEAD: Final = 1024 * 1024
 _AGAIN_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0)
-_MESSAGE: Final = "application/vnd.conclave.chunks"
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A stream call that was encrypted and not yet sent.
-
-    Attributes:
-        counter: of its mail, which names it.
-        sealer: encrypts the upload.
-    """
-
-    session: ClientSession
-    mail: bytes
-    counter: int
-    sealer: ChunkSealer
 
 
 class Incoming:
@@ -118,6 +103,9 @@ class Incoming:
                 raise DecryptionError
             if reply.kind == ReplyKind.STREAM:
                 return session.stream_opener(int.from_bytes(mail[24:32], "big"))
+            if reply.kind == ReplyKind.CLOSED:
+                self._opened.closed(reply.expected)
+                raise StreamError("the enclave gave this topic's order up to make room; call again, it begins anew")
         if reply.kind == ReplyKind.NOT_ADMITTED:
             raise CallError("NotAdmitted", "the enclave does not admit this sender")
         if reply.kind == ReplyKind.OVERLOADED:
@@ -240,7 +228,8 @@ class AsyncStream(Generic[T]):
     def __init__(
         self,
         open_call: Callable[[], Awaitable[Opened]],
-        http: httpx2.AsyncClient,
+        http: Callable[[], httpx2.AsyncClient],
+        addresses: Addresses,
         *,
         upload: Source | None,
         upload_raw: bool,
@@ -251,6 +240,7 @@ class AsyncStream(Generic[T]):
     ) -> None:
         self._open_call = open_call
         self._http = http
+        self._addresses = addresses
         self._source = upload
         self._upload_raw = upload_raw
         self._returns = returns
@@ -265,9 +255,9 @@ class AsyncStream(Generic[T]):
         self._closed = False
 
     def __await__(self) -> Generator[Any, None, Self]:
-        return self._begun().__await__()
+        return self.begin().__await__()
 
-    async def _begun(self) -> Self:
+    async def begin(self) -> Self:
         """Send the call, wait until the enclave accepts it, start the upload.
 
         Raises:
@@ -279,8 +269,7 @@ class AsyncStream(Generic[T]):
         opened = await self._open_call()
         self._incoming = Incoming(opened, self._guard)
         try:
-            request = self._http.build_request("POST", "/mail", content=opened.mail, timeout=self._timeout)
-            self._response = await self._http.send(request, stream=True)
+            self._response = await self._send(opened, "/mail", opened.mail, read_seconds=self._timeout)
             if self._response.status_code != 200:
                 raise await self._refused(self._response.status_code)
             self._parts = self._response.aiter_raw()
@@ -292,20 +281,28 @@ class AsyncStream(Generic[T]):
             await self.aclose()
             raise
         if self._source is not None:
-            self._uploader = _Uploader(opened, self._source, self._post, raw=self._upload_raw)
+
+            async def post(body: bytes) -> int:
+                # How long the enclave takes it is the handler's affair: the reply stream tells whether it lives.
+                try:
+                    response = await self._send(opened, "/stream", body, read_seconds=None)
+                    if response.status_code == 204:
+                        # It has no body, and the connection is good for the next.
+                        await response.aread()
+                    await response.aclose()
+                except httpx2.HTTPError:
+                    return 0
+                return response.status_code
+
+            self._uploader = _Uploader(opened, self._source, post, raw=self._upload_raw)
             self._uploading = asyncio.create_task(self._uploader.run())
         return self
 
-    async def _post(self, body: bytes) -> int:
-        # How long the enclave takes it is the handler's affair: the reply stream tells whether it lives.
-        timeout = httpx2.Timeout(self._timeout, read=None)
-        try:
-            response = await self._http.post(
-                "/stream", content=body, timeout=timeout, headers={"content-type": _MESSAGE}
-            )
-        except httpx2.HTTPError:
-            return 0
-        return response.status_code
+    async def _send(self, opened: Opened, path: str, body: bytes, *, read_seconds: float | None) -> httpx2.Response:
+        step = Exchange("POST", path, body, host=opened.host)
+        request = self._addresses.request(step, self._timeout, body)
+        request.extensions["timeout"]["read"] = read_seconds
+        return await self._http().send(request, stream=True)
 
     async def _hear(self, enough: Callable[[], bool]) -> None:
         """Read on until there is enough. Raises StreamError, CallError, httpx2.HTTPError."""
@@ -328,7 +325,7 @@ class AsyncStream(Generic[T]):
         """The next item as it crossed; None at the end."""
         if self._closed:
             return None
-        await self._begun()
+        await self.begin()
         assert self._incoming is not None
         if not self._incoming.items:
             try:
@@ -402,7 +399,7 @@ class AsyncStream(Generic[T]):
                 await response.aclose()
 
     async def __aenter__(self) -> Self:
-        return await self._begun()
+        return await self.begin()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -422,6 +419,7 @@ class Background:
     """An event loop in a thread, in which a synchronous client's streams run."""
 
     def __init__(self) -> None:
+        self.http = httpx2.AsyncClient(limits=httpx2.Limits(max_connections=256, max_keepalive_connections=16))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="conclave-streams", daemon=True)
         self._thread.start()
@@ -436,7 +434,8 @@ class Background:
             raise
 
     def close(self) -> None:
-        """End the loop, once nothing runs in it."""
+        """End what streams, and the loop."""
+        self.run(self.http.aclose())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         if not self._thread.is_alive():

@@ -19,7 +19,7 @@ from conclave._framing import Frame, Kind
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from conclave.host.link import Ask, Link
+    from conclave.host.link import Ask
 
 # Credit is given back in such portions: a frame for each chunk would cost as much as the chunk.
 PORTION: Final = MAX_CHUNKS // 2
@@ -35,8 +35,8 @@ def is_chunk(frame: Frame) -> bool:
 class Reply:
     """One answer that is streamed to its client."""
 
-    def __init__(self, link: Link, ask: Ask) -> None:
-        self._link = link
+    def __init__(self, ask: Ask) -> None:
+        self._link = ask.link
         self._ask = ask
         self._sent = 0
 

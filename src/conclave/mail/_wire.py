@@ -50,9 +50,13 @@ class ReplyKind(IntEnum):
     ACCEPTED = 5
     NOT_ADMITTED = 6
     STREAM = 7
+    CLOSED = 10
 
 
-_OF_STREAM: Final = frozenset({ReplyKind.STREAM, ReplyKind.CALL_ERROR, ReplyKind.OVERLOADED, ReplyKind.NOT_ADMITTED})
+_REPLY_KINDS: Final = frozenset(ReplyKind)
+_OF_STREAM: Final = frozenset(
+    {ReplyKind.STREAM, ReplyKind.CALL_ERROR, ReplyKind.OVERLOADED, ReplyKind.NOT_ADMITTED, ReplyKind.CLOSED}
+)
 
 
 def check_topic(topic: str) -> bytes:
@@ -64,7 +68,11 @@ def check_topic(topic: str) -> bytes:
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What a client says: authentic once decrypted."""
+    """What a client says: authentic once decrypted.
+
+    Attributes:
+        strand: which numbering of the topic `sequence` belongs to; the session's.
+    """
 
     kind: int
     flags: int
@@ -72,6 +80,7 @@ class Request(msgspec.Struct, frozen=True):
     acknowledged: int
     body: bytes
     envelope: bytes = b""
+    strand: int = 0
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -80,7 +89,8 @@ class Reply(msgspec.Struct, frozen=True):
     Attributes:
         answers: sequence of the request, or `NONE`; of a stream call, its counter.
         expected: for a sequence error, the sequence the enclave waits for; for a
-            last reply, how many replies the request has.
+            closed strand, the one it waited for; for a last reply, how many replies
+            the request has.
     """
 
     kind: int
@@ -116,32 +126,34 @@ def _unpad(plaintext: bytes) -> tuple[tuple[int, ...], bytes]:
 
 def parse_request(plaintext: bytes, envelope: bytes) -> Request:
     """Read a decrypted mail of a client. Raises FormatError."""
-    (kind, flags, _, _, sequence, acknowledged, zero, zero2), body = _unpad(plaintext)
+    (kind, flags, _, _, sequence, acknowledged, zero, strand), body = _unpad(plaintext)
     stream = kind == RequestKind.STREAM
-    if kind > RequestKind.STREAM or flags & ~(FLAG_UPLOAD if stream else FLAG_NO_RETRY) or zero or zero2:
+    if kind > RequestKind.STREAM or flags & ~(FLAG_UPLOAD if stream else FLAG_NO_RETRY) or zero:
         raise FormatError("private header with an unknown kind or flag")
     if (stream or kind == RequestKind.ACKNOWLEDGE) != (sequence == NONE):
         raise FormatError("acknowledgements and stream calls are outside the sequence, everything else is in it")
-    return Request(kind, flags, sequence, acknowledged, body, envelope)
+    return Request(kind, flags, sequence, acknowledged, body, envelope, strand)
 
 
 def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
     """Read a decrypted mail of an enclave. Raises FormatError."""
     (kind, flags, _, _, sequence, acknowledged, answers, expected), body = _unpad(plaintext)
-    if kind > ReplyKind.STREAM or flags & ~(FLAG_LAST | FLAG_OF_STREAM):
+    if kind not in _REPLY_KINDS or flags & ~(FLAG_LAST | FLAG_OF_STREAM):
         raise FormatError("private header with an unknown kind or flag")
     if flags & FLAG_OF_STREAM:
-        if kind not in _OF_STREAM or sequence != NONE or expected:
+        if kind not in _OF_STREAM or sequence != NONE or (expected and kind != ReplyKind.CLOSED):
             raise FormatError("an answer to a stream call that cannot be one")
     elif kind == ReplyKind.STREAM:
         raise FormatError("a stream that answers no stream call")
     return Reply(kind, flags, sequence, acknowledged, answers, expected, body, envelope)
 
 
-def pack_request(request: Request) -> bytes:
+def pack_request(request: Request, strand: int) -> bytes:
     """Private header and body, not yet padded."""
     return (
-        PRIVATE.pack(request.kind, request.flags, 0, len(request.body), request.sequence, request.acknowledged, 0, 0)
+        PRIVATE.pack(
+            request.kind, request.flags, 0, len(request.body), request.sequence, request.acknowledged, 0, strand
+        )
         + request.body
     )
 

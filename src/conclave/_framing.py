@@ -26,6 +26,9 @@ class Kind(IntEnum):
     CHALLENGE = 2
     STOP = 3
     RENEW = 4
+    CHUNKS = 5
+    CREDIT = 6
+    DROP = 7
     INSTANCE = 65
     REPLY = 66
     DONE = 67
@@ -54,7 +57,7 @@ class Frame(msgspec.Struct, frozen=True):
     payload: bytes
 
 
-def pack(kind: int, request: int, payload: bytes = b"") -> bytes:
+def pack(kind: int, request: int, payload: bytes | bytearray = b"") -> bytes:
     """One frame as bytes. Raises ValueError if our own payload is too large."""
     if len(payload) > MAX_PAYLOAD:
         raise ValueError(f"frame payload of {len(payload)} bytes exceeds {MAX_PAYLOAD}")

@@ -14,6 +14,7 @@ from typing import Final, cast
 
 from conclave._framing import Frame, FrameReader, Kind, pack
 from conclave.errors import FormatError, TransportError
+from conclave.host.streams import MOST_WAITING, held, is_chunk
 
 MAX_ASKS: Final = 8192
 # Answers that nobody took yet; above it the enclave has to wait.
@@ -26,35 +27,52 @@ _FINAL: Final = frozenset({Kind.DONE, Kind.ERROR, Kind.SIGNED, Kind.INSTANCE})
 class Ask:
     """One request to the enclave and the frames that answered it so far."""
 
-    __slots__ = ("_taken", "_waiter", "done", "frames", "leaves", "request")
+    __slots__ = ("_waiter", "chunks", "done", "frames", "leaves", "link", "request")
 
-    def __init__(self, request: int, taken: Callable[[int], None]) -> None:
+    def __init__(self, request: int, link: Link) -> None:
         self.request = request
+        self.link = link
         # Waits until the client that asked has gone; None once somebody waits for that.
         self.leaves: Callable[[], Awaitable[None]] | None = None
-        self._taken = taken
         self.frames: list[Frame] = []
+        # Chunks among them: more than were asked for, and the enclave keeps to no protocol.
+        self.chunks = 0
         self.done = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: Callable[[Ask], None] | None = None
 
-    def add(self, frame: Frame | None) -> None:
-        """Take one frame; None means that the enclave is gone."""
-        if frame is None:
-            self.done = True
-        else:
-            self.frames.append(frame)
-            self.done = frame.kind in _FINAL
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def add(self, frame: Frame) -> None:
+        """Take one frame; `tell` follows once all that arrived with it are taken."""
+        self.frames.append(frame)
+        self.done = frame.kind in _FINAL
+
+    def end(self) -> None:
+        """The enclave is gone, or the request given up."""
+        self.done = True
+        self.tell()
+
+    def tell(self) -> None:
+        """Wake whoever waits."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter(self)
+
+    def when_answered(self, work: Callable[[Ask], None]) -> None:
+        """Have that called, once, when there are frames or will be none."""
+        self._waiter = work
+
+    def take(self) -> list[Frame]:
+        """The frames since the last time."""
+        frames, self.frames, self.chunks = self.frames, [], 0
+        self.link.taken(held(frames))
+        return frames
 
     async def more(self) -> list[Frame]:
         """Wait for frames; those since the last call. Empty: the enclave is gone."""
         if not self.frames and not self.done:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        frames, self.frames = self.frames, []
-        self._taken(sum(len(f.payload) for f in frames))
-        return frames
+            arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiter = lambda ask: None if arrived.done() else arrived.set_result(None)
+            await arrived
+        return self.take()
 
 
 class Link(asyncio.Protocol):
@@ -82,7 +100,7 @@ class Link(asyncio.Protocol):
         self._transport = None
         asks, self._asks = self._asks, {}
         for ask in asks.values():
-            ask.add(None)
+            ask.end()
         self._lost()
 
     def data_received(self, data: bytes) -> None:
@@ -92,26 +110,37 @@ class Link(asyncio.Protocol):
         except FormatError:
             self.close()
             return
+        answered = []
         for frame in frames:
             ask = self._asks.get(frame.request) if frame.request else None
             if ask is not None:
-                self._held += len(frame.payload)
+                if is_chunk(frame):
+                    ask.chunks += 1
+                    if ask.chunks > MOST_WAITING:
+                        self.close()
+                        return
+                else:
+                    self._held += len(frame.payload)
                 ask.add(frame)
+                answered.append(ask)
                 if ask.done:
                     del self._asks[frame.request]
             elif frame.request == 0:
                 self._unasked(frame)
+        for ask in answered:
+            ask.tell()
         if self._held > MAX_HELD and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
 
-    def _taken(self, size: int) -> None:
+    def taken(self, size: int) -> None:
+        """So much of the answers was taken on."""
         self._held -= size
         if self._paused and self._held <= MAX_HELD and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
 
-    def ask(self, kind: Kind, payload: bytes = b"") -> Ask:
+    def ask(self, kind: Kind, payload: bytes | bytearray = b"") -> Ask:
         """Send a request.
 
         Raises:
@@ -122,7 +151,7 @@ class Link(asyncio.Protocol):
         if len(self._asks) >= MAX_ASKS:
             raise TransportError("too many requests are waiting for the enclave")
         request, self._next = self._next, self._next + 1
-        ask = Ask(request, self._taken)
+        ask = Ask(request, self)
         self._asks[request] = ask
         self._send(pack(kind, request, payload))
         return ask
@@ -137,9 +166,18 @@ class Link(asyncio.Protocol):
         return self._next
 
     def drop(self, ask: Ask) -> None:
-        """Give up a request; what still comes for it is dropped."""
+        """Give up a request; what still comes for it is dropped, and a stream's handler is cancelled."""
         if self._asks.pop(ask.request, None) is not None:
-            ask.add(None)
+            if self._transport is not None:
+                self._send(pack(Kind.DROP, ask.request))
+            ask.end()
+        # What was never taken is held no more.
+        ask.take()
+
+    def credit(self, ask: Ask, chunks: int) -> None:
+        """Take so many chunks more of a stream."""
+        if ask.request in self._asks and self._transport is not None:
+            self._send(pack(Kind.CREDIT, ask.request, chunks.to_bytes(4, "big")))
 
     def stop(self) -> None:
         """Ask the enclave to end."""

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
+from conclave._chunkheader import MAX_UPLOAD, upload_address
 from conclave._framing import Frame, Kind
 from conclave._mailheader import MAX_MAIL, TO_ENCLAVE, address_of
 from conclave.errors import FormatError, TransportError
+from conclave.host import streams
+from conclave.host.exchange import Exchange, Receive, Scope, Send
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
 from conclave.host.outbox import Outbox
-
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 INFO_TYPE: Final = b"application/vnd.conclave.instance-info"
 MAILS_TYPE: Final = b"application/vnd.conclave.mails"
@@ -79,11 +78,49 @@ class Routes:
         try:
             if scope["path"] == "/mail" and scope["method"] == "POST":
                 await self._mail(await _body(scope, receive, MAX_MAIL), receive, send)
+            elif scope["path"] == "/stream" and scope["method"] == "POST":
+                await self._upload(await _body(scope, receive, MAX_UPLOAD), receive, send)
             else:
                 await self._other(scope, receive, send)
         except Refusal as refusal:
-            body = json.dumps({"error": refusal.word, "detail": refusal.detail}).encode()
-            await _respond(send, refusal.status, b"application/json", body)
+            await _refuse(send, refusal)
+
+    def take(self, data: bytes | bytearray, exchange: Exchange) -> bool:
+        """The short way of a mail: from the server's callback to the enclave and back.
+
+        Returns:
+            False, with nothing changed, if this mail needs the long way through
+            `serve`: it is early, or to be refused.
+        """
+        link = self._link()
+        if link is None:
+            return False
+        try:
+            direction, session_id, counter = address_of(data)
+            if direction != TO_ENCLAVE or not self._order.in_turn(session_id, counter):
+                return False
+            ask = link.ask(Kind.MAIL, data)
+        except (FormatError, TransportError):
+            return False
+        exchange.on_gone = partial(link.drop, ask)
+        ask.when_answered(partial(self._answered, exchange))
+        return True
+
+    def _answered(self, exchange: Exchange, ask: Ask) -> None:
+        if exchange.gone:
+            return
+        if ask.done and ask.frames and ask.frames[0].kind != Kind.ERROR:
+            exchange.answer(200, MAILS_TYPE, _parts(ask.take()))
+        else:
+            # A stream, an error, or an enclave that ended.
+            exchange.run(partial(self._finish, ask), {})
+
+    async def _finish(self, ask: Ask, scope: Scope, receive: Receive, send: Send) -> None:
+        ask.leaves = partial(_left, receive)
+        try:
+            await self._answer(ask, receive, send)
+        except Refusal as refusal:
+            await _refuse(send, refusal)
 
     def _linked(self) -> Link:
         link = self._link()
@@ -108,22 +145,37 @@ class Routes:
             await self._order.turn(session_id, counter)
         ask = self._ask(Kind.MAIL, data)
         ask.leaves = partial(_left, receive)
+        await self._answer(ask, receive, send)
+
+    async def _answer(self, ask: Ask, receive: Receive, send: Send) -> None:
         frames = await ask.more()
-        if not frames:
-            raise Refusal(502, "enclave", "the enclave ended while it handled this mail")
-        if frames[0].kind == Kind.ERROR:
-            status, detail = _STATUS.get(frames[0].payload, (502, "the enclave answered something unknown"))
-            raise Refusal(status, frames[0].payload.decode("ascii", "replace"), detail)
+        if not frames or frames[0].kind == Kind.ERROR:
+            raise _refusal(frames)
         if ask.done:
             await _respond(send, 200, MAILS_TYPE, _join(frames))
             return
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", MAILS_TYPE)]})
-        while frames:
-            await send({"type": "http.response.body", "body": _join(frames), "more_body": True})
-            if ask.done:
-                break
-            frames = await ask.more()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        reply = streams.Reply(ask)
+        ask.leaves = None
+
+        async def pass_on() -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", MAILS_TYPE)]})
+            async for some in reply.frames(frames):
+                await send({"type": "http.response.body", "body": _join(some), "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        await reply.while_there(_left(receive), pass_on)
+
+    async def _upload(self, data: bytes, receive: Receive, send: Send) -> None:
+        try:
+            upload_address(data)
+        except FormatError as error:
+            raise Refusal(400, "format", str(error)) from None
+        ask = self._ask(Kind.CHUNKS, data)
+        ask.leaves = partial(_left, receive)
+        frames = await ask.more()
+        if not streams.answered(frames):
+            raise _refusal(frames)
+        await _respond(send, 204, b"text/plain", b"")
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
@@ -140,7 +192,7 @@ class Routes:
             await _respond(send, 200, b"application/octet-stream", frames[0].payload)
         elif path.startswith("/outbox/"):
             await self._box(scope, path.removeprefix("/outbox/"), send)
-        elif path in ("/mail", "/instance", "/health", "/challenge"):
+        elif path in ("/mail", "/stream", "/instance", "/health", "/challenge"):
             raise Refusal(405, "method", f"{path} does not take {method}")
         else:
             raise Refusal(404, "no such resource", "see spec/http.md for what a host serves")
@@ -171,6 +223,13 @@ class Routes:
             raise Refusal(405, "method", "an outbox takes POST, GET and DELETE")
 
 
+def _refusal(frames: list[Frame]) -> Refusal:
+    if not frames:
+        return Refusal(502, "enclave", "the enclave ended while it handled this")
+    status, detail = _STATUS.get(frames[0].payload, (502, "the enclave answered something unknown"))
+    return Refusal(status, frames[0].payload.decode("ascii", "replace"), detail)
+
+
 async def _left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -186,9 +245,17 @@ def _number(text: str) -> float:
     return value
 
 
+def _parts(frames: Iterable[Frame]) -> list[bytes]:
+    """Mails with their sizes before them, not joined."""
+    parts: list[bytes] = []
+    for frame in frames:
+        if frame.kind in (Kind.REPLY, Kind.DONE) and frame.payload:
+            parts += (len(frame.payload).to_bytes(4, "big"), frame.payload)
+    return parts
+
+
 def _join(frames: Iterable[Frame]) -> bytes:
-    mails = (f.payload for f in frames if f.kind in (Kind.REPLY, Kind.DONE) and f.payload)
-    return b"".join(len(mail).to_bytes(4, "big") + mail for mail in mails)
+    return b"".join(_parts(frames))
 
 
 async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
@@ -210,6 +277,11 @@ async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
     if len(body) > limit:
         raise Refusal(413, "too large", f"at most {limit} bytes are taken")
     return body
+
+
+async def _refuse(send: Send, refusal: Refusal) -> None:
+    body = json.dumps({"error": refusal.word, "detail": refusal.detail}).encode()
+    await _respond(send, refusal.status, b"application/json", body)
 
 
 async def _respond(send: Send, status: int, content_type: bytes, body: bytes) -> None:

@@ -26,12 +26,18 @@ def describe(module_name: str, attribute: str = "") -> tuple[str, bytes]:
     Raises:
         TypeError: there is no such thing, or its types do not cross.
     """
-    from conclave.enclave import Enclave
-    from conclave.rpc.interface import interface_of
+    from conclave.rpc.interface import check_handlers, interface_of
 
     module = importlib.import_module(module_name)
-    if attribute:
-        return f"{module_name}:{attribute}", interface_of(_named(module, attribute)).encode()
+    name, cls = _named(module, attribute) if attribute else _only(module)
+    interface = interface_of(cls)
+    check_handlers(cls, interface)
+    return f"{module_name}:{name}", interface.encode()
+
+
+def _only(module: ModuleType) -> tuple[str, type]:
+    from conclave.enclave import Enclave
+
     classes = [
         value
         for value in vars(module).values()
@@ -40,13 +46,13 @@ def describe(module_name: str, attribute: str = "") -> tuple[str, bytes]:
     if len(classes) != 1:
         names = ", ".join(c.__name__ for c in classes) or "none"
         raise TypeError(
-            f"{module_name} must define exactly one subclass of conclave.enclave.Enclave, found: {names}; "
+            f"{module.__name__} must define exactly one subclass of conclave.enclave.Enclave, found: {names}; "
             "an ASGI application is named as module:attribute"
         )
-    return f"{module_name}:{classes[0].__name__}", interface_of(classes[0]).encode()
+    return classes[0].__name__, classes[0]
 
 
-def _named(module: ModuleType, attribute: str) -> type:
+def _named(module: ModuleType, attribute: str) -> tuple[str, type]:
     from conclave.enclave import Enclave
 
     try:
@@ -54,10 +60,10 @@ def _named(module: ModuleType, attribute: str) -> type:
     except AttributeError:
         raise TypeError(f"{module.__name__} has nothing called {attribute}") from None
     if isinstance(value, type) and issubclass(value, Enclave):
-        return value
+        return attribute, value
     from conclave.enclave.asgi import enclave_of
 
-    return enclave_of(value)
+    return attribute, enclave_of(value)
 
 
 def _where(error: BaseException, root: str) -> str:

@@ -136,6 +136,15 @@ def test_a_redirect_stays_with_the_enclave(person: Callable[..., httpx2.Client])
         assert client.get("http://somewhere.example:99/else").text == " None"
 
 
+@pytest.mark.spec("ASGI-11")
+def test_nothing_of_a_request_is_outside_mail(person: Callable[..., httpx2.Client], server: HostServer) -> None:
+    with person() as client:
+        client.post("/WHERE-IT-GOES?q=WHAT-IS-ASKED", content=b"WHAT-IS-SAID", headers={"x-secret": "WHO-IT-IS"})
+    seen = b"".join(server.operator.requests + server.operator.answers)
+    for secret in (b"WHERE-IT-GOES", b"WHAT-IS-ASKED", b"WHAT-IS-SAID", b"WHO-IT-IS", b"request", b"POST"):
+        assert secret not in seen
+
+
 def test_another_enclave_is_refused_as_such(server: HostServer) -> None:
     transport = MailTransport(server.url, constraint=f"C:{'00' * 32} SEC:INSECURE")
     with httpx2.Client(transport=transport, base_url="https://diary") as client, pytest.raises(AppraisalError):

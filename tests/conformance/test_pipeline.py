@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from conclave._crypto import SigningKey, sha256
 from conclave.bundle import Bundle
 from conclave.client import AsyncClient, Client
 from conclave.errors import CallError
@@ -136,3 +137,158 @@ def test_each_verifies_the_other(
         assert client.call("call", b.url, only(scorer), "whoami", True) == "cleaner"
         said = client.call("call", b.url, only(scorer), "audit", True)
         assert said.startswith("CallError NotIntroduced: this method is for enclaves that introduced themselves as auditor")
+
+
+@pytest.mark.spec("MAIL-46")
+def test_a_wrong_constraint_either_way(
+    served: tuple[HostServer, HostServer], cleaner: Bundle, scorer: Bundle, only: Callable[[Bundle], str]
+) -> None:
+    a, b = served
+    with Client(b.url, constraint=only(scorer)) as owner, Client(a.url, constraint=only(cleaner)) as client:
+        # The cleaner wants another program than the scorer: it sends nothing but the request for instance info.
+        said = client.call("call", b.url, "C:" + "1" * 64 + " SEC:INSECURE", "whoami", True)
+        assert said.startswith("AppraisalError")
+        assert "this is another program" in said
+        # It wants real hardware.
+        assert client.call("call", b.url, "C:" + scorer.code.hex(), "whoami", True).startswith("ChainError")
+        # The scorer wants another program than the cleaner.
+        owner.call("allow", "cleaner", "C:" + "2" * 64 + " SEC:INSECURE")
+        said = client.call("call", b.url, only(scorer), "score", True)
+        assert said.startswith("CallError NotIntroduced: refused as every caller that is declared: cleaner: the ")
+        assert "auditor: no constraint was set yet" in said
+        # Real hardware, where the cleaner has a simulated TEE.
+        owner.call("allow", "cleaner", f"C:{cleaner.code.hex()} SEC:SECURE")
+        assert "simulated TEE" in client.call("call", b.url, only(scorer), "score", True)
+        # And as it should be, with another name too.
+        owner.call("allow", "cleaner", only(cleaner))
+        owner.call("allow", "auditor", only(cleaner))
+        assert client.call("call", b.url, only(scorer), "audit", True) == "audited"
+        assert client.call("call", b.url, only(scorer), "whoami", True) == "auditor,cleaner"
+        # A constraint that is replaced takes back what it accepted.
+        owner.call("allow", "auditor", "C:" + "3" * 64 + " SEC:INSECURE")
+        assert client.call("call", b.url, only(scorer), "whoami", True) == "nobody"
+        assert "as auditor" in client.call("call", b.url, only(scorer), "audit", True)
+        assert client.call("call", b.url, only(scorer), "whoami", True) == "cleaner"
+
+
+@pytest.mark.spec("MAIL-45")
+def test_an_enclave_without_callers_refuses_introductions(
+    tmp_path: Path, cleaner: Bundle, only: Callable[[Bundle], str]
+) -> None:
+    with (
+        host(tmp_path / "b", cleaner) as b,
+        host(tmp_path / "a", cleaner, peers=[b.url + "/"]) as a,
+        Client(a.url, constraint=only(cleaner)) as client,
+    ):
+        said = client.call("call", b.url, only(cleaner), "number", True)
+        assert said == "CallError NotIntroduced: this enclave declares no callers; call it with introduce=False"
+        # As an ordinary client it is served.
+        assert client.call("call", b.url, only(cleaner), "number", False) == (
+            "FormatError : the enclave's result does not have the declared type"
+        )
+
+
+@pytest.mark.spec("MAIL-48")
+def test_calls_in_a_circle(tmp_path: Path, cleaner: Bundle, scorer: Bundle, only: Callable[[Bundle], str]) -> None:
+    """A calls B, whose handler calls A: no loop waits for itself."""
+    with (
+        host(tmp_path / "b", scorer) as b,
+        host(tmp_path / "a", cleaner, peers=[b.url]) as a,
+        Client(a.url, constraint=only(cleaner)) as client,
+    ):
+        b.host._fetcher._peers = frozenset({a.url})
+        assert client.call("round_trip", b.url, only(scorer), a.url, only(cleaner)) == 42
+
+
+@pytest.mark.spec("MAIL-47", "MAIL-49")
+def test_introductions_end_and_time_does_not_go_back(
+    tmp_path: Path, cleaner: Bundle, scorer: Bundle, only: Callable[[Bundle], str]
+) -> None:
+    with (
+        pair(tmp_path, cleaner, scorer) as (a, b),
+        Client(b.url, constraint=only(scorer)) as owner,
+        Client(a.url, constraint=only(cleaner)) as client,
+    ):
+
+        def ask() -> str:
+            return str(client.call("call", b.url, only(scorer), "whoami", True))
+
+        def clean() -> str:
+            return str(client.call("clean", b.url, only(scorer), [1])[0])
+
+        owner.call("allow", "cleaner", only(cleaner))
+        assert ask() == "cleaner"
+        # A day later it is an ordinary client, until a call makes it introduce itself again.
+        owner.call("set_clock", 2)
+        assert ask() == "nobody"
+        assert clean() == "2"
+        assert ask() == "cleaner"
+        # The endorsements end: nobody is accepted on them any more.
+        owner.call("set_clock", 40)
+        assert ask() == "nobody"
+        said = client.call("call", b.url, only(scorer), "score", True)
+        assert said.startswith("CallError NotIntroduced: refused as every caller")
+        assert "expired" in said
+        # The host turns the clock back behind the issue date of what was accepted: it counts as that date.
+        owner.call("set_clock", -20)
+        owner.call("allow", "cleaner", only(cleaner))
+        assert clean() == "2"
+
+
+SIGNED_SCORER = SCORER.replace('"cleaner": None', '"cleaner": "S:SIGNER PROD:7 SEC:INSECURE"')
+SETTINGS = "# /// script\n# dependencies = []\n# [tool.conclave]\n# product-id = 7\n# ///\n"
+
+
+@pytest.mark.slow
+@pytest.mark.spec("MAIL-47")
+def test_restarts_of_either_side_under_calls(
+    tmp_path: Path, author: Callable[..., Bundle], only: Callable[[Bundle], str]
+) -> None:
+    """Keys of the caller are renewed all the while; either enclave dies again and again, and no call is lost."""
+    key = SigningKey.generate()
+    signer = sha256(key.public).hex()
+    scorer = author("scorer", SIGNED_SCORER.replace("SIGNER", signer))
+    cleaner = author("cleaner", SETTINGS + CLEANER, signing_key=key)
+    boots: Counter[str] = Counter()
+
+    with (
+        host(tmp_path / "b", scorer, restart=True) as b,
+        host(tmp_path / "a", cleaner, restart=True, peers=[b.url], renew_seconds=0.5) as a,
+    ):
+
+        async def calls(client: AsyncClient, number: int, stop: asyncio.Event) -> None:
+            count = 0
+            while not stop.is_set():
+                count += 1
+                said = await client.call("clean", b.url, only(scorer), [number, count, -5], topic=f"t{number}")
+                assert said[0] == str(2 * (number + count))
+                boots[said[1]] += 1
+
+        async def drive() -> None:
+            stop = asyncio.Event()
+            async with AsyncClient(a.url, constraint=only(cleaner), timeout_seconds=60, attempts=12) as client:
+                async with asyncio.timeout(300), asyncio.TaskGroup() as group:
+                    for number in range(8):
+                        group.create_task(calls(client, number, stop))
+                    for round_ in range(6):
+                        seen = sum(boots.values())
+                        while sum(boots.values()) < seen + 20:
+                            await asyncio.sleep(0.02)
+                        victim = (a, b)[round_ % 2].host._process
+                        assert victim is not None
+                        for child in children(victim.pid):
+                            os.kill(child, signal.SIGKILL)
+                    seen = sum(boots.values())
+                    while sum(boots.values()) < seen + 20:
+                        await asyncio.sleep(0.02)
+                    stop.set()
+
+        asyncio.run(drive())
+        assert len(boots) == 4, "the scorer died three times"
+
+
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(c) for c in (task / "children").read_text().split()]
+    return found

@@ -97,7 +97,8 @@ def split_mails(body: bytes) -> list[bytes]:
     mails, at = [], 0
     while at + 4 <= len(body):
         size = int.from_bytes(body[at : at + 4], "big")
-        if at + 4 + size > len(body):
+        # Nothing that short is a mail: a host could make millions of them out of one answer.
+        if size < SMALLEST_MAIL or at + 4 + size > len(body):
             break
         mails.append(body[at + 4 : at + 4 + size])
         at += 4 + size

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING
 from conclave._lazy import lazily
 
 if TYPE_CHECKING:
+    from conclave.client._hosts import ClientEvent
     from conclave.client.client import AsyncClient, Client
     from conclave.client.core import ReceivedMail
     from conclave.client.identity import Identity
 
-__all__ = ["AsyncClient", "Client", "Identity", "ReceivedMail"]
+__all__ = ["AsyncClient", "Client", "ClientEvent", "Identity", "ReceivedMail"]
 
 __getattr__ = lazily(
     __name__,
     {
         "AsyncClient": "client",
         "Client": "client",
+        "ClientEvent": "_hosts",
         "Identity": "identity",
         "ReceivedMail": "core",
     },

@@ -109,7 +109,6 @@ class Peers:
         self._home = home
         self._identity = Identity(signing)
         self._clock = clock
-        self._made = 0
         self._peers: dict[tuple[str, str, bool, float, int], Peer] = {}
 
     def peer(
@@ -123,11 +122,10 @@ class Peers:
         found = self._peers.pop(key, None)
         if found is None:
             core = ClientCore(constraint=wanted, identity=self._identity, attempts=attempts, now=self._clock.now)
-            found = Peer(self, core, key[0], self._made, introduce=introduce, timeout_seconds=timeout_seconds)
-            self._made += 1
+            found = Peer(self, core, key[0], introduce=introduce, timeout_seconds=timeout_seconds)
         self._peers[key] = found
         if len(self._peers) > MAX_PEERS:
-            # Whoever holds it still uses it: each has channels of its own.
+            # Whoever holds it still uses it: each has strands of its own.
             del self._peers[next(iter(self._peers))]
         return found
 
@@ -166,14 +164,10 @@ class Peer:
     be under way together, and none holds up the enclave's loop.
     """
 
-    def __init__(
-        self, peers: Peers, core: ClientCore, url: str, number: int, *, introduce: bool, timeout_seconds: float
-    ) -> None:
+    def __init__(self, peers: Peers, core: ClientCore, url: str, *, introduce: bool, timeout_seconds: float) -> None:
         self._peers = peers
         self._core = core
         self._url = url
-        # Two peers may reach one enclave: under one identity, each needs topics of its own.
-        self._prefix = f"peer-{number}/"
         self._introduce = introduce
         self._timeout = timeout_seconds
         self._introductions = 0
@@ -207,15 +201,13 @@ class Peer:
             CallError: the peer's code refused or failed; `NotIntroduced`: it does not accept this enclave.
             TransportError: no reply; the outcome is unknown.
         """
-        place = self._prefix + topic
         return await self._known(
-            place, lambda: self._core.call(method, list(args), returns=returns, topic=place, retry=retry)
+            topic, lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry)
         )
 
     async def mail(self, body: bytes, *, topic: str = "default", envelope: bytes = b"") -> list[ReceivedMail]:
         """Send a mail and return the peer's replies to it. Raises as `call` does."""
-        place = self._prefix + topic
-        return await self._known(place, lambda: self._core.mail(body, topic=place, envelope=envelope))
+        return await self._known(topic, lambda: self._core.mail(body, topic=topic, envelope=envelope))
 
     async def stub(self, cls: type[E], *, topic: str = "default") -> Any:
         """Typed calls: an object whose methods, those of an enclave class, are awaited.
@@ -236,7 +228,7 @@ class Peer:
             CallError: `NotIntroduced`: it does not accept this enclave; the message says why.
         """
         async with self._introducing:
-            await self._show(self._prefix + topic)
+            await self._show(topic)
 
     async def _show(self, topic: str) -> None:
         info = await self._peers.own_info(timeout_seconds=self._timeout)

@@ -150,6 +150,7 @@ class ClientSession:
         "_salt",
         "_seen",
         "_send",
+        "_strand",
         "session_id",
     )
 
@@ -163,6 +164,7 @@ class ClientSession:
         topic: str,
         log_id: bytes | None = None,
         padding: Padding = padme,
+        strand: int = 0,
         _secret: Secret | None = None,
         _sealed: bytes | None = None,
     ) -> None:
@@ -193,6 +195,7 @@ class ClientSession:
         self._confirmed = False
         self._dead = False
         self._padding = padding
+        self._strand = strand
         _client_sessions.add(self)
 
     def discard(self) -> None:
@@ -227,7 +230,7 @@ class ClientSession:
             salt=_mailheader.ZERO_SALT,
             opening=b"" if self._confirmed else self._opening,
             envelope=request.envelope,
-            plaintext=_wire.pack_request(request),
+            plaintext=_wire.pack_request(request, self._strand),
             padding=self._padding,
         )
 

@@ -103,6 +103,7 @@ PEER_MODULES: Final = (
     "attestation/tcb",
     "attestation/verify",
     "client/__init__",
+    "client/_hosts",
     "client/core",
     "client/identity",
     "enclave/_callers",

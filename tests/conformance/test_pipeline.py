@@ -121,7 +121,7 @@ def served(
         yield both
 
 
-@pytest.mark.spec("MAIL-45", "MAIL-46")
+@pytest.mark.spec("MAIL-45", "MAIL-46", "RPC-14")
 def test_each_verifies_the_other(
     served: tuple[HostServer, HostServer], cleaner: Bundle, scorer: Bundle, only: Callable[[Bundle], str]
 ) -> None:

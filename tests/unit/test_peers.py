@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from tests.unit.test_verify import INSECURE, NOW, claims, info
@@ -65,7 +65,7 @@ def test_a_class_with_a_constraint_that_does_not_parse() -> None:
 @pytest.mark.spec("RPC-14")
 def test_a_method_for_a_caller_that_is_not_declared() -> None:
     class Wrong(Enclave):
-        callers = {"scorer": None}
+        callers: ClassVar = {"scorer": None}
 
         @rpc(callers=("scorer", "nobody"))
         def method(self) -> None: ...

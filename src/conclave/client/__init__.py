@@ -11,19 +11,22 @@ from conclave._lazy import lazily
 
 if TYPE_CHECKING:
     from conclave.client._hosts import ClientEvent
+    from conclave.client._streams import AsyncStream, Stream
     from conclave.client.client import AsyncClient, Client
     from conclave.client.core import ReceivedMail
     from conclave.client.identity import Identity
 
-__all__ = ["AsyncClient", "Client", "ClientEvent", "Identity", "ReceivedMail"]
+__all__ = ["AsyncClient", "AsyncStream", "Client", "ClientEvent", "Identity", "ReceivedMail", "Stream"]
 
 __getattr__ = lazily(
     __name__,
     {
         "AsyncClient": "client",
+        "AsyncStream": "_streams",
         "Client": "client",
         "ClientEvent": "_hosts",
         "Identity": "identity",
         "ReceivedMail": "core",
+        "Stream": "_streams",
     },
 )

@@ -4,7 +4,7 @@ Runs inside the enclave, and is loaded only by those that declare `callers`. An
 introduction comes from a client, who may be anybody: what it says counts once the
 evidence in it verified, for the key that opened the channel and for no other.
 
-Spec: spec/mail.md section 7 (MAIL-45 to MAIL-49).
+Spec: spec/mail.md section 9 (MAIL-45 to MAIL-49).
 """
 
 from __future__ import annotations

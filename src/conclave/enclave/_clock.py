@@ -3,7 +3,7 @@
 Runs inside the enclave. The clock is the host's, and it may go any way; it cannot go
 back behind what a vendor has signed.
 
-Spec: spec/mail.md section 7 (MAIL-49).
+Spec: spec/mail.md section 9 (MAIL-49).
 """
 
 from __future__ import annotations

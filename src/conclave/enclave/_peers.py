@@ -4,7 +4,7 @@ Runs inside the enclave, and is loaded only by those that call another. The host
 the HTTP exchanges and may answer anything, late, twice or never: what counts is
 verified or decrypted by the core, against a constraint of this enclave's own.
 
-Spec: spec/mail.md section 7 (MAIL-45 to MAIL-49), spec/host-channel.md section 2 (CHAN-10 to CHAN-12).
+Spec: spec/mail.md section 9 (MAIL-45 to MAIL-49), spec/host-channel.md section 2 (CHAN-10 to CHAN-12).
 """
 
 from __future__ import annotations
@@ -284,6 +284,9 @@ class _Stub:
 
     def __init__(self, peer: Peer, interface: Interface, topic: str) -> None:
         for method in interface.methods.values():
+            if method.streams:
+                # Streams have no exchange to wait for: between enclaves there are calls and mails.
+                continue
             setattr(self, method.name, _caller(peer, method, topic))
 
 

@@ -162,12 +162,15 @@ class Enclave:
     Class attributes:
         threads: how many synchronous handlers may run at a time. With 1 (default)
             no handler ever runs beside another one.
+        stream_idle_seconds: how long a stream waits for the client's next chunk, or
+            for it to take the next item, before it breaks off.
         callers: which other enclaves may introduce themselves: a name for each kind of
             them, and the constraint it has to satisfy; None accepts nobody until
             `allow_caller` sets one. Measured, as all of the class is.
     """
 
     threads: int = 1
+    stream_idle_seconds: float = 60.0
     callers: Mapping[str, str | None] = {}
     delivery = "at_least_once"
     _context: Context

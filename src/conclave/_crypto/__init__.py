@@ -136,7 +136,7 @@ class AeadKey(_Hidden):
         self._aead = AESGCM(value)
         self._id = hashlib.sha256(b"key id" + value).digest()
 
-    def encrypt(self, nonce: bytes, plaintext: bytes | bytearray, associated: bytes) -> bytes:
+    def encrypt(self, nonce: bytes, plaintext: bytes | memoryview, associated: bytes) -> bytes:
         """Ciphertext with its 16-byte tag."""
         if on_encrypt is not None:
             on_encrypt(self._id, nonce)

@@ -2,7 +2,7 @@
 
 from conclave.client._hosts import ClientEvent
 from conclave.client.client import AsyncClient, Client
-from conclave.client.core import ReceivedMail
+from conclave.client.core import ReceivedMail, Resumed
 from conclave.client.identity import Identity
 
-__all__ = ["AsyncClient", "Client", "ClientEvent", "Identity", "ReceivedMail"]
+__all__ = ["AsyncClient", "Client", "ClientEvent", "Identity", "ReceivedMail", "Resumed"]

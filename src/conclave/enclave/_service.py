@@ -26,6 +26,7 @@ from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey, SigningKey
 from conclave._framing import Frame, Kind
 from conclave.attestation.claims import InstanceClaims
+from conclave.enclave import _streams
 from conclave.enclave.drivers import Evidence
 from conclave.enclave.sdk import Enclave, Mail, Roster, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
@@ -104,6 +105,13 @@ class Service:
         self.roster = Roster(roster, quorum, self._digest, self._at_home)
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = ThreadPoolExecutor(enclave.threads) if enclave.threads > 1 else None
+        self.streams = _streams.Streams(
+            send=send,
+            prepare=self._prepare_stream,
+            failure=self._failure,
+            pool=self._pool,
+            bounds=_streams.Bounds(idle_seconds=enclave.stream_idle_seconds),
+        )
         enclave._context = self
         enclave.on_start()
 
@@ -121,6 +129,12 @@ class Service:
         """Take one frame from the host. False: stop."""
         if frame.kind == Kind.MAIL:
             self._mail(frame)
+        elif frame.kind == Kind.CHUNKS:
+            self.streams.chunks(frame)
+        elif frame.kind == Kind.CREDIT:
+            self.streams.credit(frame)
+        elif frame.kind == Kind.DROP:
+            self.streams.drop(frame)
         elif frame.kind == Kind.CHALLENGE:
             self._challenge(frame)
         elif frame.kind == Kind.RENEW:
@@ -188,6 +202,8 @@ class Service:
             self._send(Kind.DONE, frame.request, b"")
         elif received.outcome is Outcome.RUN and received.channel and received.request:
             self._start(received.channel, received.request)
+        elif received.outcome is Outcome.STREAM and received.session and received.request:
+            self.streams.start(received.request, received.session, received.counter, frame.request, sender=_sender)
 
     # Handlers ------------------------------------------------------------------------
 
@@ -225,11 +241,23 @@ class Service:
 
             mail = Mail(channel.identity, channel.topic, request.sequence, request.envelope, request.body, reply)
             return self._on_mail.handler, (mail,), self._on_mail.asynchronous
-        name, arguments = decode_call(request.body)
+        target, method, arguments = self._called(request.body)
+        if method.streams:
+            raise FormatError(f"{method.name}() takes or returns a stream: it is called by a stream call")
+        return target.handler, arguments, target.asynchronous
+
+    def _prepare_stream(self, request: Request) -> tuple[Callable[..., Any], Method, tuple[Any, ...]]:
+        target, method, arguments = self._called(request.body)
+        if not method.streams:
+            raise FormatError(f"{method.name}() takes and returns no stream: it is called by a plain call")
+        return target.handler, method, arguments
+
+    def _called(self, body: bytes) -> tuple[_Target, Method, tuple[Any, ...]]:
+        name, arguments = decode_call(body)
         target = self._methods.get(name)
         if target is None or target.method is None:
             raise FormatError(f"this enclave has no method of that name; it has: {', '.join(self._methods)}")
-        return target.handler, target.method.decode_arguments(arguments), target.asynchronous
+        return target, target.method, target.method.decode_arguments(arguments)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -256,14 +284,16 @@ class Service:
         self._reply(channel, request, kind, body, last=True)
 
     def _fail(self, channel: Channel, request: Request, error: BaseException) -> None:
+        self._reply(channel, request, ReplyKind.CALL_ERROR, _codec.encode(self._failure(error)), last=True)
+
+    def _failure(self, error: BaseException) -> CallFailure:
+        """What the caller learns of an error. Within the handler of its exception."""
         if isinstance(error, RpcError):
-            failure = CallFailure(type=type(error).__name__[:128], message=str(error)[:MAX_MESSAGE])
-        elif isinstance(error, FormatError):
-            failure = CallFailure(type="InvalidCall", message=str(error)[:MAX_MESSAGE])
-        else:
-            self._report()
-            failure = CallFailure(type="error", message="the enclave's code failed")
-        self._reply(channel, request, ReplyKind.CALL_ERROR, _codec.encode(failure), last=True)
+            return CallFailure(type=type(error).__name__[:128], message=str(error)[:MAX_MESSAGE])
+        if isinstance(error, FormatError):
+            return CallFailure(type="InvalidCall", message=str(error)[:MAX_MESSAGE])
+        self._report()
+        return CallFailure(type="error", message="the enclave's code failed")
 
     def _reply(
         self,

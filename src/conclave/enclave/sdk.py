@@ -139,9 +139,12 @@ class Enclave:
     Class attributes:
         threads: how many synchronous handlers may run at a time. With 1 (default)
             no handler ever runs beside another one.
+        stream_idle_seconds: how long a stream waits for the client's next chunk, or
+            for it to take the next item, before it breaks off.
     """
 
     threads: int = 1
+    stream_idle_seconds: float = 60.0
     delivery = "at_least_once"
     _context: Context
 

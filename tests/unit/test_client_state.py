@@ -13,12 +13,20 @@ from conclave import _crypto
 from conclave.client import Client, Identity
 from conclave.client._state import ClientState, Unanswered
 from conclave.errors import FormatError, StateError, VerificationError, WrongKeyError
+from conclave.mail import Pending
+
+STRAND = 2**64 - 1
+
+
+def save(state: ClientState, *sequences: int, body: bytes = b"body") -> None:
+    items = [Pending(1, 0, body, b"", n, boots=[bytes(32)]) for n in sequences]
+    state.sending("t", STRAND, items)
 
 
 def request(sequence: int, body: bytes = b"body") -> Unanswered:
     return Unanswered(
         topic="t",
-        strand=2**64 - 1,
+        strand=STRAND,
         sequence=sequence,
         kind=1,
         flags=0,
@@ -36,7 +44,7 @@ def me() -> Identity:
 @pytest.mark.spec("MAIL-53")
 def test_what_was_written_is_there_again(tmp_path: Path, me: Identity) -> None:
     state = ClientState(tmp_path / "s", me)
-    state.sending([request(0), request(1)])
+    save(state, 0, 1)
     state.answered(request(0).key)
     state.verified(b"d" * 64)
     state.accept_reference(7)
@@ -58,7 +66,7 @@ def test_what_was_written_is_there_again(tmp_path: Path, me: Identity) -> None:
 @pytest.mark.spec("MAIL-53")
 def test_what_the_file_shows(tmp_path: Path, me: Identity) -> None:
     state = ClientState(tmp_path / "s", me)
-    state.sending([request(0, b"PLAINTEXT")])
+    save(state, 0, body=b"PLAINTEXT")
     state.close()
     data = (tmp_path / "s").read_bytes()
     assert b"PLAINTEXT" not in data
@@ -78,7 +86,7 @@ def test_every_place_where_a_crash_can_cut_it(tmp_path: Path, me: Identity) -> N
     state = ClientState(path, me)
     sizes = [path.stat().st_size]
     for n in range(3):
-        state.sending([request(n)])
+        save(state, n)
         sizes.append(path.stat().st_size)
     state.close()
     data = path.read_bytes()
@@ -101,7 +109,7 @@ def test_records_do_not_change_places(tmp_path: Path, me: Identity) -> None:
     state = ClientState(path, me)
     at = [path.stat().st_size]
     for n in range(2):
-        state.sending([request(n)])
+        save(state, n)
         at.append(path.stat().st_size)
     state.close()
     data = path.read_bytes()
@@ -126,7 +134,7 @@ def test_one_process_at_a_time(tmp_path: Path, me: Identity) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
     state.close()
     with pytest.raises(StateError, match="not open here"):
-        state.sending([request(0)])
+        save(state, 0)
     ClientState(tmp_path / "s", me).close()
 
 
@@ -134,10 +142,10 @@ def test_one_process_at_a_time(tmp_path: Path, me: Identity) -> None:
 def test_it_does_not_grow_with_what_is_answered(tmp_path: Path, me: Identity) -> None:
     state = ClientState(tmp_path / "s", me)
     for n in range(60):
-        state.sending([request(n, bytes(100_000))])
+        save(state, n, body=bytes(100_000))
         state.answered(request(n).key)
         assert (tmp_path / "s").stat().st_size < 1_300_000
-    state.sending([request(60)])
+    save(state, 60)
     state.close()
     again = ClientState(tmp_path / "s", me)
     assert again.left == [request(60)]
@@ -149,7 +157,7 @@ def test_a_full_disk_is_an_error_and_the_file_stays_whole(
     tmp_path: Path, me: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = ClientState(tmp_path / "s", me)
-    state.sending([request(0)])
+    save(state, 0)
     write = os.write
 
     def half(file: int, data: bytes) -> int:
@@ -158,9 +166,9 @@ def test_a_full_disk_is_an_error_and_the_file_stays_whole(
 
     monkeypatch.setattr(os, "write", half)
     with pytest.raises(StateError, match="No space left"):
-        state.sending([request(1)])
+        save(state, 1)
     monkeypatch.undo()
-    state.sending([request(2)])
+    save(state, 2)
     state.close()
     again = ClientState(tmp_path / "s", me)
     assert [left.sequence for left in again.left] == [0, 2]
@@ -174,14 +182,14 @@ def test_copies_that_go_on_side_by_side_share_no_key(
     uses: list[tuple[bytes, bytes]] = []
     monkeypatch.setattr(_crypto, "on_encrypt", lambda key, nonce: uses.append((key, nonce)))
     state = ClientState(tmp_path / "s", me)
-    state.sending([request(0)])
+    save(state, 0)
     state.close()
     copies = []
     for n in range(4):
         shutil.copy(tmp_path / "s", tmp_path / f"copy{n}")
         copies.append(ClientState(tmp_path / f"copy{n}", me))
     for copy in copies:
-        copy.sending([request(1)])
+        save(copy, 1)
         copy.close()
     assert len(uses) == 2 + 2 * len(copies)
     # Not one key serves for two records.

@@ -20,6 +20,7 @@ from typing import Final
 from conclave import _codec, _crypto
 from conclave.client.identity import Identity
 from conclave.errors import DecryptionError, FormatError, StateError, VerificationError, WrongKeyError
+from conclave.mail.conversation import Pending
 
 MAGIC: Final = b"conclave-state-1"
 LABEL: Final = b"conclave/1 client state"
@@ -111,13 +112,24 @@ class ClientState:
 
     # Changes -------------------------------------------------------------------------
 
-    def sending(self, items: Iterable[Unanswered], *, done: Iterable[Key] = ()) -> None:
-        """Write down requests before they leave. Raises StateError: then they must not."""
-        items = list(items)
-        self._write(_Change(sent=tuple(items), done=tuple(done)))
-        for key in done:
-            self.unanswered.pop(key, None)
-        self.unanswered.update((item.key, item) for item in items)
+    def sending(self, topic: str, strand: int, items: Iterable[Pending], *, done: Iterable[Key] = ()) -> None:
+        """Write down requests before they leave, instead of others. Raises StateError: then they must not."""
+        sent = tuple(
+            Unanswered(
+                topic=topic,
+                strand=strand,
+                sequence=item.sequence,
+                kind=item.kind,
+                flags=item.flags,
+                body=item.body,
+                envelope=item.envelope,
+                boots=list(item.boots),
+            )
+            for item in items
+        )
+        change = _Change(sent=sent, done=tuple(done))
+        self._write(change)
+        self._apply(change)
 
     def answered(self, *keys: Key) -> None:
         """Forget requests that have their answer.

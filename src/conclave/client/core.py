@@ -13,14 +13,14 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey
+from conclave._mailheader import HEADER, SMALLEST_CIPHERTEXT
 from conclave.attestation import AttestationResult, Constraint, InstanceClaims, ReferenceValues, verify_instance
 from conclave.attestation.reference import built_in
 from conclave.client._hosts import Hosts, delay_seconds
-from conclave.client._state import ClientState, Unanswered
 from conclave.client.identity import Identity
 from conclave.errors import (
     AppraisalError,
@@ -39,6 +39,10 @@ from conclave.mail.padding import Padding
 from conclave.mail.stream import ChunkSealer
 from conclave.rpc.interface import CallFailure, Interface, decode_call, decode_result, encode_call
 
+if TYPE_CHECKING:
+    # Not loaded where nothing is saved: in an enclave that calls another.
+    from conclave.client._state import ClientState
+
 T = TypeVar("T")
 # What the statuses of spec/http.md mean. The host's word, so never more than a hint.
 _HINTS: Final = {
@@ -53,6 +57,7 @@ _HINTS: Final = {
     503: "the host says that the enclave is not running at the moment",
 }
 CHALLENGE_ANSWER: Final = 96
+_SMALLEST_MAIL: Final = HEADER.size + SMALLEST_CIPHERTEXT
 # How many times more a client asks for the instance while the host says that it starts.
 _STARTING: Final = 10
 _AGAIN: Final = frozenset({409, 422, 502, 503})
@@ -148,7 +153,8 @@ def split_mails(body: bytes) -> list[bytes]:
     mails, at = [], 0
     while at + 4 <= len(body):
         size = int.from_bytes(body[at : at + 4], "big")
-        if at + 4 + size > len(body):
+        # Nothing that short is a mail: a host could make millions of them out of one answer.
+        if size < _SMALLEST_MAIL or at + 4 + size > len(body):
             break
         mails.append(body[at + 4 : at + 4 + size])
         at += 4 + size
@@ -319,22 +325,7 @@ class ClientCore:
         if self.state is None or not items:
             return
         replaced = [item.saved for item in items if item.saved is not None]
-        self.state.sending(
-            [
-                Unanswered(
-                    topic=name,
-                    strand=topic.strand,
-                    sequence=item.sequence,
-                    kind=item.kind,
-                    flags=item.flags,
-                    body=item.body,
-                    envelope=item.envelope,
-                    boots=list(item.boots),
-                )
-                for item in items
-            ],
-            done=replaced,
-        )
+        self.state.sending(name, topic.strand, items, done=replaced)
         for item in items:
             item.saved = (topic.strand, item.sequence)
 
@@ -436,6 +427,17 @@ class ClientCore:
         if replies[-1].kind != ReplyKind.RESULT:
             raise FormatError("the enclave answered a call with something else than a result")
         return decode_result(replies[-1].body, returns)
+
+    def introduce(self, info: bytes, *, topic: str) -> Steps[None]:
+        """Show instance info of one's own, whose signing key this client's identity is.
+
+        Raises:
+            CallError: the enclave does not accept it; the message says why.
+        """
+        replies = yield from self._request(RequestKind.INTRODUCTION, info, topic=topic, envelope=b"", retry=True)
+        _raise_failure(replies[-1])
+        if replies[-1].kind != ReplyKind.INTRODUCED:
+            raise FormatError("the enclave answered an introduction with something else")
 
     def open_stream(self, name: str, arguments: list[Any], *, topic: str, upload: bool) -> Steps[Opened]:
         """Encrypt a stream call, which is sent once at most."""

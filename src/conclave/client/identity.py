@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 from conclave._crypto import SigningKey
@@ -76,7 +75,8 @@ class Identity:
         """
         path = Path(path)
         # Written aside, so that nobody ever finds half of one.
-        descriptor, aside = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+        aside = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(descriptor, "w") as file:
                 file.write(_PREFIX + self._key.insecure_seed().hex() + "\n")

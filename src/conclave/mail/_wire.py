@@ -37,6 +37,7 @@ class RequestKind(IntEnum):
     CALL = 1
     ACKNOWLEDGE = 2
     STREAM = 3
+    INTRODUCTION = 5
 
 
 class ReplyKind(IntEnum):
@@ -50,9 +51,11 @@ class ReplyKind(IntEnum):
     ACCEPTED = 5
     NOT_ADMITTED = 6
     STREAM = 7
+    INTRODUCED = 9
     CLOSED = 10
 
 
+_REQUEST_KINDS: Final = frozenset(RequestKind)
 _REPLY_KINDS: Final = frozenset(ReplyKind)
 _OF_STREAM: Final = frozenset(
     {ReplyKind.STREAM, ReplyKind.CALL_ERROR, ReplyKind.OVERLOADED, ReplyKind.NOT_ADMITTED, ReplyKind.CLOSED}
@@ -128,7 +131,7 @@ def parse_request(plaintext: bytes, envelope: bytes) -> Request:
     """Read a decrypted mail of a client. Raises FormatError."""
     (kind, flags, _, _, sequence, acknowledged, zero, strand), body = _unpad(plaintext)
     stream = kind == RequestKind.STREAM
-    if kind > RequestKind.STREAM or flags & ~(FLAG_UPLOAD if stream else FLAG_NO_RETRY) or zero:
+    if kind not in _REQUEST_KINDS or flags & ~(FLAG_UPLOAD if stream else FLAG_NO_RETRY) or zero:
         raise FormatError("private header with an unknown kind or flag")
     if (stream or kind == RequestKind.ACKNOWLEDGE) != (sequence == NONE):
         raise FormatError("acknowledgements and stream calls are outside the sequence, everything else is in it")

@@ -38,18 +38,21 @@ class RpcError(Exception):
 @overload
 def rpc(method: F, /) -> F: ...
 @overload
-def rpc(*, retry: bool = True) -> Callable[[F], F]: ...
-def rpc(method: Any = None, /, *, retry: bool = True) -> Any:
+def rpc(*, retry: bool = True, callers: str | tuple[str, ...] = ()) -> Callable[[F], F]: ...
+def rpc(method: Any = None, /, *, retry: bool = True, callers: str | tuple[str, ...] = ()) -> Any:
     """Mark a method as callable by clients.
 
     Args:
         retry: whether a client may send the call again to a *new* instance when
             the old one went away without answering. With False it gets
             `TransportError` and decides itself.
+        callers: names in the class's `callers`: only enclaves that introduced themselves
+            as one of these may call. Everybody else gets `NotIntroduced`.
     """
 
     def mark(function: Any) -> Any:
-        setattr(function, _MARK, {"retry": retry})
+        names = (callers,) if isinstance(callers, str) else tuple(callers)
+        setattr(function, _MARK, {"retry": retry, "callers": names})
         return function
 
     return mark if method is None else mark(method)
@@ -66,6 +69,7 @@ class Method:
     argument_types: tuple[Any, ...]
     defaults: tuple[Any, ...]
     return_type: Any
+    callers: tuple[str, ...]
     _all_arguments: msgspec.msgpack.Decoder[tuple[Any, ...]] = field(repr=False, compare=False)
     upload: StreamType | None = None
     upload_at: int = -1
@@ -175,11 +179,14 @@ def interface_of(cls: type) -> Interface:
             continue
         if len(name.encode()) > MAX_METHOD_NAME:
             raise TypeError(f"method name longer than {MAX_METHOD_NAME} bytes: {name}")
-        methods[name] = _method(cls, name, function, options["retry"])
+        unknown = [c for c in options["callers"] if c not in getattr(cls, "callers", {})]
+        if unknown:
+            raise TypeError(f"{cls.__name__}.{name}: the class's `callers` has no {', '.join(unknown)}")
+        methods[name] = _method(cls, name, function, options)
     return Interface(methods)
 
 
-def _method(cls: type, name: str, function: Callable[..., Any], retry: bool) -> Method:
+def _method(cls: type, name: str, function: Callable[..., Any], options: dict[str, Any]) -> Method:
     where = f"{cls.__name__}.{name}"
     try:
         hints = typing.get_type_hints(function, include_extras=True)
@@ -217,10 +224,11 @@ def _method(cls: type, name: str, function: Callable[..., Any], retry: bool) -> 
         name,
         tuple(parameters),
         text,
-        retry,
+        options["retry"],
         tuple(kinds),
         tuple(defaults),
         returns if download is None else download.item,
+        options["callers"],
         everything,
         upload,
         upload_at,

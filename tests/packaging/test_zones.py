@@ -29,7 +29,7 @@ ALLOWED = {
     "attestation": _LEAVES | {"_crypto", "attestation", ""},
     "bundle": _LEAVES | {"_crypto", "attestation.claims", "bundle"},
     "mail": _LEAVES | {"_crypto", "mail"},
-    "rpc": _LEAVES | {"_crypto", "rpc", "enclave"},
+    "rpc": _LEAVES | {"_crypto", "mail.padding", "rpc", "enclave"},
     "enclave": _PURE | {"enclave"},
     "client": _PURE | {"client"},
     "host": _LEAVES | {"host"},

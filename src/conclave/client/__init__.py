@@ -3,5 +3,6 @@
 from conclave.client.client import AsyncClient, Client
 from conclave.client.core import ReceivedMail
 from conclave.client.identity import Identity
+from conclave.mail.padding import Padding, buckets, fixed, padme
 
-__all__ = ["AsyncClient", "Client", "Identity", "ReceivedMail"]
+__all__ = ["AsyncClient", "Client", "Identity", "Padding", "ReceivedMail", "buckets", "fixed", "padme"]

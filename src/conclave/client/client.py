@@ -79,7 +79,7 @@ class _Base:
             url: where the host serves, for example `http://127.0.0.1:8765`. Untrusted.
             constraint: which enclaves to accept: the line, its parsed form, or a file.
             identity: who the enclave will see; None makes one for this object.
-            padding: how mails are padded.
+            padding: how mails are padded, but for calls of a stub whose class says more.
             timeout_seconds: how long one request waits for the host.
             attempts: how often a request is sent before `TransportError`.
             reference: which measurements are which release, from `load_reference_values`;
@@ -179,8 +179,19 @@ class Client(_Base):
         """Check that the verified instance is alive now."""
         self._run(self._core.challenge)
 
-    def call(self, method: str, *args: Any, topic: str = "default", returns: Any = Any, retry: bool = True) -> Any:
+    def call(
+        self,
+        method: str,
+        *args: Any,
+        topic: str = "default",
+        returns: Any = Any,
+        retry: bool = True,
+        padding: Padding | None = None,
+    ) -> Any:
         """Call an `@rpc` method by name, with positional arguments.
+
+        Args:
+            padding: how the call is padded; None for this client's own padding.
 
         Returns:
             Its result, decoded as `returns`.
@@ -193,11 +204,15 @@ class Client(_Base):
         After the last two the mail is still under way, as the host may deliver it at
         any time: the client keeps it, and sends it again before the topic's next one.
         """
-        return self._run(lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry))
+        return self._run(
+            lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry, padding=padding)
+        )
 
-    def mail(self, body: bytes, *, topic: str = "default", envelope: bytes = b"") -> list[ReceivedMail]:
+    def mail(
+        self, body: bytes, *, topic: str = "default", envelope: bytes = b"", padding: Padding | None = None
+    ) -> list[ReceivedMail]:
         """Send a mail and return the enclave's replies to it, in its order."""
-        return self._run(lambda: self._core.mail(body, topic=topic, envelope=envelope))
+        return self._run(lambda: self._core.mail(body, topic=topic, envelope=envelope, padding=padding))
 
     def poll(self, *, topic: str = "default", wait_seconds: float = 0.0) -> list[ReceivedMail]:
         """Mail the enclave sent on a topic without being asked."""
@@ -275,14 +290,24 @@ class AsyncClient(_Base):
         await self._run(self._core.challenge)
 
     async def call(
-        self, method: str, *args: Any, topic: str = "default", returns: Any = Any, retry: bool = True
+        self,
+        method: str,
+        *args: Any,
+        topic: str = "default",
+        returns: Any = Any,
+        retry: bool = True,
+        padding: Padding | None = None,
     ) -> Any:
         """See `Client.call`."""
-        return await self._run(lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry))
+        return await self._run(
+            lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry, padding=padding)
+        )
 
-    async def mail(self, body: bytes, *, topic: str = "default", envelope: bytes = b"") -> list[ReceivedMail]:
+    async def mail(
+        self, body: bytes, *, topic: str = "default", envelope: bytes = b"", padding: Padding | None = None
+    ) -> list[ReceivedMail]:
         """See `Client.mail`."""
-        return await self._run(lambda: self._core.mail(body, topic=topic, envelope=envelope))
+        return await self._run(lambda: self._core.mail(body, topic=topic, envelope=envelope, padding=padding))
 
     async def poll(self, *, topic: str = "default", wait_seconds: float = 0.0) -> list[ReceivedMail]:
         """See `Client.poll`."""
@@ -308,7 +333,14 @@ class _Stub(Generic[E]):
 def _caller(client: Client | AsyncClient, method: Any, topic: str) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         arguments = method.bind(args, kwargs)
-        return client.call(method.name, *arguments, topic=topic, returns=method.return_type, retry=method.retry)
+        return client.call(
+            method.name,
+            *arguments,
+            topic=topic,
+            returns=method.return_type,
+            retry=method.retry,
+            padding=method.padding,
+        )
 
     call.__name__ = method.name
     return call

@@ -244,34 +244,52 @@ class ClientCore:
 
     # Mail ----------------------------------------------------------------------------
 
-    def mail(self, body: bytes, *, topic: str, envelope: bytes) -> Steps[list[ReceivedMail]]:
+    def mail(
+        self, body: bytes, *, topic: str, envelope: bytes, padding: Padding | None = None
+    ) -> Steps[list[ReceivedMail]]:
         """Send a mail; returns the enclave's replies to it.
+
+        Args:
+            padding: another one than this client's.
 
         Raises:
             CallError: the author's code refused or failed.
             MailError, TransportError, VerificationError, AppraisalError.
         """
-        replies = yield from self._request(RequestKind.MAIL, body, topic=topic, envelope=envelope, retry=True)
+        replies = yield from self._request(
+            RequestKind.MAIL, body, topic=topic, envelope=envelope, retry=True, padding=padding
+        )
         _raise_failure(replies[-1])
         return [ReceivedMail(r.body, r.envelope, r.sequence) for r in replies if r.kind == ReplyKind.MAIL]
 
-    def call(self, name: str, arguments: list[Any], *, returns: Any, topic: str, retry: bool) -> Steps[Any]:
+    def call(
+        self,
+        name: str,
+        arguments: list[Any],
+        *,
+        returns: Any,
+        topic: str,
+        retry: bool,
+        padding: Padding | None = None,
+    ) -> Steps[Any]:
         """Call an `@rpc` method; returns its result, decoded as `returns`."""
         body = encode_call(name, arguments)
-        replies = yield from self._request(RequestKind.CALL, body, topic=topic, envelope=b"", retry=retry)
+        replies = yield from self._request(
+            RequestKind.CALL, body, topic=topic, envelope=b"", retry=retry, padding=padding
+        )
         _raise_failure(replies[-1])
         if replies[-1].kind != ReplyKind.RESULT:
             raise FormatError("the enclave answered a call with something else than a result")
         return decode_result(replies[-1].body, returns)
 
     def _request(
-        self, kind: RequestKind, body: bytes, *, topic: str, envelope: bytes, retry: bool
+        self, kind: RequestKind, body: bytes, *, topic: str, envelope: bytes, retry: bool, padding: Padding | None
     ) -> Steps[list[Reply]]:
         if self._is_stale():
             yield from self.verify()
         place = self._topic(topic)
         conversation = place.conversation
-        item = conversation.add(kind, body, envelope=envelope, flags=0 if retry else 1)
+        item = conversation.add(kind, body, envelope=envelope, flags=0 if retry else 1, padding=padding)
         try:
             yield from self._catch_up(conversation, item)
             yield from self._deliver(conversation, item)

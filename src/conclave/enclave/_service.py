@@ -30,6 +30,7 @@ from conclave.enclave.drivers import Evidence
 from conclave.enclave.sdk import Enclave, Mail, Roster, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
 from conclave.mail import MAX_BODY, Channel, Mailbox, Outcome, ReplyKind, Request, RequestKind
+from conclave.mail.padding import DoesNotFit, Padding, padme
 from conclave.rpc.interface import CallFailure, Interface, Method, RpcError, decode_call
 
 Send = Callable[[int, int, bytes], None]
@@ -39,6 +40,9 @@ _WORDS: Final = (
     (SessionError, b"session"),
     (OverloadedError, b"overloaded"),
     (FormatError, b"format"),
+)
+_DOES_NOT_FIT: Final = CallFailure(
+    type="DoesNotFit", message="what the enclave answers does not fit the largest size of this method's padding"
 )
 _encode_result = msgspec.msgpack.Encoder().encode
 
@@ -95,7 +99,15 @@ class Service:
         key = DecryptionKey.generate()
         self.claims = claims(key.public, self._signing.public)
         self._digest = self.claims.digest()
-        self._mailbox = Mailbox(key=key, claims_digest=self._digest, admit=self._admit)
+        self._padding = interface.padding or padme
+        self._paddings = {n.encode(): m.padding for n, m in interface.methods.items() if m.padding is not None}
+        self._mailbox = Mailbox(
+            key=key,
+            claims_digest=self._digest,
+            admit=self._admit,
+            padding=self._padding,
+            padding_of=self._padding_of,
+        )
         self._methods = {n: _Target(getattr(enclave, n), m) for n, m in interface.methods.items()}
         self._on_mail = _Target(enclave.on_mail)
         self._enclave = enclave
@@ -180,16 +192,25 @@ class Service:
             word = next((w for kind, w in _WORDS if isinstance(error, kind)), b"format")
             self._send(Kind.ERROR, frame.request, word)
             return
-        for mail in received.mails:
+        # The last mail comes with DONE, so that every answer of one mail is one frame.
+        answered = received.outcome is Outcome.ANSWERED
+        mails, last = (received.mails[:-1], received.mails[-1:]) if answered else (received.mails, ())
+        for mail in mails:
             self._send(Kind.REPLY, frame.request, mail)
         if received.superseded_route and received.superseded_route != frame.request:
             self._send(Kind.DONE, received.superseded_route, b"")
-        if received.outcome is Outcome.ANSWERED:
-            self._send(Kind.DONE, frame.request, b"")
+        if answered:
+            self._send(Kind.DONE, frame.request, last[0] if last else b"")
         elif received.outcome is Outcome.RUN and received.channel and received.request:
             self._start(received.channel, received.request)
 
     # Handlers ------------------------------------------------------------------------
+
+    def _padding_of(self, request: Request) -> Padding:
+        """A call of an unknown method is padded like what is no call."""
+        if request.kind == RequestKind.CALL and request.body:
+            return self._paddings.get(request.body[1 : 1 + request.body[0]], self._padding)
+        return self._padding
 
     def _admit(self, sender: bytes, topic: str) -> bool:
         try:
@@ -263,7 +284,15 @@ class Service:
         else:
             self._report()
             failure = CallFailure(type="error", message="the enclave's code failed")
-        self._reply(channel, request, ReplyKind.CALL_ERROR, _codec.encode(failure), last=True)
+        padding = self._padding_of(request)
+        try:
+            if isinstance(error, DoesNotFit):
+                raise error
+            self._reply(channel, request, ReplyKind.CALL_ERROR, failure.encode(padding.room), last=True)
+        except DoesNotFit:
+            # In the size that the answer would have had, if any had been large enough.
+            body = _DOES_NOT_FIT.encode(padding.room)
+            self._reply(channel, request, ReplyKind.CALL_ERROR, body, last=True, padding=padding.largest)
 
     def _reply(
         self,
@@ -274,8 +303,9 @@ class Service:
         *,
         envelope: bytes = b"",
         last: bool,
+        padding: Padding | None = None,
     ) -> None:
-        made = self._mailbox.reply(channel, request.sequence, kind, body, envelope=envelope, last=last)
+        made = self._mailbox.reply(channel, request.sequence, kind, body, envelope=envelope, last=last, padding=padding)
         if made is None:
             return
         route, mail = made

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from conclave.mail.padding import Padding
 from conclave.rpc.interface import RpcError
 
 if TYPE_CHECKING:
@@ -139,9 +140,13 @@ class Enclave:
     Class attributes:
         threads: how many synchronous handlers may run at a time. With 1 (default)
             no handler ever runs beside another one.
+        padding: how mails are padded that are no calls of a method with a padding of
+            its own: `padme`, `fixed(…)` or `buckets(…)`. With None (default) replies
+            are padded by Padmé, and each client chooses for its requests.
     """
 
     threads: int = 1
+    padding: Padding | None = None
     delivery = "at_least_once"
     _context: Context
 

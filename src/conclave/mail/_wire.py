@@ -14,8 +14,9 @@ from typing import Final
 
 import msgspec
 
-from conclave._mailheader import NONE
+from conclave._mailheader import MAX_ENVELOPE, NONE
 from conclave.errors import FormatError
+from conclave.mail.padding import Padding
 
 PRIVATE: Final = struct.Struct(">BBHIQQQQ")
 SEALED_SIZE: Final = 1168
@@ -56,8 +57,20 @@ def check_topic(topic: str) -> bytes:
     return raw
 
 
+def check_sizes(body: bytes, envelope: bytes) -> None:
+    """Raises ValueError if no mail can carry them."""
+    if len(envelope) > MAX_ENVELOPE:
+        raise ValueError(f"an envelope has at most {MAX_ENVELOPE} bytes")
+    if len(body) > MAX_BODY:
+        raise ValueError(f"a mail body has at most {MAX_BODY} bytes")
+
+
 class Request(msgspec.Struct, frozen=True):
-    """What a client says: authentic once decrypted."""
+    """What a client says: authentic once decrypted.
+
+    Attributes:
+        padding: how this one is padded, where that is not the session's choice. Not sent.
+    """
 
     kind: int
     flags: int
@@ -65,6 +78,7 @@ class Request(msgspec.Struct, frozen=True):
     acknowledged: int
     body: bytes
     envelope: bytes = b""
+    padding: Padding | None = None
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -74,6 +88,7 @@ class Reply(msgspec.Struct, frozen=True):
         answers: sequence of the request, or `NONE`.
         expected: for a sequence error, the sequence the enclave waits for; for a
             last reply, how many replies the request has.
+        padding: as in a request.
     """
 
     kind: int
@@ -84,6 +99,7 @@ class Reply(msgspec.Struct, frozen=True):
     expected: int
     body: bytes
     envelope: bytes = b""
+    padding: Padding | None = None
 
     @property
     def last(self) -> bool:
@@ -143,3 +159,9 @@ def pack_reply(reply: Reply) -> bytes:
         )
         + reply.body
     )
+
+
+def pad(plaintext: bytes, packed: Request | Reply, default: Padding) -> bytes:
+    """What to encrypt of a packed request or reply. Raises ValueError if it is too large."""
+    check_sizes(packed.body, packed.envelope)
+    return plaintext.ljust((packed.padding or default)(len(plaintext)), b"\0")

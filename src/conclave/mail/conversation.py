@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from conclave._mailheader import NONE
 from conclave.errors import DecryptionError
 from conclave.mail._wire import Reply, Request, RequestKind
+from conclave.mail.padding import Padding
 from conclave.mail.session import ClientSession
 
 
@@ -35,6 +36,7 @@ class Pending:
     flags: int
     body: bytes
     envelope: bytes
+    padding: Padding | None = None
     sequence: int = 0
     encrypted: bytes = b""
     replies: list[Reply] = field(default_factory=list)
@@ -85,17 +87,19 @@ class Conversation:
         if self.session is None:
             raise RuntimeError("no session yet")
         return self.session.encrypt(
-            Request(item.kind, item.flags, item.sequence, self.acknowledged, item.body, item.envelope)
+            Request(item.kind, item.flags, item.sequence, self.acknowledged, item.body, item.envelope, item.padding)
         )
 
-    def add(self, kind: RequestKind, body: bytes, *, envelope: bytes = b"", flags: int = 0) -> Pending:
+    def add(
+        self, kind: RequestKind, body: bytes, *, envelope: bytes = b"", flags: int = 0, padding: Padding | None = None
+    ) -> Pending:
         """Take a place in the channel's order.
 
         Raises:
             ValueError: body or envelope do not fit a mail; no place was taken.
             SessionError: the session has ended in this process.
         """
-        item = Pending(kind, flags, body, envelope)
+        item = Pending(kind, flags, body, envelope, padding)
         self._enter(item)
         return item
 

@@ -19,6 +19,7 @@ import msgspec
 
 from conclave import _codec, _crypto
 from conclave.errors import FormatError
+from conclave.mail.padding import Padding
 from conclave.rpc.types import describe
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,18 +39,22 @@ class RpcError(Exception):
 @overload
 def rpc(method: F, /) -> F: ...
 @overload
-def rpc(*, retry: bool = True) -> Callable[[F], F]: ...
-def rpc(method: Any = None, /, *, retry: bool = True) -> Any:
+def rpc(*, retry: bool = True, padding: Padding | None = None) -> Callable[[F], F]: ...
+def rpc(method: Any = None, /, *, retry: bool = True, padding: Padding | None = None) -> Any:
     """Mark a method as callable by clients.
 
     Args:
         retry: whether a client may send the call again to a *new* instance when
             the old one went away without answering. With False it gets
             `TransportError` and decides itself.
+        padding: how everything of this method is padded: its calls (by typed
+            clients), results and errors; None for the class attribute `padding`.
     """
+    if padding is not None and not isinstance(padding, Padding):
+        raise TypeError("padding is padme, fixed(…) or buckets(…)")
 
     def mark(function: Any) -> Any:
-        setattr(function, _MARK, {"retry": retry})
+        setattr(function, _MARK, {"retry": retry, "padding": padding})
         return function
 
     return mark if method is None else mark(method)
@@ -66,6 +71,7 @@ class Method:
     argument_types: tuple[Any, ...]
     defaults: tuple[Any, ...]
     return_type: Any
+    padding: Padding | None
     _all_arguments: msgspec.msgpack.Decoder[tuple[Any, ...]] = field(repr=False, compare=False)
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -117,22 +123,35 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """All methods of one enclave class."""
+    """All methods of one enclave class.
+
+    Attributes:
+        padding: what the class declares for everything that is no call of a known
+            method; None if it declares nothing.
+    """
 
     methods: dict[str, Method]
+    padding: Padding | None = None
 
     def encode(self) -> bytes:
         """The interface schema in canonical form."""
         return _codec.encode(
             [
-                [m.name, [[n, t, optional] for n, t, optional in m.parameters], m.returns, m.retry]
-                for m in sorted(self.methods.values(), key=lambda m: m.name)
+                _text(self.padding),
+                [
+                    [m.name, list(map(list, m.parameters)), m.returns, m.retry, _text(m.padding)]
+                    for m in sorted(self.methods.values(), key=lambda m: m.name)
+                ],
             ]
         )
 
     def digest(self) -> bytes:
         """SHA-256 of the schema, as in the instance claims."""
         return interface_digest(self.encode())
+
+
+def _text(padding: Padding | None) -> str | None:
+    return None if padding is None else str(padding)
 
 
 def interface_digest(schema: bytes) -> bytes:
@@ -146,6 +165,9 @@ def interface_of(cls: type) -> Interface:
     Raises:
         TypeError: a method lacks annotations, or uses types that do not cross.
     """
+    padding = getattr(cls, "padding", None)
+    if padding is not None and not isinstance(padding, Padding):
+        raise TypeError(f"{cls.__name__}.padding is padme, fixed(…) or buckets(…)")
     methods = {}
     for name, function in inspect.getmembers(cls, inspect.isfunction):
         options = getattr(function, _MARK, None)
@@ -153,11 +175,13 @@ def interface_of(cls: type) -> Interface:
             continue
         if len(name.encode()) > MAX_METHOD_NAME:
             raise TypeError(f"method name longer than {MAX_METHOD_NAME} bytes: {name}")
-        methods[name] = _method(cls, name, function, options["retry"])
-    return Interface(methods)
+        methods[name] = _method(cls, name, function, options, padding)
+    return Interface(methods, padding)
 
 
-def _method(cls: type, name: str, function: Callable[..., Any], retry: bool) -> Method:
+def _method(
+    cls: type, name: str, function: Callable[..., Any], options: dict[str, Any], padding: Padding | None
+) -> Method:
     where = f"{cls.__name__}.{name}"
     try:
         hints = typing.get_type_hints(function, include_extras=True)
@@ -178,7 +202,17 @@ def _method(cls: type, name: str, function: Callable[..., Any], retry: bool) -> 
         raise TypeError(f"{where}: needs a return annotation (-> None if it returns nothing)")
     returns = hints["return"]
     everything = msgspec.msgpack.Decoder(types.GenericAlias(tuple, tuple(kinds)))
-    return Method(name, tuple(parameters), describe(returns), retry, tuple(kinds), tuple(defaults), returns, everything)
+    return Method(
+        name,
+        tuple(parameters),
+        describe(returns),
+        options["retry"],
+        tuple(kinds),
+        tuple(defaults),
+        returns,
+        options["padding"] or padding,
+        everything,
+    )
 
 
 def encode_call(name: str, arguments: list[Any]) -> bytes:
@@ -215,3 +249,12 @@ class CallFailure(_codec.Record, frozen=True):
 
     type: str
     message: str
+
+    def encode(self, room: int) -> bytes:
+        """As bytes, the message cut to what fits into `room` as far as that helps."""
+        body = _codec.encode(self)
+        if len(body) <= room:
+            return body
+        message = self.message.encode()
+        kept = message[: max(0, len(message) - (len(body) - room))].decode(errors="ignore")
+        return _codec.encode(CallFailure(type=self.type, message=kept))

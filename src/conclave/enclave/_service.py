@@ -42,7 +42,7 @@ _WORDS: Final = (
     (FormatError, b"format"),
 )
 _DOES_NOT_FIT: Final = CallFailure(
-    type="DoesNotFit", message="what the enclave answers does not fit the largest size of this method's padding"
+    type="DoesNotFit", message="what the enclave answers is larger than this method's padding, or any mail, allows"
 )
 _encode_result = msgspec.msgpack.Encoder().encode
 
@@ -273,7 +273,7 @@ class Service:
         else:
             raise TypeError("on_mail returns bytes or None")
         if len(body) > MAX_BODY:
-            raise ValueError(f"a result of {len(body)} bytes exceeds {MAX_BODY}")
+            raise DoesNotFit(f"a result of {len(body)} bytes exceeds {MAX_BODY}")
         self._reply(channel, request, kind, body, last=True)
 
     def _fail(self, channel: Channel, request: Request, error: BaseException) -> None:

@@ -182,6 +182,9 @@ def test_what_stands_in_line_goes_into_a_new_session_in_order() -> None:
     for steps in calls:
         next(steps)
     before = client._topics["t"].conversation.session
+    result = instance.result()
+    claims = msgspec.structs.replace(result.claims, boot_nonce=random_bytes(32))
+    client.instance = dataclasses.replace(result, claims=claims)
     client._open("t", client._topics["t"], new_boot=True)
     waiting = client._topics["t"].conversation.waiting()
     assert [item.sequence for item in waiting] == [0, 1, 2, 3]

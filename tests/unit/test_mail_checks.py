@@ -117,7 +117,6 @@ def private(*fields: int) -> bytes:
         private(0, 0, 1, 0, 0, 0, 0, 0),
         private(0, 0, 0, 217, 0, 0, 0, 0),
         private(0, 0, 0, 0, 0, 0, 1, 0),
-        private(0, 0, 0, 0, 0, 0, 0, 1),
         private(0, 0, 0, 0, NONE, 0, 0, 0),
         private(2, 0, 0, 0, 0, 0, 0, 0),
         private(0, 0, 0, 0, 0, 0, 0, 0)[:-1] + b"\1",
@@ -126,6 +125,7 @@ def private(*fields: int) -> bytes:
 def test_private_headers_of_requests_of_another_form(plain: bytes) -> None:
     assert parse_request(private(0, 1, 0, 216, 0, 0, 0, 0), b"").body == bytes(216)
     assert parse_request(private(2, 0, 0, 0, NONE, 0, 0, 0), b"").sequence == NONE
+    assert parse_request(private(0, 0, 0, 0, 0, 0, 0, 7), b"").strand == 7
     with pytest.raises(FormatError):
         parse_request(plain, b"")
 

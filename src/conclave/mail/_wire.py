@@ -47,6 +47,10 @@ class ReplyKind(IntEnum):
     OVERLOADED = 4
     ACCEPTED = 5
     NOT_ADMITTED = 6
+    CLOSED = 10
+
+
+_REPLY_KINDS: Final = frozenset(ReplyKind)
 
 
 def check_topic(topic: str) -> bytes:
@@ -69,6 +73,7 @@ class Request(msgspec.Struct, frozen=True):
     """What a client says: authentic once decrypted.
 
     Attributes:
+        strand: which numbering of the topic `sequence` belongs to; the session's.
         padding: how this one is padded, where that is not the session's choice. Not sent.
     """
 
@@ -78,6 +83,7 @@ class Request(msgspec.Struct, frozen=True):
     acknowledged: int
     body: bytes
     envelope: bytes = b""
+    strand: int = 0
     padding: Padding | None = None
 
 
@@ -87,7 +93,8 @@ class Reply(msgspec.Struct, frozen=True):
     Attributes:
         answers: sequence of the request, or `NONE`.
         expected: for a sequence error, the sequence the enclave waits for; for a
-            last reply, how many replies the request has.
+            closed strand, the one it waited for; for a last reply, how many replies
+            the request has.
         padding: as in a request.
     """
 
@@ -120,26 +127,28 @@ def _unpad(plaintext: bytes) -> tuple[tuple[int, ...], bytes]:
 
 def parse_request(plaintext: bytes, envelope: bytes) -> Request:
     """Read a decrypted mail of a client. Raises FormatError."""
-    (kind, flags, _, _, sequence, acknowledged, zero, zero2), body = _unpad(plaintext)
-    if kind > RequestKind.ACKNOWLEDGE or flags & ~FLAG_NO_RETRY or zero or zero2:
+    (kind, flags, _, _, sequence, acknowledged, zero, strand), body = _unpad(plaintext)
+    if kind > RequestKind.ACKNOWLEDGE or flags & ~FLAG_NO_RETRY or zero:
         raise FormatError("private header with an unknown kind or flag")
     if (kind == RequestKind.ACKNOWLEDGE) != (sequence == NONE):
         raise FormatError("only an acknowledgement is outside the sequence")
-    return Request(kind, flags, sequence, acknowledged, body, envelope)
+    return Request(kind, flags, sequence, acknowledged, body, envelope, strand)
 
 
 def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
     """Read a decrypted mail of an enclave. Raises FormatError."""
     (kind, flags, _, _, sequence, acknowledged, answers, expected), body = _unpad(plaintext)
-    if kind > ReplyKind.NOT_ADMITTED or flags & ~FLAG_LAST:
+    if kind not in _REPLY_KINDS or flags & ~FLAG_LAST:
         raise FormatError("private header with an unknown kind or flag")
     return Reply(kind, flags, sequence, acknowledged, answers, expected, body, envelope)
 
 
-def pack_request(request: Request) -> bytes:
+def pack_request(request: Request, strand: int) -> bytes:
     """Private header and body, not yet padded."""
     return (
-        PRIVATE.pack(request.kind, request.flags, 0, len(request.body), request.sequence, request.acknowledged, 0, 0)
+        PRIVATE.pack(
+            request.kind, request.flags, 0, len(request.body), request.sequence, request.acknowledged, 0, strand
+        )
         + request.body
     )
 

@@ -30,6 +30,8 @@ class Pending:
             because later requests are ordered behind it.
         refused: an authentic reply that ends this attempt without an answer.
         failed: why it will never be sent again.
+        boots: nonces of the boots it may have reached: none gets it under a second
+            number (MAIL-52).
     """
 
     kind: int
@@ -44,10 +46,11 @@ class Pending:
     abandoned: bool = False
     refused: Reply | None = None
     failed: Exception | None = None
+    boots: list[bytes] = field(default_factory=list)
 
 
 class Conversation:
-    """One channel at the client: (enclave, own identity, topic)."""
+    """One channel at the client: (enclave, own identity, topic, strand)."""
 
     def __init__(self) -> None:
         self.session: ClientSession | None = None
@@ -63,7 +66,11 @@ class Conversation:
         return self._received_below
 
     def use(self, session: ClientSession, *, new_boot: bool) -> None:
-        """Go on with a new session. A new boot of a stateless enclave counts from 0."""
+        """Go on with a new session.
+
+        Args:
+            new_boot: the session carries another strand, which counts from 0.
+        """
         self.session = session
         if new_boot:
             waiting = self.waiting()
@@ -87,7 +94,15 @@ class Conversation:
         if self.session is None:
             raise RuntimeError("no session yet")
         return self.session.encrypt(
-            Request(item.kind, item.flags, item.sequence, self.acknowledged, item.body, item.envelope, item.padding)
+            Request(
+                item.kind,
+                item.flags,
+                item.sequence,
+                self.acknowledged,
+                item.body,
+                item.envelope,
+                padding=item.padding,
+            )
         )
 
     def add(

@@ -144,6 +144,7 @@ class ClientSession:
         "_salt",
         "_seen",
         "_send",
+        "_strand",
         "session_id",
     )
 
@@ -157,6 +158,7 @@ class ClientSession:
         topic: str,
         log_id: bytes | None = None,
         padding: Padding = padme,
+        strand: int = 0,
         _secret: Secret | None = None,
         _sealed: bytes | None = None,
     ) -> None:
@@ -187,6 +189,7 @@ class ClientSession:
         self._confirmed = False
         self._dead = False
         self._padding = padding
+        self._strand = strand
         _client_sessions.add(self)
 
     def discard(self) -> None:
@@ -213,7 +216,7 @@ class ClientSession:
         if not self.usable:
             raise SessionError("this session has ended in this process; open a new one")
         # Before a counter is taken: a gap would tell the host of a mail that did not fit.
-        plaintext = _wire.pad(_wire.pack_request(request), request, self._padding)
+        plaintext = _wire.pad(_wire.pack_request(request, self._strand), request, self._padding)
         counter, self._counter = self._counter, self._counter + 1
         return _encrypt(
             self._send,

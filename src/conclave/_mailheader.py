@@ -45,7 +45,7 @@ class EncryptedMail(msgspec.Struct, frozen=True):
     ciphertext: bytes
 
 
-def address_of(data: bytes) -> tuple[int, bytes, int]:
+def address_of(data: bytes | bytearray) -> tuple[int, bytes, int]:
     """Check a mail's form; its direction, session id and counter.
 
     Raises:

@@ -17,10 +17,12 @@ from typing import Any, Final, TypeVar
 from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey
 from conclave.attestation import AttestationResult, Constraint, InstanceClaims, ReferenceValues, verify_instance
+from conclave.client._hosts import Hosts, delay_seconds
 from conclave.client.identity import Identity
 from conclave.errors import (
     AppraisalError,
     CallError,
+    Error,
     FormatError,
     MailError,
     OverloadedError,
@@ -56,12 +58,16 @@ class Exchange:
 
     Attributes:
         mails: the answer is a list of mails rather than bytes.
+        host: number of the host it goes to.
+        wait_seconds: how long the host was asked to wait before it answers.
     """
 
     method: str
     path: str
     body: bytes = b""
     mails: bool = False
+    host: int = 0
+    wait_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +79,12 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back. Status 0: no answer at all; `text` says why."""
+    """What came back. Status 0: no answer at all; `text` says why. `retry_after`: seconds, a hint."""
 
     status: int
     body: bytes = b""
     text: str = ""
+    retry_after: float = 0.0
 
 
 Steps = Generator["Exchange | Pause", Answer, T]
@@ -142,6 +149,7 @@ class ClientCore:
         padding: Padding = padme,
         attempts: int = 6,
         reference: ReferenceValues | None = None,
+        hosts: Hosts | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.constraint = constraint
@@ -153,6 +161,7 @@ class ClientCore:
         self._now = now
         self._reply_key = DecryptionKey.generate()
         self._topics: dict[str, _Topic] = {}
+        self.hosts = hosts or Hosts()
         self._asked = self._told = 0
         # How often the host passed off something else as the enclave's mail.
         self.refused_mails = 0
@@ -166,10 +175,17 @@ class ClientCore:
             TransportError: the host does not answer.
             FormatError, VerificationError, AppraisalError: do not use it.
         """
-        self._asked += 1
-        turn = self._asked
-        answer = yield from self._get_info()
-        result = verify_instance(answer.body, self.constraint, now=self._now(), reference=self._reference)
+        for remaining in range(self.hosts.count, 0, -1):
+            self._asked += 1
+            turn = self._asked
+            host, answer = yield from self._get_info()
+            try:
+                result = verify_instance(answer.body, self.constraint, now=self._now(), reference=self._reference)
+                break
+            except Error as error:
+                if remaining == 1 or not self.hosts.leave(host, f"its instance is refused ({error.code})"):
+                    raise
+        self.hosts.tell("verified")
         if turn < self._told and self.instance is not None:
             # Calls verify side by side. What was asked for earlier may be of a boot that is
             # gone: going back to it would count the channels of its successor twice.
@@ -190,16 +206,29 @@ class ClientCore:
         """
         return self.instance is None or self._now() > self.instance.evidence.valid_until
 
-    def _get_info(self) -> Steps[Answer]:
+    def _get_info(self) -> Steps[tuple[int, Answer]]:
         # An enclave that starts again deserves more patience than an address where nobody is.
         for attempt in range(self._attempts + _STARTING):
-            answer = yield Exchange("GET", "/instance")
-            if answer.status == 200:
-                return answer
-            if answer.status not in (0, 503) or (answer.status == 0 and attempt + 1 >= self._attempts):
+            statuses = set()
+            for _ in range(self.hosts.count):
+                host = self.hosts.current
+                self.hosts.tell("verifying", attempt=attempt)
+                answer = yield Exchange("GET", "/instance", host=host)
+                if answer.status == 200:
+                    return host, answer
+                statuses.add(answer.status)
+                self.hosts.leave(host, _reason(answer))
+            if not statuses & {0, 503} or (503 not in statuses and attempt + 1 >= self._attempts):
                 break
-            yield Pause(_delay(attempt))
+            yield self._pause(attempt, answer)
         raise TransportError(f"the host gives no instance info: {_reason(answer)}")
+
+    def _pause(self, attempt: int, answer: Answer | None = None) -> Pause:
+        """Wait before the next attempt, and say so."""
+        seconds = delay_seconds(attempt, answer.retry_after if answer is not None else 0.0)
+        reason = _reason(answer) if answer is not None else "an earlier request did not arrive"
+        self.hosts.tell("waiting", attempt=attempt + 1, seconds=seconds, reason=reason)
+        return Pause(seconds)
 
     def _open(self, name: str, topic: _Topic, *, new_boot: bool) -> None:
         assert self.instance is not None
@@ -229,7 +258,9 @@ class ClientCore:
         boot = self.instance.claims.boot_nonce
         for item in conversation.waiting():
             if item.flags:
-                item.failed = TransportError("the enclave restarted before it answered, and this call is not retried")
+                item.failed = TransportError(
+                    "the enclave restarted, or another host took over, before it answered, and this call is not retried"
+                )
             elif boot in item.boots:
                 item.failed = TransportError("this boot had the call before another one did: the outcome is unknown")
             item.boots.append(boot)
@@ -267,8 +298,12 @@ class ClientCore:
             yield from self.verify()
         assert self.instance is not None
         nonce = _crypto.random_bytes(32)
-        answer = yield Exchange("POST", "/challenge", nonce)
+        answer = yield Exchange("POST", "/challenge", nonce, host=self.hosts.current)
         check_challenge(self.instance.claims, self.instance.claims_digest, nonce, answer)
+
+    def forked(self) -> None:
+        """Begin anew in a child process: the topics, and what waits in them, stay its parent's."""
+        self._topics = {}
 
     # Mail ----------------------------------------------------------------------------
 
@@ -337,6 +372,7 @@ class ClientCore:
     def _deliver(self, topic: str, place: _Topic, item: Pending) -> Steps[None]:
         conversation = place.conversation
         for attempt in range(self._attempts):
+            host = self.hosts.current
             answer = yield from self._attempt(conversation, item)
             if item.done:
                 return
@@ -351,7 +387,7 @@ class ClientCore:
                     if not conversation.holds(refused.expected) or attempt + 1 == self._attempts:
                         raise SequenceError(expected=refused.expected, got=item.sequence)
                     # An earlier one did not arrive, and is still to be sent.
-                    yield Pause(_delay(attempt))
+                    yield self._pause(attempt)
                     yield from self._catch_up(conversation, item)
                     continue
                 if refused.kind == ReplyKind.NOT_ADMITTED:
@@ -361,9 +397,13 @@ class ClientCore:
                 raise TransportError(f"the host refuses the mail: {_reason(answer)}")
             if attempt + 1 == self._attempts:
                 break
-            yield Pause(_delay(attempt))
+            yield self._pause(attempt, answer)
             if answer.status in _AGAIN or answer.status == 0:
+                if attempt and answer.status not in (409, 422):
+                    # Twice at one host: what it has of the call may be lost with it.
+                    self.hosts.leave(host, _reason(answer))
                 yield from self._recover(topic, place, item, answer)
+            self.hosts.tell("retrying", attempt=attempt + 2)
         raise TransportError(f"no reply after {_times(self._attempts)}, the outcome is unknown: {_reason(answer)}")
 
     def _recover(self, topic: str, place: _Topic, item: Pending, answer: Answer) -> Steps[None]:
@@ -377,7 +417,7 @@ class ClientCore:
 
     def _attempt(self, conversation: Conversation, item: Pending) -> Steps[Answer]:
         session = conversation.session
-        answer = yield Exchange("POST", "/mail", item.encrypted, mails=True)
+        answer = yield Exchange("POST", "/mail", item.encrypted, mails=True, host=self.hosts.current)
         if answer.status == 200 and conversation.session is session:
             self._take(conversation, answer.body)
         return answer
@@ -399,19 +439,22 @@ class ClientCore:
         conversation = place.conversation
         assert conversation.session is not None
         if place.box is None:
-            answer = yield Exchange("POST", f"/outbox/{conversation.session.session_id.hex()}")
+            answer = yield Exchange("POST", f"/outbox/{conversation.session.session_id.hex()}", host=self.hosts.current)
             box = answer.body.decode("ascii", "replace").removeprefix('{"box": "').removesuffix('"}')
             if answer.status != 201 or len(box) != 32 or not box.isalnum():
                 raise TransportError(f"the host gives no outbox: {_reason(answer)}")
             place.box = box
-        answer = yield Exchange("GET", f"/outbox/{place.box}?wait={wait_seconds:g}", mails=True)
+        host = self.hosts.current
+        answer = yield Exchange(
+            "GET", f"/outbox/{place.box}?wait={wait_seconds:g}", mails=True, host=host, wait_seconds=wait_seconds
+        )
         if answer.status != 200:
             raise TransportError(f"the host gives no mail: {_reason(answer)}")
         self._take(conversation, answer.body)
         posted, conversation.posted = conversation.posted, []
         if posted:
-            yield Exchange("POST", "/mail", conversation.acknowledgement(), mails=True)
-            yield Exchange("DELETE", f"/outbox/{place.box}?below={conversation.session.seen_below}")
+            yield Exchange("POST", "/mail", conversation.acknowledgement(), mails=True, host=host)
+            yield Exchange("DELETE", f"/outbox/{place.box}?below={conversation.session.seen_below}", host=host)
         return [ReceivedMail(r.body, r.envelope, r.sequence) for r in posted]
 
     def check_interface(self, interface: Interface) -> None:
@@ -435,10 +478,6 @@ def _raise_failure(reply: Reply) -> None:
     if reply.kind == ReplyKind.CALL_ERROR:
         failure = _codec.decode(CallFailure, reply.body, max_size=65536, what="call error")
         raise CallError(failure.type, failure.message)
-
-
-def _delay(attempt: int) -> float:
-    return min(0.05 * 2.0**attempt, 1.0)
 
 
 def _times(attempts: int) -> str:

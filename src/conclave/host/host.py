@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from conclave import _codec
 from conclave._framing import Frame, Kind
 from conclave.errors import BundleError, Error, FormatError, PlatformError, TransportError
+from conclave.host.exchange import Exchange, Receive, Scope, Send
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
-from conclave.host.routes import Receive, Routes, Scope, Send
+from conclave.host.routes import Routes
 
 if TYPE_CHECKING:
     from conclave.host.endorsements import EndorsementSource
@@ -353,6 +354,10 @@ class Host:
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
             await self._routes.serve(scope, receive, send)
+
+    def mail(self, data: bytes | bytearray, exchange: Exchange) -> bool:
+        """The short way of `POST /mail`, for `Server(host, mail=host.mail)`; see `Routes.take`."""
+        return self._routes.take(data, exchange)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

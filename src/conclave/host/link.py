@@ -35,26 +35,41 @@ class Ask:
         self._taken = taken
         self.frames: list[Frame] = []
         self.done = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: Callable[[Ask], None] | None = None
 
-    def add(self, frame: Frame | None) -> None:
-        """Take one frame; None means that the enclave is gone."""
-        if frame is None:
-            self.done = True
-        else:
-            self.frames.append(frame)
-            self.done = frame.kind in _FINAL
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def add(self, frame: Frame) -> None:
+        """Take one frame; `tell` follows once all that arrived with it are taken."""
+        self.frames.append(frame)
+        self.done = frame.kind in _FINAL
+
+    def end(self) -> None:
+        """The enclave is gone, or the request given up."""
+        self.done = True
+        self.tell()
+
+    def tell(self) -> None:
+        """Wake whoever waits."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter(self)
+
+    def when_answered(self, work: Callable[[Ask], None]) -> None:
+        """Have that called, once, when there are frames or will be none."""
+        self._waiter = work
+
+    def take(self) -> list[Frame]:
+        """The frames since the last time."""
+        frames, self.frames = self.frames, []
+        self._taken(sum([len(f.payload) for f in frames]))
+        return frames
 
     async def more(self) -> list[Frame]:
         """Wait for frames; those since the last call. Empty: the enclave is gone."""
         if not self.frames and not self.done:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        frames, self.frames = self.frames, []
-        self._taken(sum(len(f.payload) for f in frames))
-        return frames
+            arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiter = lambda ask: None if arrived.done() else arrived.set_result(None)
+            await arrived
+        return self.take()
 
 
 class Link(asyncio.Protocol):
@@ -82,7 +97,7 @@ class Link(asyncio.Protocol):
         self._transport = None
         asks, self._asks = self._asks, {}
         for ask in asks.values():
-            ask.add(None)
+            ask.end()
         self._lost()
 
     def data_received(self, data: bytes) -> None:
@@ -92,15 +107,19 @@ class Link(asyncio.Protocol):
         except FormatError:
             self.close()
             return
+        answered = []
         for frame in frames:
             ask = self._asks.get(frame.request) if frame.request else None
             if ask is not None:
                 self._held += len(frame.payload)
                 ask.add(frame)
+                answered.append(ask)
                 if ask.done:
                     del self._asks[frame.request]
             elif frame.request == 0:
                 self._unasked(frame)
+        for ask in answered:
+            ask.tell()
         if self._held > MAX_HELD and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
@@ -111,7 +130,7 @@ class Link(asyncio.Protocol):
             self._paused = False
             self._transport.resume_reading()
 
-    def ask(self, kind: Kind, payload: bytes = b"") -> Ask:
+    def ask(self, kind: Kind, payload: bytes | bytearray = b"") -> Ask:
         """Send a request.
 
         Raises:
@@ -139,7 +158,9 @@ class Link(asyncio.Protocol):
     def drop(self, ask: Ask) -> None:
         """Give up a request; what still comes for it is dropped."""
         if self._asks.pop(ask.request, None) is not None:
-            ask.add(None)
+            ask.end()
+        # What was never taken is held no more.
+        ask.take()
 
     def stop(self) -> None:
         """Ask the enclave to end."""

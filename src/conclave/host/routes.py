@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from conclave._framing import Frame, Kind
 from conclave._mailheader import MAX_MAIL, TO_ENCLAVE, address_of
 from conclave.errors import FormatError, TransportError
+from conclave.host.exchange import Exchange, Receive, Scope, Send
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
 from conclave.host.outbox import Outbox
-
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 INFO_TYPE: Final = b"application/vnd.conclave.instance-info"
 MAILS_TYPE: Final = b"application/vnd.conclave.mails"
@@ -82,8 +79,44 @@ class Routes:
             else:
                 await self._other(scope, receive, send)
         except Refusal as refusal:
-            body = json.dumps({"error": refusal.word, "detail": refusal.detail}).encode()
-            await _respond(send, refusal.status, b"application/json", body)
+            await _refuse(send, refusal)
+
+    def take(self, data: bytes | bytearray, exchange: Exchange) -> bool:
+        """The short way of a mail: from the server's callback to the enclave and back.
+
+        Returns:
+            False, with nothing changed, if this mail needs the long way through
+            `serve`: it is early, or to be refused.
+        """
+        link = self._link()
+        if link is None:
+            return False
+        try:
+            direction, session_id, counter = address_of(data)
+            if direction != TO_ENCLAVE or not self._order.in_turn(session_id, counter):
+                return False
+            ask = link.ask(Kind.MAIL, data)
+        except (FormatError, TransportError):
+            return False
+        exchange.on_gone = partial(link.drop, ask)
+        ask.when_answered(partial(self._answered, exchange))
+        return True
+
+    def _answered(self, exchange: Exchange, ask: Ask) -> None:
+        if exchange.gone:
+            return
+        if ask.done and ask.frames and ask.frames[0].kind != Kind.ERROR:
+            exchange.answer(200, MAILS_TYPE, _parts(ask.take()))
+        else:
+            # A stream, an error, or an enclave that ended.
+            exchange.run(partial(self._finish, ask), {})
+
+    async def _finish(self, ask: Ask, scope: Scope, receive: Receive, send: Send) -> None:
+        ask.leaves = partial(_left, receive)
+        try:
+            await self._answer(ask, send)
+        except Refusal as refusal:
+            await _refuse(send, refusal)
 
     def _linked(self) -> Link:
         link = self._link()
@@ -108,6 +141,9 @@ class Routes:
             await self._order.turn(session_id, counter)
         ask = self._ask(Kind.MAIL, data)
         ask.leaves = partial(_left, receive)
+        await self._answer(ask, send)
+
+    async def _answer(self, ask: Ask, send: Send) -> None:
         frames = await ask.more()
         if not frames:
             raise Refusal(502, "enclave", "the enclave ended while it handled this mail")
@@ -186,9 +222,17 @@ def _number(text: str) -> float:
     return value
 
 
+def _parts(frames: Iterable[Frame]) -> list[bytes]:
+    """Mails with their sizes before them, not joined."""
+    parts: list[bytes] = []
+    for frame in frames:
+        if frame.kind in (Kind.REPLY, Kind.DONE) and frame.payload:
+            parts += (len(frame.payload).to_bytes(4, "big"), frame.payload)
+    return parts
+
+
 def _join(frames: Iterable[Frame]) -> bytes:
-    mails = (f.payload for f in frames if f.kind in (Kind.REPLY, Kind.DONE) and f.payload)
-    return b"".join(len(mail).to_bytes(4, "big") + mail for mail in mails)
+    return b"".join(_parts(frames))
 
 
 async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
@@ -210,6 +254,11 @@ async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
     if len(body) > limit:
         raise Refusal(413, "too large", f"at most {limit} bytes are taken")
     return body
+
+
+async def _refuse(send: Send, refusal: Refusal) -> None:
+    body = json.dumps({"error": refusal.word, "detail": refusal.detail}).encode()
+    await _respond(send, refusal.status, b"application/json", body)
 
 
 async def _respond(send: Send, status: int, content_type: bytes, body: bytes) -> None:

@@ -1,9 +1,21 @@
 """The SDK for relying parties."""
 
 from conclave.client._hosts import ClientEvent
+from conclave.client._pace import ConstantRate
 from conclave.client.client import AsyncClient, Client
 from conclave.client.core import ReceivedMail
 from conclave.client.identity import Identity
 from conclave.mail.padding import Padding, buckets, fixed, padme
 
-__all__ = ["AsyncClient", "Client", "ClientEvent", "Identity", "Padding", "ReceivedMail", "buckets", "fixed", "padme"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ClientEvent",
+    "ConstantRate",
+    "Identity",
+    "Padding",
+    "ReceivedMail",
+    "buckets",
+    "fixed",
+    "padme",
+]

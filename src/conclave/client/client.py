@@ -13,6 +13,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar, cast
@@ -31,15 +32,17 @@ from conclave.client._http import (
     watched,
     watched_async,
 )
+from conclave.client._pace import ConstantRate, Pace, TaskTicker, ThreadTicker, Turn, paced
 from conclave.client.core import Answer, ClientCore, Exchange, Pause, ReceivedMail
 from conclave.client.identity import Identity
-from conclave.errors import TransportError
+from conclave.errors import Error, TransportError
 from conclave.mail.padding import Padding, padme
-from conclave.rpc.interface import interface_of
+from conclave.rpc.interface import Interface, interface_of
 
 E = TypeVar("E")
 T = TypeVar("T")
-Work = Callable[[], Generator[Exchange | Pause, Answer, T]]
+Work = Callable[[], Generator[Exchange | Pause | Turn, Answer, T]]
+_DAY_SECONDS = 86400.0
 _LIMITS = httpx2.Limits(max_connections=256, max_keepalive_connections=256)
 
 
@@ -86,6 +89,7 @@ class _Base:
         constraint: str | Constraint | Path,
         identity: Identity | None = None,
         padding: Padding = padme,
+        pace: ConstantRate | None = None,
         timeout_seconds: float = 30.0,
         deadline_seconds: float | None = None,
         attempts: int = 6,
@@ -100,6 +104,7 @@ class _Base:
             constraint: which enclaves to accept: the line, its parsed form, or a file.
             identity: who the enclave will see; None makes one for this object.
             padding: how mails are padded, but for calls of a stub whose class says more.
+            pace: a `ConstantRate` at which mails leave, real ones or not.
             timeout_seconds: how long one request waits for the host.
             deadline_seconds: how long a call may take in all, with whatever is tried again;
                 None: as long as its attempts take.
@@ -130,6 +135,8 @@ class _Base:
             reference=reference,
             hosts=Hosts(len(urls)),
         )
+        self._pace = None if pace is None else Pace(pace, padding)
+        self._core.only_topic = None if pace is None else pace.topic
         _clients.add(self)
 
     def __repr__(self) -> str:
@@ -153,6 +160,16 @@ class _Base:
             raise RuntimeError("this client is closed; make another one")
         self._used = True
         return _Deadline(self._deadline if timeout_seconds is None else timeout_seconds)
+
+    def _mailing(self, make: Work[T]) -> Work[T]:
+        """The same work, where there is a pace each mail at its turn."""
+        pace = self._pace
+        return make if pace is None else lambda: paced(pace, make, cover=self._core.cover)
+
+    def _check_interface(self, interface: Interface) -> None:
+        self._core.check_interface(interface)
+        if self._pace is not None:
+            self._pace.check_interface(interface)
 
     def _tell(self) -> None:
         events = self._core.hosts.events
@@ -190,10 +207,13 @@ class Client(_Base):
         super().__init__(url, **options)
         self._lock = threading.Lock()
         self._http_client: httpx2.Client | None = None
+        self._ticker = None if self._pace is None else ThreadTicker(self._pace, self._cover)
 
     __init__.__doc__ = _Base.__init__.__doc__
 
     def __enter__(self) -> Self:
+        if self._ticker is not None:
+            self._ticker.start()
         return self
 
     def __exit__(
@@ -204,6 +224,8 @@ class Client(_Base):
     def close(self) -> None:
         """Close connections; the client cannot be used after that."""
         self._closed = True
+        if self._ticker is not None:
+            self._ticker.close()
         http, self._http_client = self._http_client, None
         if http is not None:
             http.close()
@@ -238,6 +260,9 @@ class Client(_Base):
                 if isinstance(step, Pause):
                     time.sleep(deadline.left(step.seconds))
                     answer = Answer(0)
+                elif isinstance(step, Turn):
+                    assert self._ticker is not None
+                    answer = self._ticker.wait(step, deadline.left(_DAY_SECONDS))
                 else:
                     answer = self._exchange(step, deadline.left(self._timeout + step.wait_seconds), on_progress)
         finally:
@@ -262,6 +287,13 @@ class Client(_Base):
             return answer_of(response, arrived)
         except httpx2.HTTPError as error:
             return no_answer(error, seconds)
+
+    def _cover(self) -> None:
+        pace = self._pace
+        assert pace is not None
+        # Nobody waits for it; what is wrong with the enclave or the host, the next call tells.
+        with suppress(Error, RuntimeError):
+            self._run(lambda: paced(pace, self._core.cover, granted=True))
 
     def verify(self) -> AttestationResult:
         """Fetch and verify the instance now. Raises what refuses it."""
@@ -302,7 +334,9 @@ class Client(_Base):
         any time: the client keeps it, and sends it again before the topic's next one.
         """
         return self._run(
-            lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry, padding=padding),
+            self._mailing(
+                lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry, padding=padding)
+            ),
             timeout_seconds=timeout_seconds,
             on_progress=on_progress,
         )
@@ -319,7 +353,7 @@ class Client(_Base):
     ) -> list[ReceivedMail]:
         """Send a mail and return the enclave's replies to it, in its order; options as in `call`."""
         return self._run(
-            lambda: self._core.mail(body, topic=topic, envelope=envelope, padding=padding),
+            self._mailing(lambda: self._core.mail(body, topic=topic, envelope=envelope, padding=padding)),
             timeout_seconds=timeout_seconds,
             on_progress=on_progress,
         )
@@ -337,7 +371,7 @@ class Client(_Base):
         interface = interface_of(cls)
         if self._core.instance is None:
             self.verify()
-        self._core.check_interface(interface)
+        self._check_interface(interface)
         return cast(E, _Stub(self, interface, topic))
 
 
@@ -348,10 +382,13 @@ class AsyncClient(_Base):
         super().__init__(url, **options)
         self._http_client: httpx2.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._ticker = None if self._pace is None else TaskTicker(self._pace, self._cover)
 
     __init__.__doc__ = _Base.__init__.__doc__
 
     async def __aenter__(self) -> Self:
+        if self._ticker is not None:
+            self._ticker.start()
         return self
 
     async def __aexit__(
@@ -362,6 +399,8 @@ class AsyncClient(_Base):
     async def aclose(self) -> None:
         """Close connections; the client cannot be used after that."""
         self._closed = True
+        if self._ticker is not None:
+            await self._ticker.close()
         http, self._http_client = self._http_client, None
         if http is not None and self._loop is asyncio.get_running_loop():
             await http.aclose()
@@ -401,6 +440,9 @@ class AsyncClient(_Base):
                 if isinstance(step, Pause):
                     await asyncio.sleep(deadline.left(step.seconds))
                     answer = Answer(0)
+                elif isinstance(step, Turn):
+                    assert self._ticker is not None
+                    answer = await self._ticker.wait(step, deadline.left(_DAY_SECONDS))
                 else:
                     answer = await self._exchange(
                         http, step, deadline.left(self._timeout + step.wait_seconds), on_progress
@@ -428,6 +470,12 @@ class AsyncClient(_Base):
         except httpx2.HTTPError as error:
             return no_answer(error, seconds)
 
+    async def _cover(self) -> None:
+        pace = self._pace
+        assert pace is not None
+        with suppress(Error, RuntimeError):
+            await self._run(lambda: paced(pace, self._core.cover, granted=True))
+
     async def verify(self) -> AttestationResult:
         """Fetch and verify the instance now. Raises what refuses it."""
         return await self._run(self._core.verify)
@@ -449,7 +497,9 @@ class AsyncClient(_Base):
     ) -> Any:
         """See `Client.call`."""
         return await self._run(
-            lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry, padding=padding),
+            self._mailing(
+                lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry, padding=padding)
+            ),
             timeout_seconds=timeout_seconds,
             on_progress=on_progress,
         )
@@ -466,7 +516,7 @@ class AsyncClient(_Base):
     ) -> list[ReceivedMail]:
         """See `Client.mail`."""
         return await self._run(
-            lambda: self._core.mail(body, topic=topic, envelope=envelope, padding=padding),
+            self._mailing(lambda: self._core.mail(body, topic=topic, envelope=envelope, padding=padding)),
             timeout_seconds=timeout_seconds,
             on_progress=on_progress,
         )
@@ -480,7 +530,7 @@ class AsyncClient(_Base):
         interface = interface_of(cls)
         if self._core.instance is None:
             await self.verify()
-        self._core.check_interface(interface)
+        self._check_interface(interface)
         return _Stub(self, interface, topic)
 
 

@@ -26,10 +26,11 @@ from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey, SigningKey
 from conclave._framing import Frame, Kind
 from conclave.attestation.claims import InstanceClaims
+from conclave.enclave._release import Release
 from conclave.enclave.drivers import Evidence
 from conclave.enclave.sdk import Enclave, Mail, Roster, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
-from conclave.mail import MAX_BODY, Channel, Mailbox, Outcome, ReplyKind, Request, RequestKind
+from conclave.mail import MAX_BODY, Channel, EnclaveSession, Mailbox, Outcome, ReplyKind, Request, RequestKind
 from conclave.mail.padding import DoesNotFit, Padding, padme
 from conclave.rpc.interface import CallFailure, Interface, Method, RpcError, decode_call
 
@@ -93,7 +94,8 @@ class Service:
         """
         self._make_claims = claims
         self._evidence = evidence
-        self._send = send
+        self._release = Release(enclave.release_every, send) if enclave.release_every else None
+        self._send = self._release.send if self._release else send
         self._debug = debug
         self._signing = SigningKey.generate()
         key = DecryptionKey.generate()
@@ -107,6 +109,7 @@ class Service:
             admit=self._admit,
             padding=self._padding,
             padding_of=self._padding_of,
+            seal=self._release.seal if self._release else EnclaveSession.encrypt,
         )
         self._methods = {n: _Target(getattr(enclave, n), m) for n, m in interface.methods.items()}
         self._on_mail = _Target(enclave.on_mail)
@@ -118,6 +121,8 @@ class Service:
         self._pool = ThreadPoolExecutor(enclave.threads) if enclave.threads > 1 else None
         enclave._context = self
         enclave.on_start()
+        if self._release is not None:
+            self._release.start(self._loop)
 
     def announce(self, request: int = 0) -> None:
         """Send claims and evidence to the host."""
@@ -186,6 +191,8 @@ class Service:
         self._announce(frame.request, claims, evidence)
 
     def _mail(self, frame: Frame) -> None:
+        if self._release is not None:
+            self._release.arrived(frame.request)
         try:
             received = self._mailbox.receive(frame.payload, frame.request)
         except Error as error:

@@ -11,7 +11,8 @@ import asyncio
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from conclave.mail.padding import Padding
 from conclave.rpc.interface import RpcError
@@ -19,6 +20,8 @@ from conclave.rpc.interface import RpcError
 if TYPE_CHECKING:
     from conclave.attestation.claims import InstanceClaims
 
+SHORTEST: Final = timedelta(milliseconds=1)
+LONGEST: Final = timedelta(hours=1)
 _sender: ContextVar[bytes] = ContextVar("conclave_sender")
 
 
@@ -143,12 +146,23 @@ class Enclave:
         padding: how mails are padded that are no calls of a method with a padding of
             its own: `padme`, `fixed(…)` or `buckets(…)`. With None (default) replies
             are padded by Padmé, and each client chooses for its requests.
+        release_every: a `timedelta` for replies and posted mail that leave at ticks
+            only, one to two of them after the request came. None: as soon as they are
+            ready.
     """
 
     threads: int = 1
     padding: Padding | None = None
+    release_every: timedelta | None = None
     delivery = "at_least_once"
     _context: Context
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Raises TypeError for attributes that the runtime could not follow: at build time, with the author's line."""
+        super().__init_subclass__(**options)
+        every = cls.release_every
+        if every is not None and not (isinstance(every, timedelta) and SHORTEST <= every <= LONGEST):
+            raise TypeError(f"{cls.__name__}.release_every is a timedelta of {SHORTEST} to {LONGEST}, or None")
 
     def on_start(self) -> None:
         """Called once, after the keys exist and before the first mail."""

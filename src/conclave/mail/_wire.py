@@ -25,6 +25,7 @@ MAX_BODY: Final = 16 * 1024 * 1024 - 65536
 
 FLAG_NO_RETRY: Final = 1
 FLAG_LAST: Final = 1
+FLAG_OUTSIDE: Final = 2
 
 _TOPIC = re.compile(rb"[A-Za-z0-9_./-]{1,255}\Z")
 
@@ -35,6 +36,7 @@ class RequestKind(IntEnum):
     MAIL = 0
     CALL = 1
     ACKNOWLEDGE = 2
+    COVER = 4
 
 
 class ReplyKind(IntEnum):
@@ -47,10 +49,14 @@ class ReplyKind(IntEnum):
     OVERLOADED = 4
     ACCEPTED = 5
     NOT_ADMITTED = 6
+    COVER = 8
     CLOSED = 10
 
 
+_REQUEST_KINDS: Final = frozenset(RequestKind)
 _REPLY_KINDS: Final = frozenset(ReplyKind)
+_OUTSIDE: Final = frozenset({RequestKind.ACKNOWLEDGE, RequestKind.COVER})
+_ANSWERS_OUTSIDE: Final = frozenset({ReplyKind.COVER, ReplyKind.NOT_ADMITTED, ReplyKind.CLOSED})
 
 
 def check_topic(topic: str) -> bytes:
@@ -91,7 +97,7 @@ class Reply(msgspec.Struct, frozen=True):
     """What an enclave says: authentic once decrypted.
 
     Attributes:
-        answers: sequence of the request, or `NONE`.
+        answers: sequence of the request, or `NONE`; where `outside`, its counter.
         expected: for a sequence error, the sequence the enclave waits for; for a
             closed strand, the one it waited for; for a last reply, how many replies
             the request has.
@@ -113,6 +119,11 @@ class Reply(msgspec.Struct, frozen=True):
         """Whether no further reply to that request follows."""
         return bool(self.flags & FLAG_LAST)
 
+    @property
+    def outside(self) -> bool:
+        """Whether it answers a request outside the sequence."""
+        return bool(self.flags & FLAG_OUTSIDE)
+
 
 def _unpad(plaintext: bytes) -> tuple[tuple[int, ...], bytes]:
     fields = PRIVATE.unpack_from(plaintext)
@@ -128,18 +139,21 @@ def _unpad(plaintext: bytes) -> tuple[tuple[int, ...], bytes]:
 def parse_request(plaintext: bytes, envelope: bytes) -> Request:
     """Read a decrypted mail of a client. Raises FormatError."""
     (kind, flags, _, _, sequence, acknowledged, zero, strand), body = _unpad(plaintext)
-    if kind > RequestKind.ACKNOWLEDGE or flags & ~FLAG_NO_RETRY or zero:
+    if kind not in _REQUEST_KINDS or flags & ~FLAG_NO_RETRY or zero:
         raise FormatError("private header with an unknown kind or flag")
-    if (kind == RequestKind.ACKNOWLEDGE) != (sequence == NONE):
-        raise FormatError("only an acknowledgement is outside the sequence")
+    if (kind in _OUTSIDE) != (sequence == NONE):
+        raise FormatError("only acknowledgements and covers are outside the sequence")
     return Request(kind, flags, sequence, acknowledged, body, envelope, strand)
 
 
 def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
     """Read a decrypted mail of an enclave. Raises FormatError."""
     (kind, flags, _, _, sequence, acknowledged, answers, expected), body = _unpad(plaintext)
-    if kind not in _REPLY_KINDS or flags & ~FLAG_LAST:
+    if kind not in _REPLY_KINDS or flags & ~(FLAG_LAST | FLAG_OUTSIDE):
         raise FormatError("private header with an unknown kind or flag")
+    outside = bool(flags & FLAG_OUTSIDE)
+    if (outside and (kind not in _ANSWERS_OUTSIDE or sequence != NONE)) or (kind == ReplyKind.COVER and not outside):
+        raise FormatError("a reply of another kind than its request")
     return Reply(kind, flags, sequence, acknowledged, answers, expected, body, envelope)
 
 

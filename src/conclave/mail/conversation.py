@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from conclave._mailheader import NONE
+from conclave._mailheader import NONE, address_of
 from conclave.errors import DecryptionError
-from conclave.mail._wire import Reply, Request, RequestKind
+from conclave.mail._wire import Reply, ReplyKind, Request, RequestKind
 from conclave.mail.padding import Padding
 from conclave.mail.session import ClientSession
 
@@ -57,6 +57,8 @@ class Conversation:
         self.posted: list[Reply] = []
         self._next = 0
         self._pending: dict[int, Pending] = {}
+        # Cover mails under way, by their counter.
+        self._covers: dict[int, Pending] = {}
         self._received_below = 0
         self._above: set[int] = set()
 
@@ -72,6 +74,9 @@ class Conversation:
             new_boot: the session carries another strand, which counts from 0.
         """
         self.session = session
+        covers, self._covers = self._covers, {}
+        for item in covers.values():
+            self._enter_cover(item)
         if new_boot:
             waiting = self.waiting()
             self._pending = {}
@@ -118,6 +123,20 @@ class Conversation:
         self._enter(item)
         return item
 
+    def cover(self) -> Pending:
+        """A mail that means nothing, outside the sequence (MAIL-42)."""
+        item = Pending(RequestKind.COVER, 0, b"", b"", sequence=NONE)
+        self._enter_cover(item)
+        return item
+
+    def _enter_cover(self, item: Pending) -> None:
+        item.encrypted = self._encrypt(item)
+        self._covers[address_of(item.encrypted)[2]] = item
+
+    def uncover(self, item: Pending) -> None:
+        """Wait for its answer no longer."""
+        self._covers = {counter: other for counter, other in self._covers.items() if other is not item}
+
     def forget(self, item: Pending) -> None:
         """Drop a request that must not be sent to another boot."""
         self._pending.pop(item.sequence, None)
@@ -148,6 +167,12 @@ class Conversation:
         if self.session is None:
             raise DecryptionError
         reply = self.session.decrypt(data)
+        if reply.outside:
+            item = self._covers.get(reply.answers)
+            if item is not None:
+                item.done = reply.kind == ReplyKind.COVER
+                item.refused = None if item.done else reply
+            return item
         item = self._pending.get(reply.answers)
         if reply.sequence == NONE:
             if item is not None:

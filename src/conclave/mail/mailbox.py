@@ -21,7 +21,7 @@ from conclave._crypto import DecryptionKey
 from conclave._mailheader import NONE, EncryptedMail
 from conclave.errors import DecryptionError, FormatError, OverloadedError, SessionError
 from conclave.mail import _wire
-from conclave.mail._wire import FLAG_LAST, PRIVATE, Reply, ReplyKind, Request, RequestKind
+from conclave.mail._wire import FLAG_LAST, FLAG_OUTSIDE, PRIVATE, Reply, ReplyKind, Request, RequestKind
 from conclave.mail.padding import Padding, padme
 from conclave.mail.session import EnclaveSession
 
@@ -204,6 +204,7 @@ class Mailbox:
         admit: Callable[[bytes, str], bool] = lambda _sender, _topic: True,
         padding: Padding = padme,
         padding_of: Callable[[Request], Padding | None] = lambda _request: None,
+        seal: Callable[[EnclaveSession, Reply], bytes] = EnclaveSession.encrypt,
         bounds: Bounds | None = None,
     ) -> None:
         """Nothing is open yet.
@@ -213,7 +214,9 @@ class Mailbox:
             padding: how what belongs to no request is padded.
             padding_of: how everything that answers a request is padded, refusals
                 included; None for `padding`.
+            seal: encrypts a reply, or gives what stands for it until it leaves.
         """
+        self.seal = seal
         self._keys: list[tuple[DecryptionKey, bytes]] = [(key, claims_digest)]
         self._admit = admit
         self._padding = padding
@@ -256,11 +259,11 @@ class Mailbox:
             key = (session.identity, session.topic, request.strand)
             closed, channel = self._closed.get(key), self._channels.get(key)
             if closed is not None:
-                return self._refuse(session, request, ReplyKind.CLOSED, closed)
+                return self._refuse(session, request, ReplyKind.CLOSED, closed, mail.counter)
             if channel is None:
                 if not self._admit(session.identity, session.topic):
                     # Nothing is kept: an outsider costs no memory.
-                    return self._refuse(session, request, ReplyKind.NOT_ADMITTED, 0)
+                    return self._refuse(session, request, ReplyKind.NOT_ADMITTED, 0, mail.counter)
                 channel = self._begin(key)
             self._register(session, channel)
         elif request.strand != channel.strand:
@@ -270,6 +273,8 @@ class Mailbox:
         channel.acknowledge(request.acknowledged)
         if request.kind == RequestKind.ACKNOWLEDGE:
             return Received(Outcome.ANSWERED)
+        if request.kind == RequestKind.COVER:
+            return self._refuse(session, request, ReplyKind.COVER, 0, mail.counter)
         return self._order(session, channel, request, route)
 
     def _order(self, session: EnclaveSession, channel: Channel, request: Request, route: int) -> Received:
@@ -285,15 +290,20 @@ class Mailbox:
         if handled is None or not _crypto.same(handled.digest, digest):
             return self._refuse(session, request, ReplyKind.SEQUENCE_ERROR, expected)
         old, handled.route, handled.session = handled.route, route, session
-        mails = tuple(session.encrypt(reply) for reply in handled.replies)
+        mails = tuple(self.seal(session, reply) for reply in handled.replies)
         if handled.done:
             return Received(Outcome.ANSWERED, mails)
         return Received(Outcome.WAIT, mails, channel, request, superseded_route=old)
 
-    def _refuse(self, session: EnclaveSession, request: Request, kind: ReplyKind, expected: int) -> Received:
-        padding = self._padding_of(request)
-        reply = Reply(kind, FLAG_LAST, NONE, expected, request.sequence, expected, b"", padding=padding)
-        return Received(Outcome.ANSWERED, (session.encrypt(reply),))
+    def _refuse(
+        self, session: EnclaveSession, request: Request, kind: ReplyKind, expected: int, counter: int = 0
+    ) -> Received:
+        padding, flags, answers = self._padding_of(request), FLAG_LAST, request.sequence
+        if answers == NONE:
+            # It has no sequence to be known by.
+            flags, answers = FLAG_LAST | FLAG_OUTSIDE, counter
+        reply = Reply(kind, flags, NONE, expected, answers, expected, b"", padding=padding)
+        return Received(Outcome.ANSWERED, (self.seal(session, reply),))
 
     def reply(
         self,
@@ -321,7 +331,7 @@ class Mailbox:
         reply = channel.reply(answers, kind, body, envelope, last=last, padding=padding)
         if reply is None or handled is None:
             return None
-        return handled.route, handled.session.encrypt(reply)
+        return handled.route, self.seal(handled.session, reply)
 
     def post(self, identity: bytes, topic: str, body: bytes, *, envelope: bytes = b"") -> bytes:
         """Make a mail that answers nothing, for the channel's newest session.
@@ -338,7 +348,7 @@ class Mailbox:
         # A channel is registered with its first session, and what answers nothing is never done.
         assert reply is not None
         assert channel.latest is not None
-        return channel.latest.encrypt(reply)
+        return self.seal(channel.latest, reply)
 
     def _open(self, mail: EncryptedMail) -> EnclaveSession:
         if not mail.opening or mail.session_id in self._retired:

@@ -26,6 +26,9 @@ class Kind(IntEnum):
     CHALLENGE = 2
     STOP = 3
     RENEW = 4
+    CHUNKS = 5
+    CREDIT = 6
+    DROP = 7
     INSTANCE = 65
     REPLY = 66
     DONE = 67

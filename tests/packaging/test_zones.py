@@ -17,7 +17,7 @@ from conclave.platform.tree import ENCLAVE_MODULES
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "conclave"
 
-_LEAVES = {"errors", "_codec", "_framing", "_lazy", "_mailheader"}
+_LEAVES = {"errors", "_chunkheader", "_codec", "_framing", "_lazy", "_mailheader"}
 _PURE = _LEAVES | {"_crypto", "attestation", "bundle", "mail", "rpc", ""}
 # The host holds no keys: of the packages it may know parsers only.
 ALLOWED = {
@@ -25,6 +25,7 @@ ALLOWED = {
     "_codec": {"errors"},
     "_framing": {"errors"},
     "_mailheader": {"errors"},
+    "_chunkheader": {"errors"},
     "_crypto": {"errors"},
     "attestation": _LEAVES | {"_crypto", "attestation", ""},
     "bundle": _LEAVES | {"_crypto", "attestation.claims", "bundle"},

@@ -10,6 +10,7 @@ Spec: spec/claims.md section 4, spec/mail.md section 6, spec/http.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -27,10 +28,12 @@ from conclave.errors import (
     MailError,
     OverloadedError,
     SequenceError,
+    StreamError,
     TransportError,
 )
 from conclave.mail import ClientSession, Conversation, Pending, Reply, ReplyKind, RequestKind, padme
 from conclave.mail.padding import Padding
+from conclave.mail.stream import ChunkSealer
 from conclave.rpc.interface import CallFailure, Interface, decode_result, encode_call
 
 T = TypeVar("T")
@@ -122,6 +125,25 @@ def check_challenge(claims: InstanceClaims, claims_digest: bytes, nonce: bytes, 
         raise TransportError(f"no answer to the challenge: {_reason(answer)}")
     said = nonce + answer.body[:32]
     _crypto.verify_signature(claims.signing_key, "challenge", claims_digest, said, answer.body[32:])
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A stream call that was encrypted and not yet sent.
+
+    Attributes:
+        counter: of its mail, which names it.
+        sealer: encrypts the upload.
+        host: where it goes, with all that follows.
+        closed: to be told if the enclave gave up the strand, and after how many requests.
+    """
+
+    session: ClientSession
+    mail: bytes
+    counter: int
+    sealer: ChunkSealer
+    host: int
+    closed: Callable[[int], None]
 
 
 class _Topic:
@@ -346,6 +368,31 @@ class ClientCore:
         if replies[-1].kind != ReplyKind.RESULT:
             raise FormatError("the enclave answered a call with something else than a result")
         return decode_result(replies[-1].body, returns)
+
+    def open_stream(
+        self, name: str, arguments: list[Any], *, topic: str, upload: bool, padding: Padding | None = None
+    ) -> Steps[Opened]:
+        """Encrypt a stream call, which is sent once at most."""
+        if self.only_topic is not None:
+            raise ValueError("a stream cannot be hidden in mails at a constant rate; use a client without pace for it")
+        body = encode_call(name, arguments)
+        if self._is_stale():
+            yield from self.verify()
+        place = self._topic(topic)
+        opened = place.conversation.open_stream(body, upload=upload, padding=padding)
+        return Opened(*opened, self.hosts.current, lambda taken: self._close(topic, place, taken))
+
+    def stream_refused(self, status: int, *, topic: str) -> Steps[StreamError]:
+        """The error of a stream call that the host refused; what comes after it finds the new instance."""
+        answer = Answer(status)
+        place = self._topics.get(topic)
+        if status in _AGAIN and place is not None:
+            session = place.conversation.session
+            with suppress(Error):
+                yield from self.verify()
+                if place.conversation.session is session and status in (409, 422):
+                    self._open(topic, place, new_boot=False)
+        return StreamError(f"the stream did not begin, and stream calls are not retried: {_reason(answer)}")
 
     def _request(
         self, kind: RequestKind, body: bytes, *, topic: str, envelope: bytes, retry: bool, padding: Padding | None

@@ -26,13 +26,14 @@ from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey, SigningKey
 from conclave._framing import Frame, Kind
 from conclave.attestation.claims import InstanceClaims
+from conclave.enclave import _streams
 from conclave.enclave._release import Release
 from conclave.enclave.drivers import Evidence
 from conclave.enclave.sdk import Enclave, Mail, Roster, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
 from conclave.mail import MAX_BODY, Channel, EnclaveSession, Mailbox, Outcome, ReplyKind, Request, RequestKind
 from conclave.mail.padding import DoesNotFit, Padding, padme
-from conclave.rpc.interface import CallFailure, Interface, Method, RpcError, decode_call
+from conclave.rpc.interface import DOES_NOT_FIT, CallFailure, Interface, Method, RpcError, decode_call, error_body
 
 Send = Callable[[int, int, bytes], None]
 MAX_MESSAGE: Final = 4096
@@ -41,9 +42,6 @@ _WORDS: Final = (
     (SessionError, b"session"),
     (OverloadedError, b"overloaded"),
     (FormatError, b"format"),
-)
-_DOES_NOT_FIT: Final = CallFailure(
-    type="DoesNotFit", message="what the enclave answers is larger than this method's padding, or any mail, allows"
 )
 _encode_result = msgspec.msgpack.Encoder().encode
 
@@ -119,6 +117,13 @@ class Service:
         self.roster = Roster(roster, quorum, self._digest, self._at_home)
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = ThreadPoolExecutor(enclave.threads) if enclave.threads > 1 else None
+        self.streams = _streams.Streams(
+            send=self._send,
+            prepare=self._prepare_stream,
+            failure=self._failure,
+            pool=self._pool,
+            bounds=_streams.Bounds(idle_seconds=enclave.stream_idle_seconds),
+        )
         enclave._context = self
         enclave.on_start()
         if self._release is not None:
@@ -138,6 +143,12 @@ class Service:
         """Take one frame from the host. False: stop."""
         if frame.kind == Kind.MAIL:
             self._mail(frame)
+        elif frame.kind == Kind.CHUNKS:
+            self.streams.chunks(frame)
+        elif frame.kind == Kind.CREDIT:
+            self.streams.credit(frame)
+        elif frame.kind == Kind.DROP:
+            self.streams.drop(frame)
         elif frame.kind == Kind.CHALLENGE:
             self._challenge(frame)
         elif frame.kind == Kind.RENEW:
@@ -210,12 +221,21 @@ class Service:
             self._send(Kind.DONE, frame.request, last[0] if last else b"")
         elif received.outcome is Outcome.RUN and received.channel and received.request:
             self._start(received.channel, received.request)
+        elif received.outcome is Outcome.STREAM and received.session and received.request:
+            self.streams.start(
+                received.request,
+                received.session,
+                received.counter,
+                frame.request,
+                sender=_sender,
+                padding=self._padding_of(received.request),
+            )
 
     # Handlers ------------------------------------------------------------------------
 
     def _padding_of(self, request: Request) -> Padding:
         """A call of an unknown method is padded like what is no call."""
-        if request.kind == RequestKind.CALL and request.body:
+        if request.kind in (RequestKind.CALL, RequestKind.STREAM) and request.body:
             return self._paddings.get(request.body[1 : 1 + request.body[0]], self._padding)
         return self._padding
 
@@ -253,11 +273,23 @@ class Service:
 
             mail = Mail(channel.identity, channel.topic, request.sequence, request.envelope, request.body, reply)
             return self._on_mail.handler, (mail,), self._on_mail.asynchronous
-        name, arguments = decode_call(request.body)
+        target, method, arguments = self._called(request.body)
+        if method.streams:
+            raise FormatError(f"{method.name}() takes or returns a stream: it is called by a stream call")
+        return target.handler, arguments, target.asynchronous
+
+    def _prepare_stream(self, request: Request) -> tuple[Callable[..., Any], Method, tuple[Any, ...]]:
+        target, method, arguments = self._called(request.body)
+        if not method.streams:
+            raise FormatError(f"{method.name}() takes and returns no stream: it is called by a plain call")
+        return target.handler, method, arguments
+
+    def _called(self, body: bytes) -> tuple[_Target, Method, tuple[Any, ...]]:
+        name, arguments = decode_call(body)
         target = self._methods.get(name)
         if target is None or target.method is None:
             raise FormatError(f"this enclave has no method of that name; it has: {', '.join(self._methods)}")
-        return target.handler, target.method.decode_arguments(arguments), target.asynchronous
+        return target, target.method, target.method.decode_arguments(arguments)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -284,22 +316,19 @@ class Service:
         self._reply(channel, request, kind, body, last=True)
 
     def _fail(self, channel: Channel, request: Request, error: BaseException) -> None:
+        body, padding = error_body(self._failure(error), self._padding_of(request))
+        self._reply(channel, request, ReplyKind.CALL_ERROR, body, last=True, padding=padding)
+
+    def _failure(self, error: BaseException) -> CallFailure:
+        """What the caller learns of an error. Within the handler of its exception."""
         if isinstance(error, RpcError):
-            failure = CallFailure(type=type(error).__name__[:128], message=str(error)[:MAX_MESSAGE])
-        elif isinstance(error, FormatError):
-            failure = CallFailure(type="InvalidCall", message=str(error)[:MAX_MESSAGE])
-        else:
-            self._report()
-            failure = CallFailure(type="error", message="the enclave's code failed")
-        padding = self._padding_of(request)
-        try:
-            if isinstance(error, DoesNotFit):
-                raise error
-            self._reply(channel, request, ReplyKind.CALL_ERROR, failure.encode(padding.room), last=True)
-        except DoesNotFit:
-            # In the size that the answer would have had, if any had been large enough.
-            body = _DOES_NOT_FIT.encode(padding.room)
-            self._reply(channel, request, ReplyKind.CALL_ERROR, body, last=True, padding=padding.largest)
+            return CallFailure(type=type(error).__name__[:128], message=str(error)[:MAX_MESSAGE])
+        if isinstance(error, FormatError):
+            return CallFailure(type="InvalidCall", message=str(error)[:MAX_MESSAGE])
+        self._report()
+        if isinstance(error, DoesNotFit):
+            return DOES_NOT_FIT
+        return CallFailure(type="error", message="the enclave's code failed")
 
     def _reply(
         self,

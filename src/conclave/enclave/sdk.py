@@ -149,11 +149,14 @@ class Enclave:
         release_every: a `timedelta` for replies and posted mail that leave at ticks
             only, one to two of them after the request came. None: as soon as they are
             ready.
+        stream_idle_seconds: how long a stream waits for the client's next chunk, or
+            for it to take the next item, before it breaks off.
     """
 
     threads: int = 1
     padding: Padding | None = None
     release_every: timedelta | None = None
+    stream_idle_seconds: float = 60.0
     delivery = "at_least_once"
     _context: Context
 

@@ -24,6 +24,7 @@ MAX_BODY: Final = 16 * 1024 * 1024 - 65536
 
 
 FLAG_NO_RETRY: Final = 1
+FLAG_UPLOAD: Final = 2
 FLAG_LAST: Final = 1
 FLAG_OUTSIDE: Final = 2
 
@@ -36,6 +37,7 @@ class RequestKind(IntEnum):
     MAIL = 0
     CALL = 1
     ACKNOWLEDGE = 2
+    STREAM = 3
     COVER = 4
 
 
@@ -49,14 +51,18 @@ class ReplyKind(IntEnum):
     OVERLOADED = 4
     ACCEPTED = 5
     NOT_ADMITTED = 6
+    STREAM = 7
     COVER = 8
     CLOSED = 10
 
 
 _REQUEST_KINDS: Final = frozenset(RequestKind)
 _REPLY_KINDS: Final = frozenset(ReplyKind)
-_OUTSIDE: Final = frozenset({RequestKind.ACKNOWLEDGE, RequestKind.COVER})
-_ANSWERS_OUTSIDE: Final = frozenset({ReplyKind.COVER, ReplyKind.NOT_ADMITTED, ReplyKind.CLOSED})
+_OUTSIDE: Final = frozenset({RequestKind.ACKNOWLEDGE, RequestKind.STREAM, RequestKind.COVER})
+_ANSWERS_OUTSIDE: Final = frozenset(
+    {ReplyKind.STREAM, ReplyKind.CALL_ERROR, ReplyKind.OVERLOADED, ReplyKind.NOT_ADMITTED, ReplyKind.CLOSED}
+    | {ReplyKind.COVER}
+)
 
 
 def check_topic(topic: str) -> bytes:
@@ -121,7 +127,7 @@ class Reply(msgspec.Struct, frozen=True):
 
     @property
     def outside(self) -> bool:
-        """Whether it answers a request outside the sequence."""
+        """Whether it answers a stream call or a cover, and so nothing in the sequence."""
         return bool(self.flags & FLAG_OUTSIDE)
 
 
@@ -139,10 +145,11 @@ def _unpad(plaintext: bytes) -> tuple[tuple[int, ...], bytes]:
 def parse_request(plaintext: bytes, envelope: bytes) -> Request:
     """Read a decrypted mail of a client. Raises FormatError."""
     (kind, flags, _, _, sequence, acknowledged, zero, strand), body = _unpad(plaintext)
-    if kind not in _REQUEST_KINDS or flags & ~FLAG_NO_RETRY or zero:
+    stream = kind == RequestKind.STREAM
+    if kind not in _REQUEST_KINDS or flags & ~(FLAG_UPLOAD if stream else FLAG_NO_RETRY) or zero:
         raise FormatError("private header with an unknown kind or flag")
     if (kind in _OUTSIDE) != (sequence == NONE):
-        raise FormatError("only acknowledgements and covers are outside the sequence")
+        raise FormatError("acknowledgements, stream calls and covers are outside the sequence, the rest is in it")
     return Request(kind, flags, sequence, acknowledged, body, envelope, strand)
 
 
@@ -151,9 +158,11 @@ def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
     (kind, flags, _, _, sequence, acknowledged, answers, expected), body = _unpad(plaintext)
     if kind not in _REPLY_KINDS or flags & ~(FLAG_LAST | FLAG_OUTSIDE):
         raise FormatError("private header with an unknown kind or flag")
-    outside = bool(flags & FLAG_OUTSIDE)
-    if (outside and (kind not in _ANSWERS_OUTSIDE or sequence != NONE)) or (kind == ReplyKind.COVER and not outside):
-        raise FormatError("a reply of another kind than its request")
+    if flags & FLAG_OUTSIDE:
+        if kind not in _ANSWERS_OUTSIDE or sequence != NONE or (expected and kind != ReplyKind.CLOSED):
+            raise FormatError("an answer outside the sequence that cannot be one")
+    elif kind in (ReplyKind.STREAM, ReplyKind.COVER):
+        raise FormatError("a stream or cover that answers nothing of its kind")
     return Reply(kind, flags, sequence, acknowledged, answers, expected, body, envelope)
 
 

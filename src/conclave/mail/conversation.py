@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from conclave._mailheader import NONE, address_of
 from conclave.errors import DecryptionError
-from conclave.mail._wire import Reply, ReplyKind, Request, RequestKind
+from conclave.mail._wire import FLAG_UPLOAD, Reply, ReplyKind, Request, RequestKind
 from conclave.mail.padding import Padding
 from conclave.mail.session import ClientSession
+from conclave.mail.stream import ChunkSealer
 
 
 @dataclass(slots=True)
@@ -155,6 +156,16 @@ class Conversation:
             raise RuntimeError("no session yet")
         return self.session.encrypt(Request(RequestKind.ACKNOWLEDGE, 0, NONE, self.acknowledged, b""))
 
+    def open_stream(
+        self, body: bytes, *, upload: bool, padding: Padding | None = None
+    ) -> tuple[ClientSession, bytes, int, ChunkSealer]:
+        """Encrypt a stream call, which takes no place in the order."""
+        if self.session is None:
+            raise RuntimeError("no session yet")
+        flags = FLAG_UPLOAD if upload else 0
+        request = Request(RequestKind.STREAM, flags, NONE, self.acknowledged, body, padding=padding)
+        return self.session, *self.session.open_stream(request)
+
     def receive(self, data: bytes) -> Pending | None:
         """Take one mail from the host.
 
@@ -169,9 +180,11 @@ class Conversation:
         reply = self.session.decrypt(data)
         if reply.outside:
             item = self._covers.get(reply.answers)
-            if item is not None:
-                item.done = reply.kind == ReplyKind.COVER
-                item.refused = None if item.done else reply
+            if item is None:
+                # The host gave the head of a stream to whoever waits for something else.
+                raise DecryptionError
+            item.done = reply.kind == ReplyKind.COVER
+            item.refused = None if item.done else reply
             return item
         item = self._pending.get(reply.answers)
         if reply.sequence == NONE:

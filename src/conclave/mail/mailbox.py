@@ -181,6 +181,7 @@ class Outcome(Enum):
     RUN = "run the handler"
     WAIT = "the handler runs already; its replies go to this route too"
     ANSWERED = "only send `mails`"
+    STREAM = "a stream call: run the handler beside the channel's order"
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -191,6 +192,8 @@ class Received(msgspec.Struct, frozen=True):
     channel: Channel | None = None
     request: Request | None = None
     superseded_route: int = 0
+    session: EnclaveSession | None = None
+    counter: int = 0
 
 
 class Mailbox:
@@ -254,6 +257,9 @@ class Mailbox:
         known = self._sessions.get(mail.session_id)
         session, channel = known if known is not None else (self._open(mail), None)
         request = session.decrypt(mail)
+        stream = request.kind == RequestKind.STREAM
+        if stream and mail.counter <= session.last_stream:
+            raise DecryptionError
         # From here the mail is authentic; only now does anything change.
         if channel is None:
             key = (session.identity, session.topic, request.strand)
@@ -275,6 +281,9 @@ class Mailbox:
             return Received(Outcome.ANSWERED)
         if request.kind == RequestKind.COVER:
             return self._refuse(session, request, ReplyKind.COVER, 0, mail.counter)
+        if stream:
+            session.last_stream = mail.counter
+            return Received(Outcome.STREAM, (), channel, request, 0, session, mail.counter)
         return self._order(session, channel, request, route)
 
     def _order(self, session: EnclaveSession, channel: Channel, request: Request, route: int) -> Received:

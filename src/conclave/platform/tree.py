@@ -33,6 +33,7 @@ from conclave.platform import shelf
 # Our own modules inside an enclave; each package is listed with what of it goes in.
 ENCLAVE_MODULES: Final = (
     "__init__",
+    "_chunkheader",
     "_codec",
     "_crypto/__init__",
     "_framing",
@@ -47,6 +48,7 @@ ENCLAVE_MODULES: Final = (
     "enclave/_runtime",
     "enclave/_sandbox",
     "enclave/_service",
+    "enclave/_streams",
     "enclave/drivers/__init__",
     "enclave/drivers/cbor",
     "enclave/drivers/certificates",
@@ -67,6 +69,7 @@ ENCLAVE_MODULES: Final = (
     "mail/mailbox",
     "mail/padding",
     "mail/session",
+    "mail/stream",
     "rpc/__init__",
     "rpc/interface",
     "rpc/types",

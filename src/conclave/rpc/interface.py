@@ -13,14 +13,14 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
 
 import msgspec
 
 from conclave import _codec, _crypto
 from conclave.errors import FormatError
 from conclave.mail.padding import Padding
-from conclave.rpc.types import describe
+from conclave.rpc.types import StreamType, describe, stream_type
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,6 +73,26 @@ class Method:
     return_type: Any
     padding: Padding | None
     _all_arguments: msgspec.msgpack.Decoder[tuple[Any, ...]] = field(repr=False, compare=False)
+    upload: StreamType | None = None
+    upload_at: int = -1
+    download: StreamType | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether it is called by a stream call: outside the order, and never retried."""
+        return self.upload is not None or self.download is not None
+
+    def split(self, arguments: list[Any]) -> tuple[list[Any], Any]:
+        """Arguments as `bind` gives them: those of the call, and the iterator to upload."""
+        if self.upload is None:
+            return arguments, None
+        return arguments[: self.upload_at] + arguments[self.upload_at + 1 :], arguments[self.upload_at]
+
+    def join(self, arguments: tuple[Any, ...], upload: Any) -> tuple[Any, ...]:
+        """The reverse of `split`, in the enclave. Every parameter before the stream is a required one."""
+        if self.upload is None:
+            return arguments
+        return (*arguments[: self.upload_at], upload, *arguments[self.upload_at :])
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """Arguments in order, defaults filled in. Raises TypeError as Python does."""
@@ -109,11 +129,13 @@ class Method:
             raw = msgspec.msgpack.decode(body, type=list[msgspec.Raw])
         except (msgspec.MsgspecError, RecursionError):
             raise FormatError(f"{self.name}: arguments are not an array") from None
-        needed = sum(not optional for _, _, optional in self.parameters)
-        if not needed <= len(raw) <= len(self.parameters):
-            raise FormatError(f"{self.name}() takes {needed} to {len(self.parameters)} arguments, got {len(raw)}")
+        # The stream does not come in the array.
+        parameters = [p for at, p in enumerate(self.parameters) if at != self.upload_at]
+        needed = sum(not optional for _, _, optional in parameters)
+        if not needed <= len(raw) <= len(parameters):
+            raise FormatError(f"{self.name}() takes {needed} to {len(parameters)} arguments, got {len(raw)}")
         values = []
-        for part, (name, text, _), kind in zip(raw, self.parameters, self.argument_types, strict=False):
+        for part, (name, text, _), kind in zip(raw, parameters, self.argument_types, strict=False):
             try:
                 values.append(msgspec.msgpack.decode(part, type=kind))
             except (msgspec.MsgspecError, RecursionError, UnicodeError):
@@ -188,6 +210,7 @@ def _method(
     except NameError as error:
         raise TypeError(f"{where}: annotation {error.name!r} cannot be resolved") from None
     parameters, kinds, defaults = [], [], []
+    upload, upload_at = None, -1
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
         if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
             raise TypeError(f"{where}: *args, **kwargs and keyword-only parameters do not cross")
@@ -195,24 +218,59 @@ def _method(
             raise TypeError(f"{where}: parameter '{parameter.name}' needs a type annotation")
         kind = hints[parameter.name]
         optional = parameter.default is not parameter.empty
-        parameters.append((parameter.name, describe(kind), optional))
-        kinds.append(kind)
+        stream = stream_type(kind)
+        if stream is None:
+            parameters.append((parameter.name, describe(kind), optional))
+            kinds.append(kind)
+        elif upload is not None or optional or stream.generator:
+            raise TypeError(
+                f"{where}: a method takes one stream, without a default, "
+                "as Iterator[T], Iterable[T], AsyncIterator[T] or AsyncIterable[T]"
+            )
+        else:
+            upload, upload_at = stream, len(parameters)
+            parameters.append((parameter.name, stream.text, False))
         defaults.append(parameter.default)
     if "return" not in hints:
         raise TypeError(f"{where}: needs a return annotation (-> None if it returns nothing)")
     returns = hints["return"]
+    download = stream_type(returns)
     everything = msgspec.msgpack.Decoder(types.GenericAlias(tuple, tuple(kinds)))
+    text = describe(returns) if download is None else download.text
     return Method(
         name,
         tuple(parameters),
-        describe(returns),
+        text,
         options["retry"],
         tuple(kinds),
         tuple(defaults),
-        returns,
+        returns if download is None else download.item,
         options["padding"] or padding,
         everything,
+        upload,
+        upload_at,
+        download,
     )
+
+
+def check_handlers(cls: type, interface: Interface) -> None:
+    """Check that an enclave class can run the methods of its interface.
+
+    Raises:
+        TypeError: a method would wait for its stream where nothing else can run.
+    """
+    for method in interface.methods.values():
+        function = getattr(cls, method.name)
+        if method.upload is None or method.upload.asynchronous:
+            continue
+        where = f"{cls.__name__}.{method.name}"
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"{where}: an async method takes its stream as AsyncIterator[T], not Iterator[T]")
+        if getattr(cls, "threads", 1) < 2:
+            raise TypeError(
+                f"{where}: a plain method that takes an Iterator waits for it, so it needs a thread: "
+                "set threads = 2 or more in the class, or write it with async def and AsyncIterator[T]"
+            )
 
 
 def encode_call(name: str, arguments: list[Any]) -> bytes:
@@ -258,3 +316,18 @@ class CallFailure(_codec.Record, frozen=True):
         message = self.message.encode()
         kept = message[: max(0, len(message) - (len(body) - room))].decode(errors="ignore")
         return _codec.encode(CallFailure(type=self.type, message=kept))
+
+
+DOES_NOT_FIT: Final = CallFailure(
+    type="DoesNotFit", message="what the enclave answers is larger than this method's padding, or any mail, allows"
+)
+
+
+def error_body(failure: CallFailure, padding: Padding) -> tuple[bytes, Padding]:
+    """The body of a call error, and how it is padded (RPC-13)."""
+    if failure is not DOES_NOT_FIT:
+        body = failure.encode(padding.room)
+        if len(body) <= padding.room:
+            return body, padding
+    # In the size that the answer would have had, if any had been large enough.
+    return _codec.encode(DOES_NOT_FIT), padding.largest

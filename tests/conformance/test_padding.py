@@ -136,7 +136,7 @@ def test_no_way_a_call_can_go_shows_in_any_size(tap: Wiretap, line: str) -> None
     assert shapes["first"].pop()[0][1] == request[1] + OPENING
 
 
-@pytest.mark.spec("RPC-12")
+@pytest.mark.spec("MAIL-44", "RPC-12")
 def test_each_answer_is_one_frame(monkeypatch: pytest.MonkeyPatch, server: HostServer, line: str) -> None:
     frames: list[Frame] = []
     feed = FrameReader.feed

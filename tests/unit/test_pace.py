@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conclave._crypto import DecryptionKey, SigningKey
 from conclave._framing import Kind
-from conclave.client import Client, ConstantRate, fixed, padme
+from conclave.client import Client, ConstantRate, _pace, fixed, padme
 from conclave.client._pace import MAX_IN_FLIGHT, Pace, TaskTicker, ThreadTicker, Turn, paced
 from conclave.client.core import Answer, Exchange
 from conclave.enclave import Enclave, rpc
 from conclave.enclave._release import Release
 from conclave.errors import OverloadedError, TransportError
+from conclave.mail import ClientSession, Conversation, Mailbox, Outcome, ReplyKind, RequestKind
 from conclave.rpc.interface import interface_of
 
 RATE = ConstantRate(timedelta(seconds=1), queue=2)
@@ -141,8 +146,6 @@ def drive(steps: Any, grant: Callable[[], Answer]) -> list[str]:
         except StopIteration as stop:
             return [*seen, str(stop.value)]
         seen.append(f"turn {step.again}" if isinstance(step, Turn) else step.path)
-        from conclave.client import _pace
-
         answer = _pace._GRANTED if isinstance(step, Turn) and grant() else Answer(200)
 
 
@@ -168,8 +171,6 @@ def test_what_cannot_be_made_leaves_no_silence() -> None:
 
     steps = paced(turns, fails, cover=mails(1, log))
     assert isinstance(next(steps), Turn)
-    from conclave.client import _pace
-
     step = steps.send(_pace._GRANTED)
     assert isinstance(step, Exchange)
     assert step.path == "/mail"
@@ -184,14 +185,17 @@ def test_a_turn_that_is_given_up_is_given_back() -> None:
     turns.tick()
     steps = paced(turns, mails(1, []))
     next(steps)
-    from conclave.client import _pace
-
     steps.send(_pace._GRANTED)
     steps.close()
     assert turns._in_flight == 0
 
 
 # Tickers -----------------------------------------------------------------------------
+
+
+def _until(condition: Callable[[], object]) -> None:
+    while not condition():
+        time.sleep(0.001)
 
 
 class Covers:
@@ -209,8 +213,6 @@ def test_closing_wakes_threads_that_wait() -> None:
     covers = Covers()
     ticker = ThreadTicker(pace(ConstantRate(timedelta(days=1))), covers.send)
     ticker.start()
-    import threading
-
     told: list[BaseException] = []
 
     def call() -> None:
@@ -220,12 +222,10 @@ def test_closing_wakes_threads_that_wait() -> None:
             told.append(error)
 
     # The first tick comes at once, and is for a cover.
-    while not covers.sent:
-        pass
+    _until(lambda: covers.sent)
     thread = threading.Thread(target=call)
     thread.start()
-    while not ticker.pace._first:
-        pass
+    _until(lambda: ticker.pace._first)
     ticker.close()
     thread.join()
     assert [str(e) for e in told] == ["the client was closed before this call left"]
@@ -236,12 +236,11 @@ def test_closing_wakes_threads_that_wait() -> None:
 
 
 def test_a_ticker_ends_with_its_client() -> None:
-    covers = Covers()
-    ticker = ThreadTicker(pace(ConstantRate(timedelta(milliseconds=1))), covers.send)
+    held = [Covers()]
+    ticker = ThreadTicker(pace(ConstantRate(timedelta(milliseconds=1))), held[0].send)
     ticker.start()
-    while not covers.sent:
-        pass
-    del covers
+    _until(lambda: held[0].sent)
+    held.clear()
     assert ticker._thread is not None
     ticker._thread.join()
 
@@ -381,3 +380,123 @@ async def test_ticks_come_by_themselves() -> None:
     release.send(Kind.DONE, 5, b"")
     await done.wait()
     assert sent == [5]
+
+
+# Both together, seen by a host -------------------------------------------------------
+
+ROUNDS = 8
+
+
+class Observed:
+    """Three clients at a constant rate and one enclave that releases at ticks, and what passes between them."""
+
+    def __init__(self, ready: Callable[[int], int]) -> None:
+        self.trace: list[tuple[str, int, int, int]] = []
+        self.ready = ready
+        key = DecryptionKey.generate()
+        self.release = Release(timedelta(hours=1), self._to_host)
+        self.box = Mailbox(key=key, claims_digest=bytes(64), padding=fixed(2048), seal=self.release.seal)
+        self.clients = []
+        for _ in range(3):
+            conversation = Conversation()
+            conversation.use(
+                ClientSession(
+                    claims_digest=bytes(64),
+                    encryption_key=key.public,
+                    identity=SigningKey.generate(),
+                    reply_key=key.public,
+                    topic="t",
+                    padding=fixed(1024),
+                ),
+                new_boot=False,
+            )
+            self.clients.append((Pace(ConstantRate(timedelta(hours=1)), fixed(1024)), conversation))
+        self.waiting: dict[int, Any] = {}
+        self.running: list[tuple[int, int, Callable[[], None]]] = []
+        self.answered = 0
+
+    def call(self, client: int, size: int) -> None:
+        turns, conversation = self.clients[client]
+
+        def steps() -> Any:
+            item = conversation.add(RequestKind.CALL, bytes(size))
+            answer = yield Exchange("POST", "/mail", item.encrypted, mails=True)
+            conversation.receive(answer.body)
+            self.answered += item.done
+
+        work = paced(turns, steps, cover=lambda: self._cover(conversation))
+        assert isinstance(next(work), Turn)
+        turns.enter(Turn(), lambda: self._leave(client, work.send(_pace._GRANTED), work))
+
+    def _cover(self, conversation: Conversation) -> Any:
+        item = conversation.cover()
+        answer = yield Exchange("POST", "/mail", item.encrypted, mails=True)
+        conversation.receive(answer.body)
+        assert item.done
+
+    def _leave(self, client: int, step: Any, work: Any) -> None:
+        assert isinstance(step, Exchange)
+        request = len(self.trace) + 1
+        self.trace.append(("out", client, len(step.body), int.from_bytes(step.body[24:32], "big")))
+        self.waiting[request] = (client, work)
+        self.release.arrived(request)
+        received = self.box.receive(step.body, request)
+        if received.outcome is Outcome.ANSWERED:
+            self.release.send(Kind.DONE, request, received.mails[0])
+            return
+        channel, asked = received.channel, received.request
+        assert channel is not None
+        assert asked is not None
+
+        def finish() -> None:
+            made = self.box.reply(channel, asked.sequence, ReplyKind.RESULT, asked.body, last=True)
+            assert made is not None
+            self.release.send(Kind.DONE, *made)
+
+        late = self.ready(request)
+        self.running.append((len(self.trace) + late, late, finish))
+
+    def _to_host(self, kind: int, request: int, mail: bytes) -> None:
+        client, work = self.waiting.pop(request)
+        self.trace.append(("back", client, len(mail), int.from_bytes(mail[24:32], "big")))
+        with suppress(StopIteration, ValueError):
+            step = work.send(Answer(200, mail))
+            self._leave(client, step, work)
+
+    def round(self) -> None:
+        for client, (turns, conversation) in enumerate(self.clients):
+            if turns.tick():
+                work = paced(turns, lambda c=conversation: self._cover(c), granted=True)  # type: ignore[misc]
+                self._leave(client, next(work), work)
+        running, self.running = sorted(self.running, key=lambda r: r[0]), []
+        for _, late, finish in running:
+            # Some handlers need until after the next tick.
+            if late > 3:
+                self.running.append((0, 0, finish))
+            else:
+                finish()
+        self.release.tick()
+
+
+@pytest.mark.spec("MAIL-42", "MAIL-43", "T-39")
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, ROUNDS - 1), st.integers(0, 2), st.integers(0, 1200)), max_size=16),
+    st.integers(0, 2**32),
+)
+def test_a_host_sees_the_same_of_busy_and_of_idle_clients(calls: list[tuple[int, int, int]], seed: int) -> None:
+    """Whatever is called, however large, whether it can be made at all, whichever answer is ready first."""
+    traces = []
+    for made in (calls, []):
+        random = Random(seed)
+        observed = Observed(lambda _, random=random: random.randrange(6))  # type: ignore[misc]
+        for now in range(ROUNDS):
+            for when, client, size in made:
+                if when == now:
+                    observed.call(client, size)
+            observed.round()
+        traces.append(observed.trace)
+        fit = [c for c in made if c[2] <= 1024 - 40 and c[0] < ROUNDS - 6]
+        assert observed.answered >= min(1, len(fit))
+    assert traces[0] == traces[1]
+    assert {size for way, _, size, _ in traces[0] if way == "back"} == {68 + 2048 + 16}

@@ -29,12 +29,14 @@ class Kind(IntEnum):
     CHUNKS = 5
     CREDIT = 6
     DROP = 7
+    FETCHED = 8
     INSTANCE = 65
     REPLY = 66
     DONE = 67
     ERROR = 68
     SIGNED = 69
     FAILED = 70
+    FETCH = 72
 
 
 class PlatformKind(IntEnum):

@@ -3,7 +3,7 @@
 Runs at the relying party. To the host both look alike: they are made, sent, answered
 and sent again by the same steps, in one size, in the order of one queue.
 
-Spec: spec/mail.md section 9 (MAIL-42).
+Spec: spec/mail.md section 10 (MAIL-42).
 """
 
 from __future__ import annotations

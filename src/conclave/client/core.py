@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey
+from conclave._mailheader import HEADER, SMALLEST_CIPHERTEXT
 from conclave.attestation import AttestationResult, Constraint, InstanceClaims, ReferenceValues, verify_instance
 from conclave.client._hosts import Hosts, delay_seconds
 from conclave.client.identity import Identity
@@ -50,6 +51,7 @@ _HINTS: Final = {
     503: "the host says that the enclave is not running at the moment",
 }
 CHALLENGE_ANSWER: Final = 96
+_SMALLEST_MAIL: Final = HEADER.size + SMALLEST_CIPHERTEXT
 # How many times more a client asks for the instance while the host says that it starts.
 _STARTING: Final = 10
 _AGAIN: Final = frozenset({409, 422, 502, 503})
@@ -107,7 +109,8 @@ def split_mails(body: bytes) -> list[bytes]:
     mails, at = [], 0
     while at + 4 <= len(body):
         size = int.from_bytes(body[at : at + 4], "big")
-        if at + 4 + size > len(body):
+        # Nothing that short is a mail: a host could make millions of them out of one answer.
+        if size < _SMALLEST_MAIL or at + 4 + size > len(body):
             break
         mails.append(body[at + 4 : at + 4 + size])
         at += 4 + size
@@ -368,6 +371,19 @@ class ClientCore:
         if replies[-1].kind != ReplyKind.RESULT:
             raise FormatError("the enclave answered a call with something else than a result")
         return decode_result(replies[-1].body, returns)
+
+    def introduce(self, info: bytes, *, topic: str) -> Steps[None]:
+        """Show instance info of one's own, whose signing key this client's identity is.
+
+        Raises:
+            CallError: the enclave does not accept it; the message says why.
+        """
+        replies = yield from self._request(
+            RequestKind.INTRODUCTION, info, topic=topic, envelope=b"", retry=True, padding=None
+        )
+        _raise_failure(replies[-1])
+        if replies[-1].kind != ReplyKind.INTRODUCED:
+            raise FormatError("the enclave answered an introduction with something else")
 
     def open_stream(
         self, name: str, arguments: list[Any], *, topic: str, upload: bool, padding: Padding | None = None

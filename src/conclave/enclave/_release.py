@@ -3,7 +3,7 @@
 Runs inside the enclave, on its loop. The host sets the clock and may stop the
 enclave between ticks; it then sees later ticks and no more than before.
 
-Spec: spec/mail.md section 9 (MAIL-43).
+Spec: spec/mail.md section 10 (MAIL-43).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -29,11 +29,17 @@ from conclave.attestation.claims import InstanceClaims
 from conclave.enclave import _streams
 from conclave.enclave._release import Release
 from conclave.enclave.drivers import Evidence
-from conclave.enclave.sdk import Enclave, Mail, Roster, _sender
+from conclave.enclave.sdk import Caller, Enclave, Mail, NotIntroduced, Roster, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
 from conclave.mail import MAX_BODY, Channel, EnclaveSession, Mailbox, Outcome, ReplyKind, Request, RequestKind
 from conclave.mail.padding import DoesNotFit, Padding, padme
 from conclave.rpc.interface import DOES_NOT_FIT, CallFailure, Interface, Method, RpcError, decode_call, error_body
+
+if TYPE_CHECKING:
+    from conclave.attestation import Constraint
+    from conclave.enclave._callers import Callers
+    from conclave.enclave._clock import Clock
+    from conclave.enclave._peers import Peer, Peers
 
 Send = Callable[[int, int, bytes], None]
 MAX_MESSAGE: Final = 4096
@@ -124,6 +130,14 @@ class Service:
             pool=self._pool,
             bounds=_streams.Bounds(idle_seconds=enclave.stream_idle_seconds),
         )
+        # What verifies other enclaves is loaded by those alone who call or are called by some.
+        self._clock: Clock | None = None
+        self._peers: Peers | None = None
+        self._callers: Callers | None = None
+        if enclave.callers:
+            from conclave.enclave._callers import Callers
+
+            self._callers = Callers(enclave.callers, self._time())
         enclave._context = self
         enclave.on_start()
         if self._release is not None:
@@ -153,6 +167,9 @@ class Service:
             self._challenge(frame)
         elif frame.kind == Kind.RENEW:
             self._renew(frame)
+        elif frame.kind == Kind.FETCHED:
+            if self._peers is not None:
+                self._peers.fetches.fetched(frame)
         elif frame.kind == Kind.STOP:
             return False
         else:
@@ -168,6 +185,34 @@ class Service:
     def sign(self, data: bytes) -> bytes:
         """See `Enclave.sign`."""
         return self._signing.sign("app", self._digest, data)
+
+    def _time(self) -> Clock:
+        from conclave.enclave._clock import Clock
+
+        self._clock = self._clock or Clock()
+        return self._clock
+
+    def peer(
+        self, url: str, constraint: str | Constraint, *, introduce: bool, timeout_seconds: float, attempts: int
+    ) -> Peer:
+        """See `Enclave.peer`."""
+        if self._peers is None:
+            from conclave.enclave._peers import Peers
+
+            self._peers = Peers(self, self._signing, self._time(), self._send)
+        return self._peers.peer(
+            url, constraint, introduce=introduce, timeout_seconds=timeout_seconds, attempts=attempts
+        )
+
+    def caller(self, sender: bytes) -> Caller | None:
+        """See `Enclave.caller`."""
+        return None if self._callers is None else self._callers.find(sender)
+
+    def allow_caller(self, name: str, constraint: str) -> None:
+        """See `Enclave.allow_caller`."""
+        if self._callers is None:
+            raise ValueError("this class declares no callers")
+        self._callers.allow(name, constraint)
 
     def _at_home(self, work: Callable[[], None]) -> None:
         """Run where sessions and channels live: the author's threads may call from elsewhere."""
@@ -264,6 +309,10 @@ class Service:
             _sender.reset(token)
 
     def _prepare(self, channel: Channel, request: Request) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:
+        if request.kind == RequestKind.INTRODUCTION:
+            if self._callers is None:
+                raise NotIntroduced("this enclave declares no callers; call it with introduce=False")
+            return self._callers.introduce, (channel.identity, request.body), True
         if request.kind == RequestKind.MAIL:
 
             def reply(body: bytes, envelope: bytes) -> None:
@@ -273,22 +322,24 @@ class Service:
 
             mail = Mail(channel.identity, channel.topic, request.sequence, request.envelope, request.body, reply)
             return self._on_mail.handler, (mail,), self._on_mail.asynchronous
-        target, method, arguments = self._called(request.body)
+        target, method, arguments = self._called(request.body, channel.identity)
         if method.streams:
             raise FormatError(f"{method.name}() takes or returns a stream: it is called by a stream call")
         return target.handler, arguments, target.asynchronous
 
-    def _prepare_stream(self, request: Request) -> tuple[Callable[..., Any], Method, tuple[Any, ...]]:
-        target, method, arguments = self._called(request.body)
+    def _prepare_stream(self, request: Request, sender: bytes) -> tuple[Callable[..., Any], Method, tuple[Any, ...]]:
+        target, method, arguments = self._called(request.body, sender)
         if not method.streams:
             raise FormatError(f"{method.name}() takes and returns no stream: it is called by a plain call")
         return target.handler, method, arguments
 
-    def _called(self, body: bytes) -> tuple[_Target, Method, tuple[Any, ...]]:
+    def _called(self, body: bytes, sender: bytes) -> tuple[_Target, Method, tuple[Any, ...]]:
         name, arguments = decode_call(body)
         target = self._methods.get(name)
         if target is None or target.method is None:
             raise FormatError(f"this enclave has no method of that name; it has: {', '.join(self._methods)}")
+        if target.method.callers and self._callers is not None:
+            self._callers.demand(target.method.callers, sender)
         return target, target.method, target.method.decode_arguments(arguments)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -305,6 +356,8 @@ class Service:
     def _finish(self, channel: Channel, request: Request, result: Any) -> None:
         if request.kind == RequestKind.CALL:
             body, kind = _encode_result(result), ReplyKind.RESULT
+        elif request.kind == RequestKind.INTRODUCTION:
+            body, kind = b"", ReplyKind.INTRODUCED
         elif result is None:
             body, kind = b"", ReplyKind.ACCEPTED
         elif isinstance(result, bytes):

@@ -271,7 +271,7 @@ class Streams:
         self,
         *,
         send: Send,
-        prepare: Callable[[Request], tuple[Handler, Method, tuple[Any, ...]]],
+        prepare: Callable[[Request, bytes], tuple[Handler, Method, tuple[Any, ...]]],
         failure: Callable[[BaseException], CallFailure],
         pool: Executor | None,
         bounds: Bounds,
@@ -324,7 +324,7 @@ class Streams:
             refuse(ReplyKind.OVERLOADED)
             return
         try:
-            handler, method, arguments = self._prepare(request)
+            handler, method, arguments = self._prepare(request, session.identity)
             if bool(request.flags & FLAG_UPLOAD) != (method.upload is not None):
                 raise FormatError(f"{method.name}() takes {'a' if method.upload else 'no'} stream")
         except BaseException as error:

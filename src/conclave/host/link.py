@@ -113,7 +113,10 @@ class Link(asyncio.Protocol):
         answered = []
         for frame in frames:
             ask = self._asks.get(frame.request) if frame.request else None
-            if ask is not None:
+            if frame.kind == Kind.FETCH:
+                # Its request id is the enclave's own, and says nothing of ours.
+                self._unasked(frame)
+            elif ask is not None:
                 if is_chunk(frame):
                     ask.chunks += 1
                     if ask.chunks > MOST_WAITING:
@@ -173,6 +176,11 @@ class Link(asyncio.Protocol):
             ask.end()
         # What was never taken is held no more.
         ask.take()
+
+    def tell(self, kind: Kind, request: int, payload: bytes) -> None:
+        """Send what answers the enclave, or needs no answer; nothing if it is gone."""
+        if self._transport is not None:
+            self._send(pack(kind, request, payload))
 
     def credit(self, ask: Ask, chunks: int) -> None:
         """Take so many chunks more of a stream."""

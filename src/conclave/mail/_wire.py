@@ -39,6 +39,7 @@ class RequestKind(IntEnum):
     ACKNOWLEDGE = 2
     STREAM = 3
     COVER = 4
+    INTRODUCTION = 5
 
 
 class ReplyKind(IntEnum):
@@ -53,6 +54,7 @@ class ReplyKind(IntEnum):
     NOT_ADMITTED = 6
     STREAM = 7
     COVER = 8
+    INTRODUCED = 9
     CLOSED = 10
 
 

@@ -39,8 +39,17 @@ class RpcError(Exception):
 @overload
 def rpc(method: F, /) -> F: ...
 @overload
-def rpc(*, retry: bool = True, padding: Padding | None = None) -> Callable[[F], F]: ...
-def rpc(method: Any = None, /, *, retry: bool = True, padding: Padding | None = None) -> Any:
+def rpc(
+    *, retry: bool = True, padding: Padding | None = None, callers: str | tuple[str, ...] = ()
+) -> Callable[[F], F]: ...
+def rpc(
+    method: Any = None,
+    /,
+    *,
+    retry: bool = True,
+    padding: Padding | None = None,
+    callers: str | tuple[str, ...] = (),
+) -> Any:
     """Mark a method as callable by clients.
 
     Args:
@@ -49,12 +58,15 @@ def rpc(method: Any = None, /, *, retry: bool = True, padding: Padding | None = 
             `TransportError` and decides itself.
         padding: how everything of this method is padded: its calls (by typed
             clients), results and errors; None for the class attribute `padding`.
+        callers: names in the class's `callers`: only enclaves that introduced themselves
+            as one of these may call. Everybody else gets `NotIntroduced`.
     """
     if padding is not None and not isinstance(padding, Padding):
         raise TypeError("padding is padme, fixed(…) or buckets(…)")
 
     def mark(function: Any) -> Any:
-        setattr(function, _MARK, {"retry": retry, "padding": padding})
+        names = (callers,) if isinstance(callers, str) else tuple(callers)
+        setattr(function, _MARK, {"retry": retry, "padding": padding, "callers": names})
         return function
 
     return mark if method is None else mark(method)
@@ -72,6 +84,7 @@ class Method:
     defaults: tuple[Any, ...]
     return_type: Any
     padding: Padding | None
+    callers: tuple[str, ...]
     _all_arguments: msgspec.msgpack.Decoder[tuple[Any, ...]] = field(repr=False, compare=False)
     upload: StreamType | None = None
     upload_at: int = -1
@@ -197,6 +210,9 @@ def interface_of(cls: type) -> Interface:
             continue
         if len(name.encode()) > MAX_METHOD_NAME:
             raise TypeError(f"method name longer than {MAX_METHOD_NAME} bytes: {name}")
+        unknown = [c for c in options["callers"] if c not in getattr(cls, "callers", {})]
+        if unknown:
+            raise TypeError(f"{cls.__name__}.{name}: the class's `callers` has no {', '.join(unknown)}")
         methods[name] = _method(cls, name, function, options, padding)
     return Interface(methods, padding)
 
@@ -246,6 +262,7 @@ def _method(
         tuple(defaults),
         returns if download is None else download.item,
         options["padding"] or padding,
+        options["callers"],
         everything,
         upload,
         upload_at,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from conclave.client._pace import ConstantRate
     from conclave.client._streams import AsyncStream, Stream
     from conclave.client.client import AsyncClient, Client
-    from conclave.client.core import ReceivedMail
+    from conclave.client.core import ReceivedMail, Resumed
     from conclave.client.identity import Identity
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Identity",
     "Padding",
     "ReceivedMail",
+    "Resumed",
     "Stream",
     "buckets",
     "fixed",
@@ -43,6 +44,7 @@ __getattr__ = lazily(
         "ConstantRate": "_pace",
         "Identity": "identity",
         "ReceivedMail": "core",
+        "Resumed": "core",
         "Stream": "_streams",
     },
 )

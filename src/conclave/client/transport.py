@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import suppress
@@ -132,6 +133,7 @@ class MailTransport(httpx2.BaseTransport):
         self._inner = AsyncMailTransport(url, **options)
         self._background: Background | None = None
         self._process = 0
+        self._lock = threading.Lock()
 
     __init__.__doc__ = AsyncMailTransport.__init__.__doc__
 
@@ -146,10 +148,12 @@ class MailTransport(httpx2.BaseTransport):
         return self._inner.instance
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        # The thread of a parent is not in its child.
-        if self._background is None or self._process != os.getpid():
-            self._background, self._process = Background(), os.getpid()
-        return self._background.run(work)
+        with self._lock:
+            # The thread of a parent is not in its child.
+            if self._background is None or self._process != os.getpid():
+                self._background, self._process = Background(), os.getpid()
+            background = self._background
+        return background.run(work)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request; see `AsyncMailTransport.handle_async_request`."""

@@ -17,7 +17,7 @@ from enum import Enum
 import msgspec
 
 from conclave import _crypto, _mailheader
-from conclave._crypto import DecryptionKey
+from conclave._crypto import DecryptionKey, Marker
 from conclave._mailheader import NONE, EncryptedMail
 from conclave.errors import DecryptionError, FormatError, OverloadedError, SessionError
 from conclave.mail import _wire
@@ -38,17 +38,17 @@ class Bounds:
     session_ids: int = 1_000_000
 
 
-def body_digest(request: Request) -> bytes:
-    """What makes two requests the same (spec section 7)."""
-    head = bytes((request.kind, request.flags)) + len(request.envelope).to_bytes(2, "big")
-    return _crypto.sha256(b"mail/1 body" + head + request.envelope, request.body)
+def _head(request: Request) -> bytes:
+    """What beside its body makes a request the same (spec section 7)."""
+    head = bytes((request.kind, request.flags))
+    return head + _crypto.sha256(request.envelope) if request.envelope else head
 
 
 @dataclass(slots=True)
 class _Handled:
     """One request that a handler was started for, until its replies are acknowledged."""
 
-    digest: bytes
+    mark: bytes
     session: EnclaveSession
     route: int
     padding: Padding
@@ -123,13 +123,14 @@ class Channel:
         """The request of that sequence, if its replies are not all acknowledged."""
         return self._handled.get(sequence)
 
-    def start(self, request: Request, digest: bytes, session: EnclaveSession, route: int, padding: Padding) -> None:
+    def start(self, request: Request, marker: Marker, session: EnclaveSession, route: int, padding: Padding) -> None:
         """Take the next request. Raises OverloadedError, changing nothing."""
         if len(self._handled) + len(self.unasked) >= self._bounds.unacknowledged_replies or (
             len(self._owners) >= self._bounds.unacknowledged_replies or self._bytes >= self._bounds.unacknowledged_bytes
         ):
             raise OverloadedError("too many unacknowledged replies on this channel")
-        self._handled[request.sequence] = _Handled(digest, session, route, padding)
+        mark = marker.mark(_head(request), request.body)
+        self._handled[request.sequence] = _Handled(mark, session, route, padding)
         self.next_request = request.sequence + 1
 
     def reply(
@@ -221,6 +222,7 @@ class Mailbox:
         """
         self.seal = seal
         self._keys: list[tuple[DecryptionKey, bytes]] = [(key, claims_digest)]
+        self._marker = Marker()
         self._admit = admit
         self._padding = padding
         self._padding_of = padding_of
@@ -288,15 +290,15 @@ class Mailbox:
 
     def _order(self, session: EnclaveSession, channel: Channel, request: Request, route: int) -> Received:
         expected = channel.next_request
-        digest = body_digest(request)
         handled = channel.known(request.sequence)
         if request.sequence == expected:
             try:
-                channel.start(request, digest, session, route, self._padding_of(request) or self._padding)
+                padding = self._padding_of(request) or self._padding
+                channel.start(request, self._marker, session, route, padding)
             except OverloadedError:
                 return self._refuse(session, request, ReplyKind.OVERLOADED, expected)
             return Received(Outcome.RUN, channel=channel, request=request)
-        if handled is None or not _crypto.same(handled.digest, digest):
+        if handled is None or not self._marker.fits(handled.mark, _head(request), request.body):
             return self._refuse(session, request, ReplyKind.SEQUENCE_ERROR, expected)
         old, handled.route, handled.session = handled.route, route, session
         mails = tuple(self.seal(session, reply) for reply in handled.replies)

@@ -59,6 +59,7 @@ def run(
     platform: Path | None = None,
     sandbox: str = "auto",
     constraint_file: Path | None = None,
+    peer: tuple[str, ...] = (),
 ) -> int:
     """Build an enclave in debug mode, launch it under the simulated TEE and serve it.
 
@@ -72,11 +73,18 @@ def run(
         platform: directory of the simulated machine.
         sandbox: auto, namespaces or landlock.
         constraint_file: where to write the constraint (default: beside PATH).
+        peer: URL of a host whose enclave this one may call; may be repeated.
     """
     from conclave.cli._serve import build_and_serve
 
     return build_and_serve(
-        path, port=port, address=host, platform=platform, sandbox=sandbox, constraint_file=constraint_file
+        path,
+        port=port,
+        address=host,
+        platform=platform,
+        sandbox=sandbox,
+        constraint_file=constraint_file,
+        peers=peer,
     )
 
 
@@ -202,6 +210,7 @@ def serve(
     host: str = "127.0.0.1",
     platform: Path | None = None,
     sandbox: str = "auto",
+    peer: tuple[str, ...] = (),
 ) -> int:
     """Serve a bundle over HTTP under a TEE.
 
@@ -214,10 +223,11 @@ def serve(
         host: address to listen on.
         platform: directory of the simulated machine.
         sandbox: auto, namespaces or landlock.
+        peer: URL of a host whose enclave this one may call; may be repeated.
     """
     from conclave.cli._serve import serve_bundle
 
-    return serve_bundle(bundle, tee=tee, port=port, address=host, platform=platform, sandbox=sandbox)
+    return serve_bundle(bundle, tee=tee, port=port, address=host, platform=platform, sandbox=sandbox, peers=peer)
 
 
 @app.command

@@ -26,12 +26,14 @@ class Kind(IntEnum):
     CHALLENGE = 2
     STOP = 3
     RENEW = 4
+    ROOM = 9
     INSTANCE = 65
     REPLY = 66
     DONE = 67
     ERROR = 68
     SIGNED = 69
     FAILED = 70
+    POST = 71
 
 
 class PlatformKind(IntEnum):

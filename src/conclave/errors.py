@@ -155,6 +155,30 @@ class TransportError(Error):
     code = "transport"
 
 
+class StoreError(TransportError):
+    """A blob store of the host failed."""
+
+    code = "store"
+
+
+class StoreConflict(StoreError):
+    """The blob is not, or no longer, the one that the writer expected; read it again."""
+
+    code = "store-conflict"
+
+
+class StoreFull(StoreError):
+    """The store has no room: a full disk, a quota, a full database. Nothing was written."""
+
+    code = "store-full"
+
+
+class StoreUnavailable(StoreError):
+    """The store is gone, refuses, or did not answer in time. Whether a write happened is unknown."""
+
+    code = "store-unavailable"
+
+
 class PlatformError(Error):
     """The TEE is missing, refuses, or cannot isolate the enclave."""
 

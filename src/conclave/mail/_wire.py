@@ -57,7 +57,11 @@ def check_topic(topic: str) -> bytes:
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What a client says: authentic once decrypted."""
+    """What a client says: authentic once decrypted.
+
+    Attributes:
+        posted: posted mails with a lower number were received.
+    """
 
     kind: int
     flags: int
@@ -65,6 +69,7 @@ class Request(msgspec.Struct, frozen=True):
     acknowledged: int
     body: bytes
     envelope: bytes = b""
+    posted: int = 0
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -104,12 +109,12 @@ def _unpad(plaintext: bytes) -> tuple[tuple[int, ...], bytes]:
 
 def parse_request(plaintext: bytes, envelope: bytes) -> Request:
     """Read a decrypted mail of a client. Raises FormatError."""
-    (kind, flags, _, _, sequence, acknowledged, zero, zero2), body = _unpad(plaintext)
-    if kind > RequestKind.ACKNOWLEDGE or flags & ~FLAG_NO_RETRY or zero or zero2:
+    (kind, flags, _, _, sequence, acknowledged, posted, zero), body = _unpad(plaintext)
+    if kind > RequestKind.ACKNOWLEDGE or flags & ~FLAG_NO_RETRY or zero:
         raise FormatError("private header with an unknown kind or flag")
     if (kind == RequestKind.ACKNOWLEDGE) != (sequence == NONE):
         raise FormatError("only an acknowledgement is outside the sequence")
-    return Request(kind, flags, sequence, acknowledged, body, envelope)
+    return Request(kind, flags, sequence, acknowledged, body, envelope, posted)
 
 
 def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
@@ -123,7 +128,16 @@ def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
 def pack_request(request: Request) -> bytes:
     """Private header and body, not yet padded."""
     return (
-        PRIVATE.pack(request.kind, request.flags, 0, len(request.body), request.sequence, request.acknowledged, 0, 0)
+        PRIVATE.pack(
+            request.kind,
+            request.flags,
+            0,
+            len(request.body),
+            request.sequence,
+            request.acknowledged,
+            request.posted,
+            0,
+        )
         + request.body
     )
 

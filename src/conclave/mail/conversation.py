@@ -49,7 +49,8 @@ class Conversation:
 
     def __init__(self) -> None:
         self.session: ClientSession | None = None
-        self.posted: list[Reply] = []
+        # Posted mails of this boot with a lower number were received.
+        self.posted = 0
         self._next = 0
         self._pending: dict[int, Pending] = {}
         self._received_below = 0
@@ -67,6 +68,7 @@ class Conversation:
             waiting = self.waiting()
             self._pending = {}
             self._next = 0
+            self.posted = 0
             self._received_below = 0
             self._above = set()
             for item in waiting:
@@ -85,7 +87,7 @@ class Conversation:
         if self.session is None:
             raise RuntimeError("no session yet")
         return self.session.encrypt(
-            Request(item.kind, item.flags, item.sequence, self.acknowledged, item.body, item.envelope)
+            Request(item.kind, item.flags, item.sequence, self.acknowledged, item.body, item.envelope, self.posted)
         )
 
     def add(self, kind: RequestKind, body: bytes, *, envelope: bytes = b"", flags: int = 0) -> Pending:
@@ -115,13 +117,13 @@ class Conversation:
         """A mail that only acknowledges."""
         if self.session is None:
             raise RuntimeError("no session yet")
-        return self.session.encrypt(Request(RequestKind.ACKNOWLEDGE, 0, NONE, self.acknowledged, b""))
+        return self.session.encrypt(Request(RequestKind.ACKNOWLEDGE, 0, NONE, self.acknowledged, b"", b"", self.posted))
 
     def receive(self, data: bytes) -> Pending | None:
         """Take one mail from the host.
 
         Returns:
-            The request it answers, or None for a posted mail or a repetition.
+            The request it answers, or None for a repetition.
 
         Raises:
             FormatError, DecryptionError: not authentic, or a replay.
@@ -140,9 +142,6 @@ class Conversation:
         while self._received_below in self._above:
             self._above.remove(self._received_below)
             self._received_below += 1
-        if reply.answers == NONE:
-            self.posted.append(reply)
-            return None
         if item is None:
             return None
         item.replies.append(reply)

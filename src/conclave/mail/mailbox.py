@@ -70,7 +70,6 @@ class Channel:
         "next_reply",
         "next_request",
         "topic",
-        "unasked",
     )
 
     def __init__(self, identity: bytes, topic: str, bounds: Bounds) -> None:
@@ -79,7 +78,6 @@ class Channel:
         self.next_request = 0
         self.next_reply = 0
         self.latest: EnclaveSession | None = None
-        self.unasked: list[Reply] = []
         self._handled: dict[int, _Handled] = {}
         self._bounds = bounds
         self._acknowledged = 0
@@ -93,11 +91,10 @@ class Channel:
         while self._acknowledged < below:
             owner = self._owners.pop(self._acknowledged)
             self._acknowledged += 1
-            handled = self._handled.get(owner)
+            handled = self._handled[owner]
             # Replies are acknowledged in their order, so it is always the first.
-            reply = self.unasked.pop(0) if handled is None else handled.replies.pop(0)
-            self._bytes -= len(reply.body)
-            if handled is not None and handled.done and not handled.replies:
+            self._bytes -= len(handled.replies.pop(0).body)
+            if handled.done and not handled.replies:
                 del self._handled[owner]
 
     def known(self, sequence: int) -> _Handled | None:
@@ -106,7 +103,7 @@ class Channel:
 
     def start(self, request: Request, digest: bytes, session: EnclaveSession, route: int) -> None:
         """Take the next request. Raises OverloadedError, changing nothing."""
-        if len(self._handled) + len(self.unasked) >= self._bounds.unacknowledged_replies or (
+        if len(self._handled) >= self._bounds.unacknowledged_replies or (
             len(self._owners) >= self._bounds.unacknowledged_replies or self._bytes >= self._bounds.unacknowledged_bytes
         ):
             raise OverloadedError("too many unacknowledged replies on this channel")
@@ -116,24 +113,19 @@ class Channel:
     def reply(self, answers: int, kind: ReplyKind, body: bytes, envelope: bytes, *, last: bool) -> Reply | None:
         """Number a reply and keep it until acknowledged; None once the request is done."""
         handled = self._handled.get(answers)
-        if answers != NONE and (handled is None or handled.done):
+        if handled is None or handled.done:
             return None
         if len(self._owners) >= 2 * self._bounds.unacknowledged_replies and not last:
             raise OverloadedError("too many unacknowledged replies on this channel")
         flags = FLAG_LAST if last else 0
-        count = 0
-        if handled is not None:
-            handled.count += 1
-            count = handled.count if last else 0
+        handled.count += 1
+        count = handled.count if last else 0
         reply = Reply(kind, flags, self.next_reply, self.next_request, answers, count, body, envelope)
         self.next_reply += 1
         self._owners[reply.sequence] = answers
         self._bytes += len(body)
-        if handled is None:
-            self.unasked.append(reply)
-        else:
-            handled.replies.append(reply)
-            handled.done = last
+        handled.replies.append(reply)
+        handled.done = last
         return reply
 
 
@@ -164,11 +156,15 @@ class Mailbox:
         key: DecryptionKey,
         claims_digest: bytes,
         admit: Callable[[bytes, str], bool] = lambda _sender, _topic: True,
+        opened: Callable[[EnclaveSession], None] = lambda _session: None,
+        posted: Callable[[EnclaveSession, int], None] = lambda _session, _below: None,
         padding: Padding = padme,
         bounds: Bounds | None = None,
     ) -> None:
         self._keys: list[tuple[DecryptionKey, bytes]] = [(key, claims_digest)]
         self._admit = admit
+        self._opened = opened
+        self._posted = posted
         self._padding = padding
         self._bounds = bounds or Bounds()
         self._sessions: dict[bytes, tuple[EnclaveSession, Channel]] = {}
@@ -208,6 +204,7 @@ class Mailbox:
                 return self._refuse(session, channel, request, ReplyKind.NOT_ADMITTED)
             self._register(session, channel)
         channel.acknowledge(request.acknowledged)
+        self._posted(session, request.posted)
         if request.kind == RequestKind.ACKNOWLEDGE:
             return Received(Outcome.ANSWERED)
         return self._order(session, channel, request, route)
@@ -255,22 +252,6 @@ class Mailbox:
             return None
         return handled.route, handled.session.encrypt(reply)
 
-    def post(self, identity: bytes, topic: str, body: bytes, *, envelope: bytes = b"") -> bytes:
-        """Make a mail that answers nothing, for the channel's newest session.
-
-        Raises:
-            SessionError: that client has no session on that topic in this boot.
-            OverloadedError: too many unacknowledged replies.
-        """
-        channel = self._channels.get((identity, topic))
-        if channel is None:
-            raise SessionError("that client has no session on that topic in this boot")
-        reply = channel.reply(NONE, ReplyKind.MAIL, body, envelope, last=False)
-        # A channel is registered with its first session, and what answers nothing is never done.
-        assert reply is not None
-        assert channel.latest is not None
-        return channel.latest.encrypt(reply)
-
     def _open(self, mail: EncryptedMail) -> tuple[EnclaveSession, Channel]:
         if not mail.opening or mail.session_id in self._retired:
             raise SessionError("no such session in this boot")
@@ -307,6 +288,7 @@ class Mailbox:
         # The newest session gets what is posted; a replayed mail of an older one must
         # not draw it there.
         channel.latest = session
+        self._opened(session)
         mine = self._per_identity.setdefault(session.identity, [])
         mine.append(session.session_id)
         if len(mine) > self._bounds.sessions_per_identity:

@@ -293,7 +293,7 @@ class EnclaveSession:
             raise DecryptionError
         self.session_id = _session_id(sealed)
         self.identity = identity
-        self.reply_key = reply_key
+        self.reply_key: bytes = reply_key
         self.log_id = log_id if log_flag else None
         self._receive = AeadKey(prk.expand(LABEL_C2E))
         self._salt = _crypto.random_bytes(32)

@@ -56,7 +56,7 @@ class Frame(msgspec.Struct, frozen=True):
     payload: bytes
 
 
-def pack(kind: int, request: int, payload: bytes = b"") -> bytes:
+def pack(kind: int, request: int, payload: bytes | bytearray = b"") -> bytes:
     """One frame as bytes. Raises ValueError if our own payload is too large."""
     if len(payload) > MAX_PAYLOAD:
         raise ValueError(f"frame payload of {len(payload)} bytes exceeds {MAX_PAYLOAD}")

@@ -26,7 +26,7 @@ ZERO_SALT: Final = bytes(32)
 POST_MAGIC: Final = b"CMP1"
 # magic, zero, envelope size, box id, claims digest, sealed, ciphertext size
 POST_HEADER: Final = struct.Struct(">4sHH16s64s1168sI")
-SMALLEST_POST: Final = 304 + 64 + 16
+SMALLEST_POST: Final = 312 + 64 + 16
 
 TO_ENCLAVE: Final = 1
 TO_CLIENT: Final = 2
@@ -67,7 +67,7 @@ class PostedMail(msgspec.Struct, frozen=True):
     ciphertext: bytes
 
 
-def address_of(data: bytes) -> tuple[int, bytes, int]:
+def address_of(data: bytes | bytearray) -> tuple[int, bytes, int]:
     """Check a mail's form; its direction, session id and counter.
 
     Raises:

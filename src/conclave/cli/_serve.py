@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from conclave.cli._build import constraint_for, progress
 from conclave.cli._places import platform_directory
-from conclave.errors import PlatformError, TransportError
+from conclave.errors import PlatformError
 
 if TYPE_CHECKING:
     from conclave.platform import Launched
@@ -78,50 +79,29 @@ def _serve(
     def launch() -> Launched:
         return first.pop() if first else start_platform(directory, bundle, sandbox=sandbox)
 
-    import uvicorn
     import uvloop
 
     from conclave.host import Host, log_to_stderr
+    from conclave.host.server import Server
 
     host = Host(launch, on_event=log_to_stderr)
 
     async def main() -> None:
         await host.start()
-        config = uvicorn.Config(
-            host,
-            host=address,
-            port=port,
-            log_level="critical",
-            lifespan="off",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-        )
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(_guard(server))
+        server = Server(host, mail=host.mail)
         try:
-            while not server.started:
-                if serving.done():
-                    serving.result()
-                    raise TransportError(f"cannot listen on {address}:{port}; choose another --port")
-                await asyncio.sleep(0.005)
-            real_port = server.servers[0].sockets[0].getsockname()[1]
+            url = await server.start(address, port)
+            stop = asyncio.Event()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, stop.set)
             # What start-up made stays for good: keep the collector off it.
             gc.collect()
             gc.freeze()
-            announce(f"http://{address}:{real_port}")
-            await serving
+            announce(url)
+            await stop.wait()
+            await server.stop()
         finally:
             await host.stop()
 
     uvloop.run(main())
     return 0
-
-
-async def _guard(server: Any) -> None:
-    try:
-        await server.serve()
-    except SystemExit:
-        # uvicorn ends the process when it cannot bind; the caller says why.
-        return

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
@@ -16,6 +16,7 @@ from typing import Any, Generic, Self, TypeVar, cast
 import httpx2
 
 from conclave.attestation import AttestationResult, Constraint, ReferenceValues
+from conclave.client._box import Box
 from conclave.client.core import Answer, ClientCore, Exchange, Pause, ReceivedMail
 from conclave.client.identity import Identity
 from conclave.mail.padding import Padding, padme
@@ -42,6 +43,15 @@ def _no_answer(error: Exception, timeout_seconds: float) -> Answer:
     if isinstance(error, httpx2.DecodingError):
         return Answer(0, text="the host's answer is too large or badly encoded")
     return Answer(0, text=f"the connection to the host broke ({type(error).__name__})")
+
+
+def _more(step: Exchange, timeout_seconds: float) -> dict[str, Any]:
+    more: dict[str, Any] = {}
+    if step.bearer:
+        more["headers"] = {"authorization": f"Bearer {step.bearer}"}
+    if step.wait_seconds:
+        more["timeout"] = timeout_seconds + step.wait_seconds
+    return more
 
 
 class _Body:
@@ -72,6 +82,7 @@ class _Base:
         timeout_seconds: float = 30.0,
         attempts: int = 6,
         reference: ReferenceValues | None = None,
+        box: Box | None = None,
     ) -> None:
         """Prepare a client; nothing is sent yet.
 
@@ -84,6 +95,8 @@ class _Base:
             attempts: how often a request is sent before `TransportError`.
             reference: which measurements are which release, from `load_reference_values`;
                 None for what this library knows by itself.
+            box: where posted mail is received, from `Box.restore`; None makes one that
+                is gone with this object, and what is posted to it then.
 
         Raises:
             FormatError: the constraint does not parse.
@@ -96,6 +109,7 @@ class _Base:
             padding=padding,
             attempts=attempts,
             reference=reference,
+            box=box,
         )
         self._url = url.rstrip("/")
         self._timeout = timeout_seconds
@@ -106,8 +120,13 @@ class _Base:
         return self._core.identity
 
     @property
+    def box(self) -> Box:
+        """Where posted mail is received."""
+        return self._core.box
+
+    @property
     def refused_mails(self) -> int:
-        """How many things the host passed off as the enclave's mail."""
+        """How many things the host passed off as the enclave's mail, or gave a second time."""
         return self._core.refused_mails
 
     @property
@@ -158,8 +177,8 @@ class Client(_Base):
 
     def _exchange(self, step: Exchange) -> Answer:
         try:
-            with self._http.stream(step.method, step.path, content=step.body) as response:
-                body = _Body(step, self._timeout)
+            with self._http.stream(step.method, step.path, content=step.body, **_more(step, self._timeout)) as response:
+                body = _Body(step, self._timeout + step.wait_seconds)
                 try:
                     for part in response.iter_raw():
                         body.add(part)
@@ -200,8 +219,29 @@ class Client(_Base):
         return self._run(lambda: self._core.mail(body, topic=topic, envelope=envelope))
 
     def poll(self, *, topic: str = "default", wait_seconds: float = 0.0) -> list[ReceivedMail]:
-        """Mail the enclave sent on a topic without being asked."""
+        """Mail that was posted on a topic without being asked for, in this boot or an earlier one.
+
+        Each is handed out once. The next poll of the topic acknowledges what this one
+        gave; until then enclave and host keep it, for a client that fails before it
+        was done with it. One thread at a time polls a topic.
+        """
         return self._run(lambda: self._core.poll(topic=topic, wait_seconds=wait_seconds))
+
+    def listen(self, *, topic: str = "default") -> Iterator[ReceivedMail]:
+        """Mail that was posted on a topic, as it comes, for as long as it is asked for.
+
+        Goes on when the host is away for a while. What was taken is acknowledged when
+        more is waited for.
+
+        Raises:
+            VerificationError, AppraisalError: the instance that runs now is refused.
+        """
+        while True:
+            yield from self._run(lambda: self._core.listen(topic=topic))
+
+    def acknowledge(self, *, topic: str = "default") -> None:
+        """Be done with what the last poll of a topic gave, as its next one would be."""
+        self._run(lambda: self._core.acknowledge(topic=topic))
 
     def stub(self, cls: type[E], *, topic: str = "default") -> E:
         """Typed calls: an object with the `@rpc` methods of an enclave class.
@@ -254,8 +294,10 @@ class AsyncClient(_Base):
 
     async def _exchange(self, step: Exchange) -> Answer:
         try:
-            async with self._http.stream(step.method, step.path, content=step.body) as response:
-                body = _Body(step, self._timeout)
+            async with self._http.stream(
+                step.method, step.path, content=step.body, **_more(step, self._timeout)
+            ) as response:
+                body = _Body(step, self._timeout + step.wait_seconds)
                 try:
                     async for part in response.aiter_raw():
                         body.add(part)
@@ -287,6 +329,16 @@ class AsyncClient(_Base):
     async def poll(self, *, topic: str = "default", wait_seconds: float = 0.0) -> list[ReceivedMail]:
         """See `Client.poll`."""
         return await self._run(lambda: self._core.poll(topic=topic, wait_seconds=wait_seconds))
+
+    async def listen(self, *, topic: str = "default") -> AsyncIterator[ReceivedMail]:
+        """See `Client.listen`."""
+        while True:
+            for mail in await self._run(lambda: self._core.listen(topic=topic)):
+                yield mail
+
+    async def acknowledge(self, *, topic: str = "default") -> None:
+        """See `Client.acknowledge`."""
+        await self._run(lambda: self._core.acknowledge(topic=topic))
 
     async def stub(self, cls: type[E], *, topic: str = "default") -> Any:
         """Typed calls; each method of the stub is awaited. See `Client.stub`."""

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from conclave import _codec, _crypto
-from conclave._crypto import DecryptionKey
 from conclave.attestation import AttestationResult, Constraint, InstanceClaims, ReferenceValues, verify_instance
+from conclave.client._box import Box, Collector
 from conclave.client.identity import Identity
 from conclave.errors import (
     AppraisalError,
+    BindingError,
     CallError,
     FormatError,
     MailError,
@@ -47,6 +48,8 @@ _HINTS: Final = {
 CHALLENGE_ANSWER: Final = 96
 # How many times more a client asks for the instance while the host says that it starts.
 _STARTING: Final = 10
+# How long a host is asked to wait for mail; it may wait for less.
+MOST_WAIT_SECONDS: Final = 25.0
 _AGAIN: Final = frozenset({409, 422, 502, 503})
 
 
@@ -56,12 +59,16 @@ class Exchange:
 
     Attributes:
         mails: the answer is a list of mails rather than bytes.
+        bearer: a capability, in hex, that goes along in a header.
+        wait_seconds: how much longer than usual the answer may take.
     """
 
     method: str
     path: str
     body: bytes = b""
     mails: bool = False
+    bearer: str = ""
+    wait_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,10 @@ class ReceivedMail:
     sequence: int
 
 
+# What a client remembers of other boots that posted mail to it.
+_MAX_SENDERS: Final = 64
+
+
 def split_mails(body: bytes) -> list[bytes]:
     """Mails of an HTTP answer, as far as they are whole."""
     mails, at = [], 0
@@ -118,11 +129,10 @@ def check_challenge(claims: InstanceClaims, claims_digest: bytes, nonce: bytes, 
 
 
 class _Topic:
-    __slots__ = ("box", "conversation")
+    __slots__ = ("conversation",)
 
     def __init__(self) -> None:
         self.conversation = Conversation()
-        self.box: str | None = None
 
 
 class ClientCore:
@@ -136,6 +146,7 @@ class ClientCore:
         padding: Padding = padme,
         attempts: int = 6,
         reference: ReferenceValues | None = None,
+        box: Box | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.constraint = constraint
@@ -145,11 +156,17 @@ class ClientCore:
         self._attempts = attempts
         self._reference = reference
         self._now = now
-        self._reply_key = DecryptionKey.generate()
+        self.box = box or Box.generate()
+        self._collector = Collector(self.box, self.identity.public, ask=_ask, sender=self._sender)
+        self._senders: dict[bytes, AttestationResult] = {}
         self._topics: dict[str, _Topic] = {}
         self._asked = self._told = 0
-        # How often the host passed off something else as the enclave's mail.
-        self.refused_mails = 0
+        self._refused = 0
+
+    @property
+    def refused_mails(self) -> int:
+        """How often the host passed off something else as mail of the enclave, or what was handed out before."""
+        return self._refused + self._collector.refused
 
     # Instance ------------------------------------------------------------------------
 
@@ -201,12 +218,11 @@ class ClientCore:
             claims_digest=self.instance.claims_digest,
             encryption_key=self.instance.claims.encryption_key,
             identity=self.identity._key,
-            reply_key=self._reply_key.public,
+            reply_key=self.box.reply_key.public,
             topic=name,
             log_id=self.instance.claims.log_id,
             padding=self._padding,
         )
-        topic.box = None
         if new_boot:
             for item in topic.conversation.waiting():
                 if item.flags:
@@ -338,30 +354,80 @@ class ClientCore:
             except (FormatError, MailError):
                 # Whatever the host put there, it is not from the enclave. Counting
                 # it as an error would let the host end a call with one byte.
-                self.refused_mails += 1
+                self._refused += 1
+
+    # Posted mail ---------------------------------------------------------------------
 
     def poll(self, *, topic: str, wait_seconds: float) -> Steps[list[ReceivedMail]]:
-        """Fetch mail the enclave sent without being asked."""
+        """Fetch mail the enclave sent without being asked, and acknowledge what the last poll gave.
+
+        Raises:
+            TransportError: the host gives no mail.
+            VerificationError, AppraisalError: the instance that runs now is refused.
+        """
+        yield from self.acknowledge(topic=topic)
+        until = self._now() + timedelta(seconds=wait_seconds)
+        while True:
+            left = max((until - self._now()).total_seconds(), 0.0)
+            place = self._collector.place
+            posts = yield from self._collector.fetch(topic, min(left, MOST_WAIT_SECONDS))
+            if posts or self._now() >= until:
+                return [ReceivedMail(p.body, p.envelope, p.number) for p in posts]
+            if place == self._collector.place:
+                # It brought nothing, whether the host waited or not.
+                yield Pause(min(left, 0.05))
+
+    def listen(self, *, topic: str) -> Steps[list[ReceivedMail]]:
+        """Wait for mail on a topic for as long as it takes, through whatever the host does."""
+        attempt = 0
+        while True:
+            try:
+                mails = yield from self.poll(topic=topic, wait_seconds=MOST_WAIT_SECONDS)
+            except TransportError:
+                mails = []
+            if mails:
+                return mails
+            # After a wait that was one, this changes nothing; a host that does not wait is not asked in a loop.
+            yield Pause(_delay(attempt))
+            attempt += 1
+
+    def acknowledge(self, *, topic: str) -> Steps[None]:
+        """What was handed out on a topic is done with: enclave and host need to keep it no more."""
         if self._is_stale():
             yield from self.verify()
-        place = self._topic(topic)
-        conversation = place.conversation
-        assert conversation.session is not None
-        if place.box is None:
-            answer = yield Exchange("POST", f"/outbox/{conversation.session.session_id.hex()}")
-            box = answer.body.decode("ascii", "replace").removeprefix('{"box": "').removesuffix('"}')
-            if answer.status != 201 or len(box) != 32 or not box.isalnum():
-                raise TransportError(f"the host gives no outbox: {_reason(answer)}")
-            place.box = box
-        answer = yield Exchange("GET", f"/outbox/{place.box}?wait={wait_seconds:g}", mails=True)
+        if not (yield from self._collector.settle(topic)):
+            return
+        assert self.instance is not None
+        below = self.box.received_below(self.instance.claims.boot_nonce, topic)
+        if below:
+            conversation = self._topic(topic).conversation
+            conversation.posted = below
+            answer = yield Exchange("POST", "/mail", conversation.acknowledgement(), mails=True)
+            if answer.status == 200:
+                self._take(conversation, answer.body)
+
+    def _sender(self, digest: bytes) -> Steps[InstanceClaims]:
+        """Verified claims of whoever says that it posted a mail: of the instance that runs, or of another boot.
+
+        Raises:
+            TransportError: the host does not give them now.
+            FormatError, VerificationError, AppraisalError: they are refused.
+        """
+        known = self._senders.get(digest)
+        if self.instance is not None and self.instance.claims_digest == digest:
+            known = self.instance
+        if known is not None and self._now() <= known.evidence.valid_until:
+            return known.claims
+        answer = yield Exchange("GET", f"/instance/{digest.hex()}")
         if answer.status != 200:
-            raise TransportError(f"the host gives no mail: {_reason(answer)}")
-        self._take(conversation, answer.body)
-        posted, conversation.posted = conversation.posted, []
-        if posted:
-            yield Exchange("POST", "/mail", conversation.acknowledgement(), mails=True)
-            yield Exchange("DELETE", f"/outbox/{place.box}?below={conversation.session.seen_below}")
-        return [ReceivedMail(r.body, r.envelope, r.sequence) for r in posted]
+            raise TransportError(f"the host does not say who posted a mail: {_reason(answer)}")
+        result = verify_instance(answer.body, self.constraint, now=self._now(), reference=self._reference)
+        if result.claims_digest != digest:
+            raise BindingError("the host gave the instance info of another instance")
+        self._senders[digest] = result
+        if len(self._senders) > _MAX_SENDERS:
+            del self._senders[next(iter(self._senders))]
+        return result.claims
 
     def check_interface(self, interface: Interface) -> None:
         """Refuse a stub whose class differs from the measured interface.
@@ -378,6 +444,10 @@ class ClientCore:
                     f"{theirs.hex()[:16]}…; use the class this enclave was built from",
                 )
             )
+
+
+def _ask(method: str, path: str, body: bytes = b"", *, bearer: str = "", wait_seconds: float = 0.0) -> Steps[Answer]:
+    return (yield Exchange(method, path, body, mails=method == "GET", bearer=bearer, wait_seconds=wait_seconds))
 
 
 def _raise_failure(reply: Reply) -> None:

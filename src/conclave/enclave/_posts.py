@@ -52,6 +52,10 @@ class _Line:
     # Sizes of what is not acknowledged; the newest has the number `next - 1`.
     sizes: deque[int] = field(default_factory=deque)
 
+    @property
+    def acknowledged(self) -> int:
+        return self.next - len(self.sizes)
+
 
 class Posts:
     """All mail that this boot posted and that may still lie in the outbox."""
@@ -121,6 +125,7 @@ class Posts:
                     address,
                     item.body,
                     number=line.next,
+                    acknowledged=line.acknowledged,
                     signer=self._signer,
                     claims_digest=self._digest,
                     size=inner,
@@ -144,7 +149,7 @@ class Posts:
         if line is None:
             return
         # An identity that claims mail it cannot have harms only itself.
-        while line.sizes and line.next - len(line.sizes) < below:
+        while line.acknowledged < below and line.sizes:
             line.box.mails -= 1
             line.box.size -= line.sizes.popleft()
 
@@ -164,7 +169,7 @@ class Posts:
     def _reply_key(self, identity: bytes, topic: str) -> bytes:
         found = self._reply_keys.get((identity, topic))
         if found is None:
-            raise SessionError("that client had no session on that topic in this boot; post to an address that was kept")
+            raise SessionError("that client had no session on that topic in this boot; post to a kept address")
         return found
 
     def _resolve(self, item: Post) -> Address:

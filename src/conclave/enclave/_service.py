@@ -26,8 +26,8 @@ from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey, SigningKey
 from conclave._framing import Frame, Kind
 from conclave.attestation.claims import InstanceClaims
-from conclave.enclave.drivers import Evidence
 from conclave.enclave._posts import Posts
+from conclave.enclave.drivers import Evidence
 from conclave.enclave.sdk import Enclave, Mail, Post, Roster, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
 from conclave.mail import MAX_BODY, Channel, Mailbox, Outcome, ReplyKind, Request, RequestKind

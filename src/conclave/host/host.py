@@ -22,12 +22,15 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from conclave import _codec
 from conclave._framing import Frame, Kind
 from conclave.errors import BundleError, Error, FormatError, PlatformError, TransportError
+from conclave.host.exchange import Exchange, Receive, Scope, Send
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
-from conclave.host.routes import Receive, Routes, Scope, Send
+from conclave.host.outbox import Outbox, OutboxLimits
+from conclave.host.routes import Routes
 
 if TYPE_CHECKING:
     from conclave.host.endorsements import EndorsementSource
+    from conclave.host.stores import BlobStore
 
 FORMATS: Final = frozenset({"sgx", "tdx", "snp", "nitro"})
 START_SECONDS: Final = 120.0
@@ -67,6 +70,8 @@ class Host:
         renew_seconds: float = RENEW_SECONDS,
         patience_seconds: float | None = None,
         endorsements: EndorsementSource | None = None,
+        store: BlobStore | None = None,
+        outbox: OutboxLimits | None = None,
     ) -> None:
         """Nothing runs before `start`.
 
@@ -78,13 +83,18 @@ class Host:
             patience_seconds: how long an early mail waits for those before it.
             endorsements: where the vendor's endorsements come from; without, the
                 platform gives its own, as the simulated one does.
+            store: where posted mail is kept, of this host alone; closed by `stop`. None:
+                in memory, so that a host that ends loses it.
+            outbox: how much posted mail, and how long.
         """
         self._launch = launch
         self._on_event = on_event or (lambda event: None)
         self._restart = restart
         self._renew_seconds = renew_seconds
+        self.outbox = Outbox(store, limits=outbox, on_event=self._on_event, tell=self._tell)
         self._routes = Routes(
             Reorder() if patience_seconds is None else Reorder(patience_seconds),
+            outbox=self.outbox,
             link=lambda: None if self.info is None else self._link,
             info=lambda: self.info,
         )
@@ -111,7 +121,9 @@ class Host:
 
         Raises:
             BundleError, PlatformError: the platform or the enclave refused.
+            StoreError: the store of posted mail cannot be read.
         """
+        await self.outbox.start()
         if self._source is not None:
             self._stapler = asyncio.create_task(self._staple(self._source))
         try:
@@ -119,6 +131,7 @@ class Host:
         except BaseException:
             if self._stapler is not None:
                 self._stapler.cancel()
+            await self.outbox.stop()
             raise
         self._supervisor = asyncio.create_task(self._supervise())
         self._sweeper = asyncio.create_task(self._sweep())
@@ -131,6 +144,7 @@ class Host:
                 with suppress(asyncio.CancelledError):
                     await task
         await self._end()
+        await self.outbox.stop()
 
     async def _end(self) -> None:
         self.info = None
@@ -205,7 +219,11 @@ class Host:
         loop = asyncio.get_running_loop()
         # What a boot still says when the next one has begun is not of that one.
         gone = partial(self._gone, self._ready)
-        _, self._link = await loop.create_connection(lambda: Link(self._unasked, gone), sock=launched.channel)
+        _, self._link = await loop.create_connection(
+            lambda: Link(self._unasked, gone, self.outbox.put), sock=launched.channel
+        )
+        for payload in self.outbox.fullness():
+            self._tell(payload)
         self._follow(launched.process, self._ready)
         try:
             async with asyncio.timeout(START_SECONDS):
@@ -298,6 +316,10 @@ class Host:
         # The platform's own word, if it has one, arrives a moment later.
         loop.call_later(1.0, self._fail, boot, PlatformError("the enclave ended before it was ready"))
 
+    def _tell(self, payload: bytes) -> None:
+        if self._link is not None:
+            self._link.tell(Kind.ROOM, payload)
+
     def _unasked(self, frame: Frame) -> None:
         if frame.kind == Kind.INSTANCE:
             # Once a boot: more would have an enclave decide how often a vendor is asked.
@@ -305,8 +327,6 @@ class Host:
                 self._instance(frame)
             elif self._link is not None:
                 self._link.close()
-        elif frame.kind == Kind.REPLY:
-            self._routes.post(frame.payload)
         elif frame.kind == Kind.FAILED:
             self._fail(
                 self._ready, PlatformError(f"the enclave refused to start: {frame.payload.decode('utf-8', 'replace')}")
@@ -342,6 +362,7 @@ class Host:
                 "claims": given.claims,
             }
         )
+        self.outbox.announce(given.claims, self.info)
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
 
@@ -353,6 +374,10 @@ class Host:
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
             await self._routes.serve(scope, receive, send)
+
+    def mail(self, data: bytes | bytearray, exchange: Exchange) -> bool:
+        """The short way of `POST /mail`, for `Server(host, mail=host.mail)`; see `Routes.take`."""
+        return self._routes.take(data, exchange)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

@@ -14,6 +14,7 @@ from typing import Final, cast
 
 from conclave._framing import Frame, FrameReader, Kind, pack
 from conclave.errors import FormatError, TransportError
+from conclave.host.gate import Gate, Keep
 
 MAX_ASKS: Final = 8192
 # Answers that nobody took yet; above it the enclave has to wait.
@@ -35,34 +36,52 @@ class Ask:
         self._taken = taken
         self.frames: list[Frame] = []
         self.done = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: Callable[[Ask], None] | None = None
 
-    def add(self, frame: Frame | None) -> None:
-        """Take one frame; None means that the enclave is gone."""
-        if frame is None:
-            self.done = True
-        else:
-            self.frames.append(frame)
-            self.done = frame.kind in _FINAL
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def add(self, frame: Frame) -> None:
+        """Take one frame; `tell` follows once all that arrived with it are taken."""
+        self.frames.append(frame)
+        self.done = frame.kind in _FINAL
+
+    def end(self) -> None:
+        """The enclave is gone, or the request given up."""
+        self.done = True
+        self.tell()
+
+    def tell(self) -> None:
+        """Wake whoever waits."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter(self)
+
+    def when_answered(self, work: Callable[[Ask], None]) -> None:
+        """Have that called, once, when there are frames or will be none."""
+        self._waiter = work
+
+    def take(self) -> list[Frame]:
+        """The frames since the last time."""
+        frames, self.frames = self.frames, []
+        self._taken(sum([len(f.payload) for f in frames]))
+        return frames
 
     async def more(self) -> list[Frame]:
         """Wait for frames; those since the last call. Empty: the enclave is gone."""
         if not self.frames and not self.done:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        frames, self.frames = self.frames, []
-        self._taken(sum(len(f.payload) for f in frames))
-        return frames
+            arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiter = lambda ask: None if arrived.done() else arrived.set_result(None)
+            await arrived
+        return self.take()
 
 
 class Link(asyncio.Protocol):
     """One byte stream to one boot."""
 
-    def __init__(self, unasked: Callable[[Frame], None], lost: Callable[[], None]) -> None:
+    def __init__(
+        self, unasked: Callable[[Frame], None], lost: Callable[[], None], keep: Keep = lambda _, done: done()
+    ) -> None:
         self._unasked = unasked
         self._lost = lost
+        self._gate = Gate(keep, self._deliver)
         self._reader = FrameReader(Kind)
         self._asks: dict[int, Ask] = {}
         self._next = 1
@@ -80,9 +99,10 @@ class Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the enclave is gone; everybody who waits learns it."""
         self._transport = None
+        self._gate.close()
         asks, self._asks = self._asks, {}
         for ask in asks.values():
-            ask.add(None)
+            ask.end()
         self._lost()
 
     def data_received(self, data: bytes) -> None:
@@ -92,26 +112,38 @@ class Link(asyncio.Protocol):
         except FormatError:
             self.close()
             return
+        self._deliver([frame for frame in frames if not self._gate.holds(frame)])
+
+    def _deliver(self, frames: list[Frame]) -> None:
+        answered = []
         for frame in frames:
             ask = self._asks.get(frame.request) if frame.request else None
             if ask is not None:
                 self._held += len(frame.payload)
                 ask.add(frame)
+                answered.append(ask)
                 if ask.done:
                     del self._asks[frame.request]
             elif frame.request == 0:
                 self._unasked(frame)
-        if self._held > MAX_HELD and not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        for ask in answered:
+            ask.tell()
+        self._flow()
 
     def _taken(self, size: int) -> None:
         self._held -= size
-        if self._paused and self._held <= MAX_HELD and self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
+        self._flow()
 
-    def ask(self, kind: Kind, payload: bytes = b"") -> Ask:
+    def _flow(self) -> None:
+        full = self._held + self._gate.held > MAX_HELD
+        if full != self._paused and self._transport is not None:
+            self._paused = full
+            if full:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def ask(self, kind: Kind, payload: bytes | bytearray = b"") -> Ask:
         """Send a request.
 
         Raises:
@@ -139,7 +171,14 @@ class Link(asyncio.Protocol):
     def drop(self, ask: Ask) -> None:
         """Give up a request; what still comes for it is dropped."""
         if self._asks.pop(ask.request, None) is not None:
-            ask.add(None)
+            ask.end()
+        # What was never taken is held no more.
+        ask.take()
+
+    def tell(self, kind: Kind, payload: bytes) -> None:
+        """Send what has no answer."""
+        if self._transport is not None:
+            self._send(pack(kind, 0, payload))
 
     def stop(self) -> None:
         """Ask the enclave to end."""

@@ -435,7 +435,8 @@ class Outbox:
         if box is None:
             return []
         after = 0 if after > box.last else after
-        found, size = [], 0
+        found: list[tuple[int, bytes]] = []
+        size = 0
         for number, entry in sorted((n, e) for n, e in list(box.entries.items()) if n > after):
             size += entry.size
             if found and size > most_bytes:
@@ -451,12 +452,17 @@ class Outbox:
             found.append((number, data[entry.offset : entry.offset + entry.size]))
         return found
 
+    def crowded(self, key: bytes) -> bool:
+        """Whether no more may wait for that box."""
+        box = self._boxes.get(key)
+        full = box is not None and box.readers >= self.limits.readers_per_box
+        return full or self._readers >= self.limits.readers
+
     async def wait(self, key: bytes, seconds: float) -> bool:
         """Wait for something new in a box. False: too many wait already."""
-        box = self._boxes.get(key, _Box())
-        if self._readers >= self.limits.readers or box.readers >= self.limits.readers_per_box:
+        if self.crowded(key):
             return False
-        self._boxes[key] = box
+        box = self._boxes.setdefault(key, _Box())
         self._readers += 1
         box.readers += 1
         try:

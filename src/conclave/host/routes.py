@@ -7,22 +7,19 @@ Spec: spec/http.md.
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from conclave._framing import Frame, Kind
 from conclave._mailheader import MAX_MAIL, TO_ENCLAVE, address_of
 from conclave.errors import FormatError, TransportError
+from conclave.host.answers import Refusal, read_body, refuse, respond
+from conclave.host.exchange import Exchange, Receive, Scope, Send
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
 from conclave.host.outbox import Outbox
-
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+from conclave.host.pickup import Pickup
 
 INFO_TYPE: Final = b"application/vnd.conclave.instance-info"
 MAILS_TYPE: Final = b"application/vnd.conclave.mails"
@@ -32,32 +29,32 @@ _STATUS: Final = {
     b"session": (409, "the enclave does not know this session; verify the instance again"),
     b"overloaded": (429, "the enclave has no room; try later"),
     b"stopping": (503, "the enclave is stopping"),
+    b"store": (503, "the host's store takes no posted mail, and the reply waits for it; send the same mail again"),
 }
 
 
-class Refusal(Exception):
-    """An HTTP error answer."""
-
-    def __init__(self, status: int, word: str, detail: str) -> None:
-        self.status = status
-        self.word = word
-        self.detail = detail
-        super().__init__(detail)
-
-
 class Routes:
-    """The resources of one host, and the mail that waits in it."""
+    """The resources of one host."""
 
-    def __init__(self, order: Reorder, *, link: Callable[[], Link | None], info: Callable[[], bytes | None]) -> None:
+    def __init__(
+        self,
+        order: Reorder,
+        *,
+        outbox: Outbox,
+        link: Callable[[], Link | None],
+        info: Callable[[], bytes | None],
+    ) -> None:
         """Nothing runs by itself.
 
         Args:
             order: puts early mails back in order.
+            outbox: where posted mail waits for its clients.
             link: the enclave that runs now and has shown its evidence, or None.
             info: its instance info.
         """
         self._order = order
-        self._outbox = Outbox()
+        self._pickup = Pickup(outbox)
+        self._outbox = outbox
         self._link = link
         self._info = info
 
@@ -66,24 +63,55 @@ class Routes:
         self._order.clear()
 
     def clear(self) -> None:
-        """Forget everything of the boot before."""
+        """Forget everything of the boot before. Posted mail is kept."""
         self._order.clear()
-        self._outbox.clear()
-
-    def post(self, mail: bytes) -> None:
-        """Keep a mail that answers no request."""
-        self._outbox.put(mail, time.monotonic())
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
         try:
             if scope["path"] == "/mail" and scope["method"] == "POST":
-                await self._mail(await _body(scope, receive, MAX_MAIL), receive, send)
+                await self._mail(await read_body(scope, receive, MAX_MAIL), receive, send)
             else:
                 await self._other(scope, receive, send)
         except Refusal as refusal:
-            body = json.dumps({"error": refusal.word, "detail": refusal.detail}).encode()
-            await _respond(send, refusal.status, b"application/json", body)
+            await refuse(send, refusal)
+
+    def take(self, data: bytes | bytearray, exchange: Exchange) -> bool:
+        """The short way of a mail: from the server's callback to the enclave and back.
+
+        Returns:
+            False, with nothing changed, if this mail needs the long way through
+            `serve`: it is early, or to be refused.
+        """
+        link = self._link()
+        if link is None:
+            return False
+        try:
+            direction, session_id, counter = address_of(data)
+            if direction != TO_ENCLAVE or not self._order.in_turn(session_id, counter):
+                return False
+            ask = link.ask(Kind.MAIL, data)
+        except (FormatError, TransportError):
+            return False
+        exchange.on_gone = partial(link.drop, ask)
+        ask.when_answered(partial(self._answered, exchange))
+        return True
+
+    def _answered(self, exchange: Exchange, ask: Ask) -> None:
+        if exchange.gone:
+            return
+        if ask.done and ask.frames and ask.frames[0].kind != Kind.ERROR:
+            exchange.answer(200, MAILS_TYPE, _parts(ask.take()))
+        else:
+            # A stream, an error, or an enclave that ended.
+            exchange.run(partial(self._finish, ask), {})
+
+    async def _finish(self, ask: Ask, scope: Scope, receive: Receive, send: Send) -> None:
+        ask.leaves = partial(_left, receive)
+        try:
+            await self._answer(ask, send)
+        except Refusal as refusal:
+            await refuse(send, refusal)
 
     def _linked(self) -> Link:
         link = self._link()
@@ -108,6 +136,9 @@ class Routes:
             await self._order.turn(session_id, counter)
         ask = self._ask(Kind.MAIL, data)
         ask.leaves = partial(_left, receive)
+        await self._answer(ask, send)
+
+    async def _answer(self, ask: Ask, send: Send) -> None:
         frames = await ask.more()
         if not frames:
             raise Refusal(502, "enclave", "the enclave ended while it handled this mail")
@@ -115,7 +146,7 @@ class Routes:
             status, detail = _STATUS.get(frames[0].payload, (502, "the enclave answered something unknown"))
             raise Refusal(status, frames[0].payload.decode("ascii", "replace"), detail)
         if ask.done:
-            await _respond(send, 200, MAILS_TYPE, _join(frames))
+            await respond(send, 200, MAILS_TYPE, _join(frames))
             return
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", MAILS_TYPE)]})
         while frames:
@@ -129,46 +160,23 @@ class Routes:
         method, path = scope["method"], scope["path"]
         if path == "/instance" and method == "GET":
             self._linked()
-            await _respond(send, 200, INFO_TYPE, self._info() or b"")
+            await respond(send, 200, INFO_TYPE, self._info() or b"")
         elif path == "/health" and method == "GET":
             self._linked()
-            await _respond(send, 200, b"application/json", b'{"status":"ok"}')
+            if self._outbox.trouble:
+                raise Refusal(503, "store", self._outbox.trouble)
+            await respond(send, 200, b"application/json", b'{"status":"ok"}')
         elif path == "/challenge" and method == "POST":
-            frames = await self._ask(Kind.CHALLENGE, await _body(scope, receive, 64)).more()
+            frames = await self._ask(Kind.CHALLENGE, await read_body(scope, receive, 64)).more()
             if not frames or frames[0].kind != Kind.SIGNED:
                 raise Refusal(400, "format", "a challenge has 32 bytes")
-            await _respond(send, 200, b"application/octet-stream", frames[0].payload)
-        elif path.startswith("/outbox/"):
-            await self._box(scope, path.removeprefix("/outbox/"), send)
+            await respond(send, 200, b"application/octet-stream", frames[0].payload)
+        elif path == "/outbox" or path.startswith(("/outbox/", "/instance/")):
+            await self._pickup.serve(scope, receive, send)
         elif path in ("/mail", "/instance", "/health", "/challenge"):
             raise Refusal(405, "method", f"{path} does not take {method}")
         else:
             raise Refusal(404, "no such resource", "see spec/http.md for what a host serves")
-
-    async def _box(self, scope: Scope, name: str, send: Send) -> None:
-        query = dict(p.split("=", 1) for p in scope["query_string"].decode("ascii", "replace").split("&") if "=" in p)
-        if scope["method"] == "POST":
-            try:
-                session_id = bytes.fromhex(name)
-            except ValueError:
-                session_id = b""
-            if len(session_id) != 16:
-                raise Refusal(400, "format", "a session id is 32 hex digits")
-            box = self._outbox.claim(session_id)
-            if box is None:
-                raise Refusal(409, "session", "this session's outbox was claimed already")
-            await _respond(send, 201, b"application/json", json.dumps({"box": box}).encode())
-        elif scope["method"] == "GET":
-            mails = await self._outbox.read(name, min(_number(query.get("wait", "0")), 30.0))
-            if mails is None:
-                raise Refusal(404, "no such resource", "no such outbox")
-            await _respond(send, 200, MAILS_TYPE, b"".join(len(m).to_bytes(4, "big") + m for m in mails))
-        elif scope["method"] == "DELETE":
-            if not self._outbox.delete(name, int(_number(query.get("below", "0")))):
-                raise Refusal(404, "no such resource", "no such outbox")
-            await _respond(send, 204, b"text/plain", b"")
-        else:
-            raise Refusal(405, "method", "an outbox takes POST, GET and DELETE")
 
 
 async def _left(receive: Receive) -> None:
@@ -176,43 +184,14 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 2**53:
-        raise Refusal(400, "format", "not a number in range")
-    return value
+def _parts(frames: Iterable[Frame]) -> list[bytes]:
+    """Mails with their sizes before them, not joined."""
+    parts: list[bytes] = []
+    for frame in frames:
+        if frame.kind in (Kind.REPLY, Kind.DONE) and frame.payload:
+            parts += (len(frame.payload).to_bytes(4, "big"), frame.payload)
+    return parts
 
 
 def _join(frames: Iterable[Frame]) -> bytes:
-    mails = (f.payload for f in frames if f.kind in (Kind.REPLY, Kind.DONE) and f.payload)
-    return b"".join(len(mail).to_bytes(4, "big") + mail for mail in mails)
-
-
-async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value) > limit:
-            raise Refusal(413, "too large", f"at most {limit} bytes are taken")
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if message.get("more_body"):
-        parts = [body]
-        size = len(body)
-        while message.get("more_body"):
-            message = await receive()
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
-                raise Refusal(413, "too large", f"at most {limit} bytes are taken")
-        body = b"".join(parts)
-    if len(body) > limit:
-        raise Refusal(413, "too large", f"at most {limit} bytes are taken")
-    return body
-
-
-async def _respond(send: Send, status: int, content_type: bytes, body: bytes) -> None:
-    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    return b"".join(_parts(frames))

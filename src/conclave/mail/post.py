@@ -21,8 +21,8 @@ from conclave.errors import DecryptionError, FormatError
 from conclave.mail import _wire
 
 LABEL_POST: Final = b"mail/1 post"
-# Everything inside but the body: kind, topic size, zero, body size, number, recipient, topic, signature.
-_FIELDS: Final = struct.Struct(">BBHIQ32s255sx")
+# kind, topic size, zero, body size, number, acknowledged, recipient, topic
+_FIELDS: Final = struct.Struct(">BBHIQQ32s255sx")
 PRIVATE_SIZE: Final = _FIELDS.size + _crypto.SIGNATURE_SIZE
 # One mail is encrypted under each key.
 _NONCE: Final = bytes(12)
@@ -76,11 +76,13 @@ class Post(msgspec.Struct, frozen=True):
     Attributes:
         claims_digest: which instance says that it wrote this.
         number: from 0, counted by the boot that wrote it for this reply key and topic.
+        acknowledged: the client had acknowledged all with a lower number.
     """
 
     claims_digest: bytes
     topic: str
     number: int
+    acknowledged: int
     envelope: bytes
     body: bytes
     signed: bytes
@@ -123,6 +125,7 @@ def make_post(
     body: bytes,
     *,
     number: int,
+    acknowledged: int,
     signer: SigningKey,
     claims_digest: bytes,
     size: int,
@@ -132,6 +135,7 @@ def make_post(
 
     Args:
         number: how many the sender's boot posted to this reply key and topic before.
+        acknowledged: of those, how many the client has acknowledged.
         signer: the attested key of `claims_digest`.
         size: to how much private header and body are padded, at least `inner_size`.
 
@@ -144,6 +148,7 @@ def make_post(
         address,
         body,
         number=number,
+        acknowledged=acknowledged,
         signer=signer,
         claims_digest=claims_digest,
         size=size,
@@ -158,6 +163,7 @@ def _make_from_parts(
     body: bytes,
     *,
     number: int,
+    acknowledged: int,
     signer: SigningKey,
     claims_digest: bytes,
     size: int,
@@ -176,7 +182,7 @@ def _make_from_parts(
     )
     associated = header + envelope
     topic = address.topic.encode("ascii")
-    fields = _FIELDS.pack(0, len(topic), 0, len(body), number, address.identity, topic)
+    fields = _FIELDS.pack(0, len(topic), 0, len(body), number, acknowledged, address.identity, topic)
     signature = signer.sign("mail", claims_digest, _signed(address.reply_key, associated, fields, body))
     plaintext = (fields + signature + body).ljust(size, b"\0")
     return associated + _key(secret, sealed, claims_digest).encrypt(_NONCE, plaintext, associated)
@@ -201,7 +207,7 @@ def open_post(data: bytes, *, key: DecryptionKey, identity: bytes) -> Post:
     aead = _key(secret, header.sealed, header.claims_digest)
     plaintext = aead.decrypt(_NONCE, header.ciphertext, header.associated)
     fields, signature = plaintext[: _FIELDS.size], plaintext[_FIELDS.size : PRIVATE_SIZE]
-    kind, topic_size, zero, size, number, recipient, topic = _FIELDS.unpack(fields)
+    kind, topic_size, zero, size, number, acknowledged, recipient, topic = _FIELDS.unpack(fields)
     end = PRIVATE_SIZE + size
     # As in `_wire`: who pads otherwise has another idea of the format.
     if kind or zero or fields[-1] or any(topic[topic_size:]) or plaintext.count(0, end) != len(plaintext) - end:
@@ -215,5 +221,4 @@ def open_post(data: bytes, *, key: DecryptionKey, identity: bytes) -> Post:
         raise FormatError("a posted mail whose topic is none") from None
     body = plaintext[PRIVATE_SIZE:end]
     signed = _signed(key.public, header.associated, fields, body)
-    return Post(header.claims_digest, name, number, header.envelope, body, signed, signature)
-
+    return Post(header.claims_digest, name, number, acknowledged, header.envelope, body, signed, signature)

@@ -16,10 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import uvicorn
-
 from conclave.bundle import build
 from conclave.host import Host
+from conclave.host.server import Limits, Server
 from conclave.platform import start_platform
 from conclave.testing.hostile import HostileHost
 
@@ -31,14 +30,15 @@ class HostServer:
 
     Attributes:
         url: where it serves.
+        server: the HTTP server.
     """
 
-    def __init__(self, host: Host, *, hostile: bool = False) -> None:
+    def __init__(self, host: Host, *, hostile: bool = False, limits: Limits | None = None) -> None:
         self.host = host
         self.operator = HostileHost(host)
-        app = self.operator if hostile else host
-        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off", access_log=False)
-        self._server = uvicorn.Server(config)
+        # An operator who looks into each mail has no short way for it.
+        self.server = Server(self.operator) if hostile else Server(host, mail=host.mail, limits=limits)
+        self._stop = asyncio.Event()
         self._started: Future[str] = Future()
         self._thread = threading.Thread(target=self._main, daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -54,13 +54,12 @@ class HostServer:
         except BaseException as error:
             self._started.set_exception(error)
             return
-        serving = asyncio.create_task(self._server.serve())
-        while not self._server.started:
-            await asyncio.sleep(0.005)
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        self._started.set_result(f"http://127.0.0.1:{port}")
-        await serving
-        await self.host.stop()
+        try:
+            self._started.set_result(await self.server.start("127.0.0.1", 0))
+            await self._stop.wait()
+            await self.server.stop(0)
+        finally:
+            await self.host.stop()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the host's event loop."""
@@ -75,8 +74,8 @@ class HostServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.should_exit = True
-        self._server.force_exit = True
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(30)
 
 

@@ -1,0 +1,275 @@
+"""A client's box: mail that enclaves posted, fetched, proven and handed out once.
+
+Runs at the relying party, without IO of its own. The host keeps the mail and is
+the adversary: what does not decrypt, or was not signed by an instance that the
+client's constraint accepts, or was handed out before, is refused and counted,
+and never ends a poll.
+
+Spec: spec/mail.md section 9 (MAIL-30 to MAIL-38), spec/http.md section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+
+from conclave import _codec, _crypto
+from conclave._crypto import DecryptionKey
+from conclave.attestation import InstanceClaims
+from conclave.errors import (
+    AppraisalError,
+    FormatError,
+    MailError,
+    OverloadedError,
+    SignatureError,
+    TransportError,
+    VerificationError,
+)
+from conclave.mail.post import Post, box_id, open_post
+from conclave.mail.session import CounterWindow
+
+T = TypeVar("T")
+Steps = Generator[Any, Any, T]
+CAPABILITY_SIZE: Final = 32
+SEED_SIZE: Final = 96
+# Kept for ever, as forgetting one would let its mails come again; then no more senders are accepted.
+MAX_WINDOWS: Final = 65_536
+MAX_WAITING: Final = 16_384
+MAX_UNRESOLVED: Final = 1024
+MAX_STATE: Final = 64 * 1024 * 1024
+_Line = tuple[bytes, str]
+
+
+class _Window(_codec.Record, frozen=True):
+    boot: bytes
+    topic: str
+    below: int
+    above: list[int]
+
+
+class _State(_codec.Record, frozen=True):
+    version: int
+    reply_key: bytes
+    capability: bytes
+    seen: list[_Window]
+
+
+class Box:
+    """The reply key of a client, the capability of its box, and what was received in it.
+
+    What a client has to keep if mail shall reach it after a restart. Nothing here
+    encrypts: a copy or an older one repeats no nonce. Two processes with one box
+    share its mail; an older copy may hand out again what the newer one did.
+    """
+
+    def __init__(self, reply_key: DecryptionKey, capability: bytes) -> None:
+        self.reply_key = reply_key
+        self.capability = capability
+        self.id = box_id(reply_key.public)
+        self._seen: dict[_Line, CounterWindow] = {}
+        # Handed out and not yet acknowledged: what is exported knows nothing of them.
+        self._handed: dict[_Line, set[int]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Box {self.id.hex()}>"
+
+    @classmethod
+    def generate(cls) -> Box:
+        """A box that nobody has posted to."""
+        return cls(DecryptionKey.generate(), _crypto.random_bytes(CAPABILITY_SIZE))
+
+    def export(self) -> bytes:
+        """All of it as bytes: secret, to be kept encrypted."""
+        seen = [_Window(boot=b, topic=t, below=w.below, above=w.above) for (b, t), w in self._seen.items()]
+        seed = self.reply_key.insecure_seed()
+        return _codec.encode(_State(version=1, reply_key=seed, capability=self.capability, seen=seen))
+
+    @classmethod
+    def restore(cls, data: bytes) -> Box:
+        """What `export` gave. Raises FormatError."""
+        state = _codec.decode(_State, data, max_size=MAX_STATE, what="box")
+        if state.version != 1 or len(state.reply_key) != SEED_SIZE or len(state.capability) != CAPABILITY_SIZE:
+            raise FormatError("box: only version 1 is known, and this is not whole")
+        try:
+            key = DecryptionKey(state.reply_key[:64], state.reply_key[64:])
+        except ValueError:
+            raise FormatError("box: the reply key is none") from None
+        box = cls(key, state.capability)
+        for window in state.seen:
+            box._seen[window.boot, window.topic] = CounterWindow(below=window.below, above=window.above)
+        return box
+
+    def hand_out(self, line: _Line, number: int, acknowledged: int) -> bool:
+        """Whether that mail was not received before; it counts as handed out then.
+
+        Args:
+            acknowledged: what the sender has of this client's acknowledgements: more than
+                is known here, if this box was restored from an older copy.
+        """
+        handed = self._handed.get(line, set())
+        if number in self._seen.get(line, ()) or number in handed:
+            return False
+        if line not in self._seen:
+            if len(self._seen) >= MAX_WINDOWS:
+                return False
+            self._seen[line] = CounterWindow()
+        self._seen[line].advance(min(acknowledged, number))
+        self._handed.setdefault(line, set()).add(number)
+        return True
+
+    def settle(self, topic: str) -> bool:
+        """What was handed out on a topic is done with. False: nothing was."""
+        lines = [line for line in self._handed if line[1] == topic]
+        for line in lines:
+            for number in sorted(self._handed.pop(line)):
+                self._seen[line].add(number)
+        return bool(lines)
+
+    def received_below(self, boot: bytes, topic: str) -> int:
+        """All mails of that boot and topic with a lower number are done with."""
+        window = self._seen.get((boot, topic))
+        return 0 if window is None else window.below
+
+
+class Ask(Protocol):
+    """One HTTP request as steps, whose result has `status` and `body`."""
+
+    def __call__(
+        self, method: str, path: str, body: bytes = b"", *, bearer: str = "", wait_seconds: float = 0.0
+    ) -> Steps[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    number: int
+    post: Post
+
+
+class Collector:
+    """Fetches what lies in a box, for all topics, and hands it out by topic."""
+
+    def __init__(
+        self,
+        box: Box,
+        identity: bytes,
+        *,
+        ask: Ask,
+        sender: Callable[[bytes], Steps[InstanceClaims]],
+    ) -> None:
+        """Nothing is fetched yet.
+
+        Args:
+            ask: does an HTTP request.
+            sender: gives the verified claims with that digest. Raises TransportError where
+                the host does not give them now, other errors where they are refused.
+        """
+        self.box = box
+        self.refused = 0
+        self._identity = identity
+        self._ask = ask
+        self._sender = sender
+        self._claimed = False
+        self._place = 0
+        self._waiting: dict[str, list[_Arrived]] = {}
+        # The host's numbers of what was handed out and is not settled.
+        self._handed: dict[str, list[int]] = {}
+        # Mails whose sender's claims the host did not give: asked for again at each poll.
+        self._unresolved: list[tuple[int, bytes]] = []
+
+    def fetch(self, topic: str, wait_seconds: float) -> Steps[list[Post]]:
+        """Mail on a topic: what waits here already, or what one request brings.
+
+        Raises:
+            TransportError: the host gives no mail.
+            OverloadedError: too much waits for other topics.
+        """
+        unresolved, self._unresolved = self._unresolved, []
+        for number, mail in unresolved:
+            yield from self._take(number, mail)
+        if topic not in self._waiting:
+            if sum(map(len, self._waiting.values())) >= MAX_WAITING:
+                raise OverloadedError("too much mail of other topics was fetched: poll those topics too")
+            yield from self._get(wait_seconds)
+        arrived = self._waiting.pop(topic, [])
+        self._handed.setdefault(topic, []).extend(item.number for item in arrived)
+        return [item.post for item in arrived]
+
+    def settle(self, topic: str) -> Steps[bool]:
+        """What was handed out on that topic is done with, and need not be kept by the host."""
+        if not self.box.settle(topic):
+            return False
+        self._handed.pop(topic, None)
+        kept = [number for numbers in self._handed.values() for number in numbers]
+        kept += [item.number for items in self._waiting.values() for item in items]
+        kept += [number for number, _ in self._unresolved]
+        below = min(kept, default=self._place + 1)
+        # A courtesy: the host forgets what nobody needs. Nothing depends on it.
+        yield from self._ask("DELETE", f"/outbox?below={below}", bearer=self._bearer)
+        return True
+
+    @property
+    def place(self) -> int:
+        """The host's number of the last mail that it gave."""
+        return self._place
+
+    @property
+    def _bearer(self) -> str:
+        return self.box.capability.hex()
+
+    def _claim(self) -> Steps[None]:
+        answer = yield from self._ask("POST", f"/outbox/{self.box.id.hex()}", self.box.capability)
+        if answer.status == 409:
+            raise TransportError("the host gave this client's box to somebody else; its mail can be had in a fresh one")
+        if answer.status != 204:
+            raise TransportError(f"the host gives no box: it answered with status {answer.status}")
+        self._claimed = True
+
+    def _get(self, wait_seconds: float) -> Steps[None]:
+        if not self._claimed:
+            yield from self._claim()
+        before = self._place
+        path = f"/outbox?after={before}&wait={wait_seconds:g}"
+        answer = yield from self._ask("GET", path, bearer=self._bearer, wait_seconds=wait_seconds)
+        if answer.status == 401:
+            # The host forgot the claim. It is asked again, and once.
+            yield from self._claim()
+            answer = yield from self._ask("GET", path, bearer=self._bearer, wait_seconds=wait_seconds)
+        if answer.status != 200:
+            raise TransportError(f"the host gives no mail: it answered with status {answer.status}")
+        for number, mail in split_numbered(answer.body):
+            # Another poll of this client may have brought the same in the meantime.
+            if self._place == before or number > self._place:
+                before = self._place = number
+                yield from self._take(number, mail)
+
+    def _take(self, number: int, data: bytes) -> Steps[None]:
+        try:
+            post = open_post(data, key=self.box.reply_key, identity=self._identity)
+            claims = yield from self._sender(post.claims_digest)
+            post.check_sender(claims.signing_key)
+        except TransportError:
+            if len(self._unresolved) < MAX_UNRESOLVED:
+                self._unresolved.append((number, data))
+            return
+        except (FormatError, MailError, VerificationError, AppraisalError, SignatureError):
+            # Whatever the host put there: an error would let it end a poll with one byte.
+            self.refused += 1
+            return
+        if self.box.hand_out((claims.boot_nonce, post.topic), post.number, post.acknowledged):
+            self._waiting.setdefault(post.topic, []).append(_Arrived(number, post))
+        else:
+            self.refused += 1
+
+
+def split_numbered(body: bytes) -> list[tuple[int, bytes]]:
+    """The host's numbers and mails of an answer, as far as they are whole."""
+    mails, at = [], 0
+    while at + 12 <= len(body):
+        number = int.from_bytes(body[at : at + 8], "big")
+        size = int.from_bytes(body[at + 8 : at + 12], "big")
+        if at + 12 + size > len(body):
+            break
+        mails.append((number, body[at + 12 : at + 12 + size]))
+        at += 12 + size
+    return mails

@@ -1,0 +1,142 @@
+"""An HTTP/1.1 server for one ASGI application, with a short way for mail.
+
+Runs in the untrusted host. `POST /mail` goes from the parser into the host's
+callback and its answer from there to the socket: no task, no ASGI. Everything
+else is ASGI (without lifespan and WebSockets).
+
+Spec: spec/http.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import ssl
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Final
+
+from conclave.errors import TransportError
+from conclave.host.connection import Connection, Limits
+from conclave.host.exchange import App, Exchange
+
+__all__ = ["DRAIN_SECONDS", "Limits", "Server"]
+
+DRAIN_SECONDS: Final = 20.0
+# Descriptors that a host needs beside its clients' connections.
+_RESERVED: Final = 64
+_BACKLOG: Final = 2048
+_HANDSHAKE_SECONDS: Final = 10
+
+# Takes a mail that came whole; False: not now, or none, and the application says why.
+TakeMail = Callable[[bytes | bytearray, Exchange], bool]
+
+
+class Server:
+    """Serves an application at one address.
+
+    Attributes:
+        connections: all that are open.
+        collected: bytes of mails that are on their way in.
+        refused: how many requests the server itself refused, by status.
+        draining: nothing new is taken.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        mail: TakeMail | None = None,
+        limits: Limits | None = None,
+        on_failure: Callable[[Exception | None], None] | None = None,
+    ) -> None:
+        """Nothing listens before `start`.
+
+        Args:
+            app: an ASGI application.
+            mail: the short way of `POST /mail`; without it the application gets that too.
+            limits: what is taken; the number of connections is lowered to what the process may have open.
+            on_failure: told what an application raised, or None if it gave no whole answer.
+        """
+        self.app = app
+        self.mail = mail
+        limits = limits or Limits()
+        most = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVED)
+        self.limits = replace(limits, connections=min(limits.connections, most))
+        self.connections: set[Connection] = set()
+        self.collected = 0
+        self.refused: Counter[int] = Counter()
+        self.draining = False
+        self._on_failure = on_failure or (lambda error: None)
+        self._listener: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._empty = asyncio.Event()
+
+    async def start(self, address: str, port: int, *, tls: ssl.SSLContext | None = None) -> str:
+        """Listen.
+
+        Args:
+            port: 0 takes a free one.
+            tls: a server's context; without it HTTP is spoken in the clear.
+
+        Returns:
+            The URL.
+
+        Raises:
+            TransportError: the address cannot be had.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            self._listener = await loop.create_server(
+                lambda: Connection(self),
+                address,
+                port,
+                backlog=_BACKLOG,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else _HANDSHAKE_SECONDS,
+            )
+        except OSError:
+            raise TransportError(f"cannot listen on {address}:{port}; choose another address or port") from None
+        self._sweeper = asyncio.create_task(self._sweep())
+        port = self._listener.sockets[0].getsockname()[1]
+        host = f"[{address}]" if ":" in address else address
+        return f"http{'' if tls is None else 's'}://{host}:{port}"
+
+    async def stop(self, grace_seconds: float = DRAIN_SECONDS) -> None:
+        """Take nothing new, finish what is under way for so long, then cut."""
+        self.draining = True
+        if self._listener is not None:
+            self._listener.close()
+        for connection in list(self.connections):
+            connection.drain()
+        if self.connections:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace_seconds):
+                    await self._empty.wait()
+        for connection in list(self.connections):
+            connection.transport.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._sweeper
+        # Aborted connections tell their applications in the next turn.
+        await asyncio.sleep(0)
+
+    def left(self, connection: Connection) -> None:
+        """A connection has closed."""
+        if self.draining and not self.connections:
+            self._empty.set()
+
+    def failed(self, error: Exception | None) -> None:
+        """An application has failed."""
+        self._on_failure(error)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            scarce = len(self.connections) > self.limits.connections * 3 // 4
+            idle = self.limits.idle_seconds // 4 if scarce else self.limits.idle_seconds
+            for connection in list(self.connections):
+                connection.sweep(idle)

@@ -129,10 +129,16 @@ def check_challenge(claims: InstanceClaims, claims_digest: bytes, nonce: bytes, 
 
 
 class _Topic:
-    __slots__ = ("conversation",)
+    __slots__ = ("conversation", "strand")
 
     def __init__(self) -> None:
         self.conversation = Conversation()
+        self.strand = _new_strand()
+
+
+def _new_strand() -> int:
+    # Random, so that no other process, no copy of this one and no restored backup has it (MAIL-50).
+    return int.from_bytes(_crypto.random_bytes(8), "big")
 
 
 class ClientCore:
@@ -214,7 +220,14 @@ class ClientCore:
 
     def _open(self, name: str, topic: _Topic, *, new_boot: bool) -> None:
         assert self.instance is not None
-        session = ClientSession(
+        if new_boot:
+            self._move(topic.conversation)
+            topic.strand = _new_strand()
+        topic.conversation.use(self._session(name, topic), new_boot=new_boot)
+
+    def _session(self, name: str, topic: _Topic) -> ClientSession:
+        assert self.instance is not None
+        return ClientSession(
             claims_digest=self.instance.claims_digest,
             encryption_key=self.instance.claims.encryption_key,
             identity=self.identity._key,
@@ -222,17 +235,32 @@ class ClientCore:
             topic=name,
             log_id=self.instance.claims.log_id,
             padding=self._padding,
+            strand=topic.strand,
         )
-        if new_boot:
-            for item in topic.conversation.waiting():
-                if item.flags:
-                    item.failed = TransportError(
-                        "the enclave restarted before it answered, and this call is not retried"
-                    )
-                    topic.conversation.forget(item)
-                elif item.abandoned:
-                    topic.conversation.forget(item)
-        topic.conversation.use(session, new_boot=new_boot)
+
+    def _move(self, conversation: Conversation) -> None:
+        """Keep of what waits what the present boot may be given: a call that it had under
+        another number could run there twice (MAIL-52)."""
+        assert self.instance is not None
+        boot = self.instance.claims.boot_nonce
+        for item in conversation.waiting():
+            if item.flags:
+                item.failed = TransportError("the enclave restarted before it answered, and this call is not retried")
+            elif boot in item.boots:
+                item.failed = TransportError("this boot had the call before another one did: the outcome is unknown")
+            item.boots.append(boot)
+            if item.failed is not None or item.abandoned:
+                conversation.forget(item)
+
+    def _close(self, name: str, topic: _Topic, taken: int) -> None:
+        """Begin another strand: the enclave gave up this one after that many requests (MAIL-51)."""
+        for item in topic.conversation.waiting():
+            item.refused = None
+            if item.sequence < taken:
+                item.failed = TransportError("the enclave took the request, and no longer has its answer")
+                topic.conversation.forget(item)
+        topic.strand = _new_strand()
+        topic.conversation.use(self._session(name, topic), new_boot=True)
 
     def _topic(self, name: str) -> _Topic:
         topic = self._topics.get(name)
@@ -287,10 +315,12 @@ class ClientCore:
             yield from self.verify()
         place = self._topic(topic)
         conversation = place.conversation
+        assert self.instance is not None
         item = conversation.add(kind, body, envelope=envelope, flags=0 if retry else 1)
+        item.boots.append(self.instance.claims.boot_nonce)
         try:
             yield from self._catch_up(conversation, item)
-            yield from self._deliver(conversation, item)
+            yield from self._deliver(topic, place, item)
         finally:
             if not item.done:
                 item.abandoned = True
@@ -302,7 +332,8 @@ class ClientCore:
             if earlier.sequence < item.sequence and earlier.abandoned:
                 yield from self._attempt(conversation, earlier)
 
-    def _deliver(self, conversation: Conversation, item: Pending) -> Steps[None]:
+    def _deliver(self, topic: str, place: _Topic, item: Pending) -> Steps[None]:
+        conversation = place.conversation
         for attempt in range(self._attempts):
             answer = yield from self._attempt(conversation, item)
             if item.done:
@@ -311,6 +342,9 @@ class ClientCore:
                 raise item.failed
             if item.refused is not None:
                 refused, item.refused = item.refused, None
+                if refused.kind == ReplyKind.CLOSED:
+                    self._close(topic, place, refused.expected)
+                    continue
                 if refused.kind == ReplyKind.SEQUENCE_ERROR:
                     if not conversation.holds(refused.expected) or attempt + 1 == self._attempts:
                         raise SequenceError(expected=refused.expected, got=item.sequence)
@@ -327,18 +361,17 @@ class ClientCore:
                 break
             yield Pause(_delay(attempt))
             if answer.status in _AGAIN or answer.status == 0:
-                yield from self._recover(conversation, item, answer)
+                yield from self._recover(topic, place, item, answer)
         raise TransportError(f"no reply after {_times(self._attempts)}, the outcome is unknown: {_reason(answer)}")
 
-    def _recover(self, conversation: Conversation, item: Pending, answer: Answer) -> Steps[None]:
-        session = conversation.session
+    def _recover(self, topic: str, place: _Topic, item: Pending, answer: Answer) -> Steps[None]:
+        conversation, session = place.conversation, place.conversation.session
         yield from self.verify()
         if item.failed is not None:
             raise item.failed
         if conversation.session is session and answer.status in (409, 422):
             # The same instance has no such session, or cannot read it: open another.
-            topic = next(n for n, t in self._topics.items() if t.conversation is conversation)
-            self._open(topic, self._topics[topic], new_boot=False)
+            self._open(topic, place, new_boot=False)
 
     def _attempt(self, conversation: Conversation, item: Pending) -> Steps[Answer]:
         session = conversation.session

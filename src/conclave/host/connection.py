@@ -41,7 +41,7 @@ class Limits:
         body_seconds: how long a body may come more slowly than `body_bytes_per_second` (408).
         send_seconds: how long a client may take nothing of its answer.
         idle_seconds: between two requests; a quarter of it while connections are scarce.
-        linger_seconds: how long a refused client may go on sending before the connection is cut.
+        linger_seconds: how long a refused client may go on sending, and a half-closed one wait for its answer.
     """
 
     connections: int = 10_000
@@ -95,7 +95,7 @@ class Connection(asyncio.Protocol):
         self._age = 0
         self._received = 0
         self._unsent = 0
-        self._lingers = False
+        self._lingers = self._half_closed = False
 
     # asyncio -------------------------------------------------------------------------
 
@@ -123,8 +123,8 @@ class Connection(asyncio.Protocol):
         self._server.left(self)
 
     def eof_received(self) -> bool:
-        """asyncio: the client sends no more; what it asked for is still answered."""
-        self._deaf = True
+        """asyncio: the client sends no more: half-closed, or gone. What it asked for is answered if that is soon."""
+        self._deaf = self._half_closed = True
         if self._building is not None:
             self._line.pop()
             self._building.lost()
@@ -398,6 +398,10 @@ class Connection(asyncio.Protocol):
                 self._age = 0
             if self._age > limits.body_seconds:
                 self._refuse(408, "timeout", "the body came too slowly; send it again")
+        elif self._half_closed:
+            # A client that has gone looks the same: what it asked for is not worked on for ever.
+            if self._age > limits.linger_seconds:
+                self.transport.abort()
         elif self._line:
             self._age = 0
         elif self._in_head:

@@ -3,7 +3,7 @@
 Runs in the untrusted host, between the link and whoever waits for answers. While
 nothing was posted it costs one look at an empty queue.
 
-Spec: spec/host-channel.md section 2 (CHAN-5).
+Spec: spec/host-channel.md section 2 (CHAN-13).
 """
 
 from __future__ import annotations

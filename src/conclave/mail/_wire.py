@@ -46,6 +46,10 @@ class ReplyKind(IntEnum):
     OVERLOADED = 4
     ACCEPTED = 5
     NOT_ADMITTED = 6
+    CLOSED = 10
+
+
+_REPLY_KINDS: Final = frozenset(ReplyKind)
 
 
 def check_topic(topic: str) -> bytes:
@@ -61,6 +65,7 @@ class Request(msgspec.Struct, frozen=True):
 
     Attributes:
         posted: posted mails with a lower number were received.
+        strand: which numbering of the topic `sequence` belongs to; the session's.
     """
 
     kind: int
@@ -70,6 +75,7 @@ class Request(msgspec.Struct, frozen=True):
     body: bytes
     envelope: bytes = b""
     posted: int = 0
+    strand: int = 0
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -78,7 +84,8 @@ class Reply(msgspec.Struct, frozen=True):
     Attributes:
         answers: sequence of the request, or `NONE`.
         expected: for a sequence error, the sequence the enclave waits for; for a
-            last reply, how many replies the request has.
+            closed strand, the one it waited for; for a last reply, how many replies
+            the request has.
     """
 
     kind: int
@@ -109,23 +116,23 @@ def _unpad(plaintext: bytes) -> tuple[tuple[int, ...], bytes]:
 
 def parse_request(plaintext: bytes, envelope: bytes) -> Request:
     """Read a decrypted mail of a client. Raises FormatError."""
-    (kind, flags, _, _, sequence, acknowledged, posted, zero), body = _unpad(plaintext)
-    if kind > RequestKind.ACKNOWLEDGE or flags & ~FLAG_NO_RETRY or zero:
+    (kind, flags, _, _, sequence, acknowledged, posted, strand), body = _unpad(plaintext)
+    if kind > RequestKind.ACKNOWLEDGE or flags & ~FLAG_NO_RETRY:
         raise FormatError("private header with an unknown kind or flag")
     if (kind == RequestKind.ACKNOWLEDGE) != (sequence == NONE):
         raise FormatError("only an acknowledgement is outside the sequence")
-    return Request(kind, flags, sequence, acknowledged, body, envelope, posted)
+    return Request(kind, flags, sequence, acknowledged, body, envelope, posted, strand)
 
 
 def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
     """Read a decrypted mail of an enclave. Raises FormatError."""
     (kind, flags, _, _, sequence, acknowledged, answers, expected), body = _unpad(plaintext)
-    if kind > ReplyKind.NOT_ADMITTED or flags & ~FLAG_LAST:
+    if kind not in _REPLY_KINDS or flags & ~FLAG_LAST:
         raise FormatError("private header with an unknown kind or flag")
     return Reply(kind, flags, sequence, acknowledged, answers, expected, body, envelope)
 
 
-def pack_request(request: Request) -> bytes:
+def pack_request(request: Request, strand: int) -> bytes:
     """Private header and body, not yet padded."""
     return (
         PRIVATE.pack(
@@ -136,7 +143,7 @@ def pack_request(request: Request) -> bytes:
             request.sequence,
             request.acknowledged,
             request.posted,
-            0,
+            strand,
         )
         + request.body
     )

@@ -29,6 +29,8 @@ class Pending:
             because later requests are ordered behind it.
         refused: an authentic reply that ends this attempt without an answer.
         failed: why it will never be sent again.
+        boots: nonces of the boots it may have reached: none gets it under a second
+            number (MAIL-52).
     """
 
     kind: int
@@ -42,10 +44,11 @@ class Pending:
     abandoned: bool = False
     refused: Reply | None = None
     failed: Exception | None = None
+    boots: list[bytes] = field(default_factory=list)
 
 
 class Conversation:
-    """One channel at the client: (enclave, own identity, topic)."""
+    """One channel at the client: (enclave, own identity, topic, strand)."""
 
     def __init__(self) -> None:
         self.session: ClientSession | None = None
@@ -62,7 +65,11 @@ class Conversation:
         return self._received_below
 
     def use(self, session: ClientSession, *, new_boot: bool) -> None:
-        """Go on with a new session. A new boot of a stateless enclave counts from 0."""
+        """Go on with a new session.
+
+        Args:
+            new_boot: the session carries another strand, which counts from 0.
+        """
         self.session = session
         if new_boot:
             waiting = self.waiting()

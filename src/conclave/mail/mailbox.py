@@ -19,7 +19,7 @@ import msgspec
 from conclave import _crypto, _mailheader
 from conclave._crypto import DecryptionKey
 from conclave._mailheader import NONE, EncryptedMail
-from conclave.errors import DecryptionError, OverloadedError, SessionError
+from conclave.errors import DecryptionError, FormatError, OverloadedError, SessionError
 from conclave.mail import _wire
 from conclave.mail._wire import FLAG_LAST, Reply, ReplyKind, Request, RequestKind
 from conclave.mail.padding import Padding, padme
@@ -56,8 +56,12 @@ class _Handled:
     done: bool = False
 
 
+# Identity, topic, strand.
+_Key = tuple[bytes, str, int]
+
+
 class Channel:
-    """One ordered stream: (client identity, topic) in this boot."""
+    """One ordered stream: (client identity, topic, strand) in this boot."""
 
     __slots__ = (
         "_acknowledged",
@@ -66,18 +70,20 @@ class Channel:
         "_handled",
         "_owners",
         "identity",
-        "latest",
         "next_reply",
         "next_request",
+        "strand",
         "topic",
+        "used",
     )
 
-    def __init__(self, identity: bytes, topic: str, bounds: Bounds) -> None:
+    def __init__(self, identity: bytes, topic: str, strand: int, bounds: Bounds) -> None:
         self.identity = identity
         self.topic = topic
+        self.strand = strand
+        self.used = 0
         self.next_request = 0
         self.next_reply = 0
-        self.latest: EnclaveSession | None = None
         self._handled: dict[int, _Handled] = {}
         self._bounds = bounds
         self._acknowledged = 0
@@ -96,6 +102,16 @@ class Channel:
             self._bytes -= len(handled.replies.pop(0).body)
             if handled.done and not handled.replies:
                 del self._handled[owner]
+
+    @property
+    def running(self) -> bool:
+        """Whether a request has no last reply yet."""
+        return any(not handled.done for handled in self._handled.values())
+
+    @property
+    def owes(self) -> bool:
+        """Whether replies are kept that the client may lack."""
+        return bool(self._owners)
 
     def known(self, sequence: int) -> _Handled | None:
         """The request of that sequence, if its replies are not all acknowledged."""
@@ -169,9 +185,12 @@ class Mailbox:
         self._bounds = bounds or Bounds()
         self._sessions: dict[bytes, tuple[EnclaveSession, Channel]] = {}
         self._retired: set[bytes] = set()
-        self._channels: dict[tuple[bytes, str], Channel] = {}
+        self._channels: dict[_Key, Channel] = {}
+        # Strands that were given up, and how many requests each had taken.
+        self._closed: dict[_Key, int] = {}
         self._per_identity: dict[bytes, list[bytes]] = {}
-        self._channel_count: dict[bytes, int] = {}
+        self._owned: dict[bytes, list[Channel]] = {}
+        self._mails = 0
 
     def renew(self, key: DecryptionKey, claims_digest: bytes) -> None:
         """Open to a new encryption key; the one before stays for openings under way."""
@@ -186,7 +205,7 @@ class Mailbox:
                 only decides which waiting request the host gives them to.
 
         Raises:
-            FormatError, DecryptionError: not a mail, or not authentic.
+            FormatError, DecryptionError: not a mail, not authentic, or of two strands.
             SessionError: no such session here and no opening.
             OverloadedError: no room for a new session or channel.
         """
@@ -194,15 +213,24 @@ class Mailbox:
         if mail.direction != _mailheader.TO_ENCLAVE:
             raise SessionError("a mail for a client, not for the enclave")
         known = self._sessions.get(mail.session_id)
-        fresh = known is None
-        session, channel = known if known is not None else self._open(mail)
+        session, channel = known if known is not None else (self._open(mail), None)
         request = session.decrypt(mail)
         # From here the mail is authentic; only now does anything change.
-        if fresh:
-            if channel.latest is None and not self._admit(session.identity, session.topic):
-                # Nothing is kept: an outsider costs no memory.
-                return self._refuse(session, channel, request, ReplyKind.NOT_ADMITTED)
+        if channel is None:
+            key = (session.identity, session.topic, request.strand)
+            closed, channel = self._closed.get(key), self._channels.get(key)
+            if closed is not None:
+                return self._refuse(session, request, ReplyKind.CLOSED, closed)
+            if channel is None:
+                if not self._admit(session.identity, session.topic):
+                    # Nothing is kept: an outsider costs no memory.
+                    return self._refuse(session, request, ReplyKind.NOT_ADMITTED, 0)
+                channel = self._begin(key)
             self._register(session, channel)
+        elif request.strand != channel.strand:
+            raise FormatError("a session carries one strand")
+        self._mails += 1
+        channel.used = self._mails
         channel.acknowledge(request.acknowledged)
         self._posted(session, request.posted)
         if request.kind == RequestKind.ACKNOWLEDGE:
@@ -217,18 +245,18 @@ class Mailbox:
             try:
                 channel.start(request, digest, session, route)
             except OverloadedError:
-                return self._refuse(session, channel, request, ReplyKind.OVERLOADED)
+                return self._refuse(session, request, ReplyKind.OVERLOADED, expected)
             return Received(Outcome.RUN, channel=channel, request=request)
         if handled is None or not _crypto.same(handled.digest, digest):
-            return self._refuse(session, channel, request, ReplyKind.SEQUENCE_ERROR)
+            return self._refuse(session, request, ReplyKind.SEQUENCE_ERROR, expected)
         old, handled.route, handled.session = handled.route, route, session
         mails = tuple(session.encrypt(reply) for reply in handled.replies)
         if handled.done:
             return Received(Outcome.ANSWERED, mails)
         return Received(Outcome.WAIT, mails, channel, request, superseded_route=old)
 
-    def _refuse(self, session: EnclaveSession, channel: Channel, request: Request, kind: ReplyKind) -> Received:
-        reply = Reply(kind, FLAG_LAST, NONE, channel.next_request, request.sequence, channel.next_request, b"")
+    def _refuse(self, session: EnclaveSession, request: Request, kind: ReplyKind, expected: int) -> Received:
+        reply = Reply(kind, FLAG_LAST, NONE, expected, request.sequence, expected, b"")
         return Received(Outcome.ANSWERED, (session.encrypt(reply),))
 
     def reply(
@@ -252,23 +280,14 @@ class Mailbox:
             return None
         return handled.route, handled.session.encrypt(reply)
 
-    def _open(self, mail: EncryptedMail) -> tuple[EnclaveSession, Channel]:
+    def _open(self, mail: EncryptedMail) -> EnclaveSession:
         if not mail.opening or mail.session_id in self._retired:
             raise SessionError("no such session in this boot")
         if mail.session_id != _crypto.sha256(mail.opening[: _wire.SEALED_SIZE])[:16]:
             raise SessionError("the session id does not belong to the opening")
         if len(self._sessions) + len(self._retired) >= self._bounds.session_ids:
             raise OverloadedError("this boot has accepted as many sessions as it may")
-        session = self._accept(mail.opening)
-        channel = self._channels.get((session.identity, session.topic))
-        if channel is None:
-            if (
-                len(self._channels) >= self._bounds.channels
-                or self._channel_count.get(session.identity, 0) >= self._bounds.channels_per_identity
-            ):
-                raise OverloadedError("no room for another channel")
-            channel = Channel(session.identity, session.topic, self._bounds)
-        return session, channel
+        return self._accept(mail.opening)
 
     def _accept(self, opening: bytes) -> EnclaveSession:
         # At most two keys, tried in turn: HPKE binds key and recipient id, so at
@@ -279,15 +298,33 @@ class Mailbox:
         key, digest = self._keys[0]
         return EnclaveSession(opening, key=key, claims_digest=digest, padding=self._padding)
 
+    def _begin(self, key: _Key) -> Channel:
+        """A channel that is new; at the bound, the same identity's oldest one makes room (MAIL-51)."""
+        mine = self._owned.get(key[0], [])
+        if len(self._channels) >= self._bounds.channels or len(mine) >= self._bounds.channels_per_identity:
+            idle = [channel for channel in mine if not channel.running]
+            if not idle:
+                raise OverloadedError("no room for another channel")
+            self._close(min(idle, key=lambda channel: (channel.owes, channel.used)))
+        channel = self._channels[key] = Channel(*key, self._bounds)
+        self._owned.setdefault(key[0], []).append(channel)
+        return channel
+
+    def _close(self, channel: Channel) -> None:
+        # Its number stays known for ever, so that none of its requests can run again.
+        key = (channel.identity, channel.topic, channel.strand)
+        self._closed[key] = self._channels.pop(key).next_request
+        self._owned[channel.identity].remove(channel)
+        mine = self._per_identity[channel.identity]
+        for session_id in [s for s in mine if self._sessions[s][1] is channel]:
+            mine.remove(session_id)
+            del self._sessions[session_id]
+            self._retired.add(session_id)
+
     def _register(self, session: EnclaveSession, channel: Channel) -> None:
         self._sessions[session.session_id] = (session, channel)
-        key = (session.identity, session.topic)
-        if key not in self._channels:
-            self._channels[key] = channel
-            self._channel_count[session.identity] = self._channel_count.get(session.identity, 0) + 1
-        # The newest session gets what is posted; a replayed mail of an older one must
-        # not draw it there.
-        channel.latest = session
+        # What is posted goes to the newest session's reply key; a replayed mail of an older
+        # one must not draw it there.
         self._opened(session)
         mine = self._per_identity.setdefault(session.identity, [])
         mine.append(session.session_id)

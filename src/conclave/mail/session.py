@@ -169,6 +169,7 @@ class ClientSession:
         "_salt",
         "_seen",
         "_send",
+        "_strand",
         "session_id",
     )
 
@@ -182,6 +183,7 @@ class ClientSession:
         topic: str,
         log_id: bytes | None = None,
         padding: Padding = padme,
+        strand: int = 0,
         _secret: Secret | None = None,
         _sealed: bytes | None = None,
     ) -> None:
@@ -212,6 +214,7 @@ class ClientSession:
         self._confirmed = False
         self._dead = False
         self._padding = padding
+        self._strand = strand
         _client_sessions.add(self)
 
     def discard(self) -> None:
@@ -246,7 +249,7 @@ class ClientSession:
             salt=_mailheader.ZERO_SALT,
             opening=b"" if self._confirmed else self._opening,
             envelope=request.envelope,
-            plaintext=_wire.pack_request(request),
+            plaintext=_wire.pack_request(request, self._strand),
             padding=self._padding,
         )
 

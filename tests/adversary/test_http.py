@@ -137,7 +137,7 @@ def test_early_mails_wait_for_their_turn(
         client.call("echo", b"0")
         requests: list[bytes] = []
         server.operator.on_request = lambda mail: requests.append(mail)
-        client._http.timeout = 2.0
+        client._timeout = 2.0
         client._core._attempts = 1
         done = [threading.Thread(target=_quietly, args=(client, n)) for n in range(2)]
         for n, thread in enumerate(done):

@@ -193,7 +193,7 @@ def test_reordered_mails(server: HostServer, connect: Callable[..., Client]) -> 
 
     server.operator.on_request = hold_first
     first = threading.Thread(target=lambda: _swallow(lambda: client.call("put", "order")))
-    client._http.timeout = 3.0
+    client._timeout = 3.0
     first.start()
     _until(lambda: len(held) == 1)
     with pytest.raises(SequenceError) as refused:

@@ -156,6 +156,7 @@ class Collector:
         *,
         ask: Ask,
         sender: Callable[[bytes], Steps[InstanceClaims]],
+        host: Callable[[], int] = lambda: 0,
     ) -> None:
         """Nothing is fetched yet.
 
@@ -163,12 +164,15 @@ class Collector:
             ask: does an HTTP request.
             sender: gives the verified claims with that digest. Raises TransportError where
                 the host does not give them now, other errors where they are refused.
+            host: number of the host that is asked now: each has boxes of its own.
         """
         self.box = box
         self.refused = 0
         self._identity = identity
         self._ask = ask
         self._sender = sender
+        self._host = host
+        self._asked = host()
         self._claimed = False
         self._place = 0
         self._waiting: dict[str, list[_Arrived]] = {}
@@ -203,7 +207,8 @@ class Collector:
         kept = [number for numbers in self._handed.values() for number in numbers]
         kept += [item.number for items in self._waiting.values() for item in items]
         kept += [number for number, _ in self._unresolved]
-        below = min(kept, default=self._place + 1)
+        self._at_host()
+        below = min([self._place + 1, *kept])
         # A courtesy: the host forgets what nobody needs. Nothing depends on it.
         yield from self._ask("DELETE", f"/outbox?below={below}", bearer=self._bearer)
         return True
@@ -225,7 +230,12 @@ class Collector:
             raise TransportError(f"the host gives no box: it answered with status {answer.status}")
         self._claimed = True
 
+    def _at_host(self) -> None:
+        if self._asked != (host := self._host()):
+            self._asked, self._claimed, self._place = host, False, 0
+
     def _get(self, wait_seconds: float) -> Steps[None]:
+        self._at_host()
         if not self._claimed:
             yield from self._claim()
         before = self._place

@@ -6,27 +6,43 @@ Runs at the relying party. See `core` for what is trusted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+import warnings
+import weakref
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, NoReturn, Self, TypeVar, cast
 
 import httpx2
 
 from conclave.attestation import AttestationResult, Constraint, ReferenceValues
 from conclave.client._box import Box
+from conclave.client._hosts import MAX_HOSTS, ClientEvent, Hosts
+from conclave.client._http import (
+    Addresses,
+    Arriving,
+    OnProgress,
+    answer_of,
+    no_answer,
+    told,
+    watched,
+    watched_async,
+)
 from conclave.client.core import Answer, ClientCore, Exchange, Pause, ReceivedMail
 from conclave.client.identity import Identity
+from conclave.errors import TransportError
 from conclave.mail.padding import Padding, padme
 from conclave.rpc.interface import interface_of
 
 E = TypeVar("E")
 T = TypeVar("T")
-_LIMIT = 17 * 1024 * 1024
-# Nothing is decompressed on the way: what expands is chosen by the host.
-_HEADERS = {"content-type": "application/vnd.conclave.mail", "accept-encoding": "identity"}
+Work = Callable[[], Generator[Exchange | Pause, Answer, T]]
+_LIMITS = httpx2.Limits(max_connections=256, max_keepalive_connections=256)
 
 
 def _constraint(value: str | Constraint | Path) -> Constraint:
@@ -35,84 +51,125 @@ def _constraint(value: str | Constraint | Path) -> Constraint:
     return Constraint.parse((value.read_text() if isinstance(value, Path) else value).strip())
 
 
-def _no_answer(error: Exception, timeout_seconds: float) -> Answer:
-    if isinstance(error, httpx2.ConnectError):
-        return Answer(0, text="nothing answers at that address; is the host running?")
-    if isinstance(error, httpx2.TimeoutException):
-        return Answer(0, text=f"no answer within {timeout_seconds:g} seconds")
-    if isinstance(error, httpx2.DecodingError):
-        return Answer(0, text="the host's answer is too large or badly encoded")
-    return Answer(0, text=f"the connection to the host broke ({type(error).__name__})")
+class _Deadline:
+    """When a call ends, whatever it is doing then."""
+
+    def __init__(self, seconds: float | None) -> None:
+        if seconds is not None and not 0 < seconds < math.inf:
+            raise ValueError("a time-out is a positive number of seconds")
+        self._seconds = seconds
+        self._until = math.inf if seconds is None else time.monotonic() + seconds
+
+    def left(self, seconds: float) -> float:
+        """So much of it as is left; 0: it is over."""
+        return max(0.0, min(seconds, self._until - time.monotonic()))
+
+    @property
+    def error(self) -> TransportError:
+        return TransportError(f"no reply within {self._seconds:g} seconds, the outcome is unknown")
 
 
-def _more(step: Exchange, timeout_seconds: float) -> dict[str, Any]:
-    more: dict[str, Any] = {}
-    if step.bearer:
-        more["headers"] = {"authorization": f"Bearer {step.bearer}"}
-    if step.wait_seconds:
-        more["timeout"] = timeout_seconds + step.wait_seconds
-    return more
+_clients: weakref.WeakSet[_Base] = weakref.WeakSet()
 
 
-class _Body:
-    """What arrives of an answer, bounded in size and time: a host may drip for ever."""
+def _forked() -> None:
+    for client in list(_clients):
+        client._after_fork()
 
-    def __init__(self, step: Exchange, timeout_seconds: float) -> None:
-        self.data = bytearray()
-        self._limit = _LIMIT * (8 if step.mails else 1)
-        self._until = time.monotonic() + timeout_seconds
 
-    def add(self, part: bytes) -> None:
-        """Take a part. Raises httpx2.HTTPError beyond the bounds."""
-        self.data += part
-        if len(self.data) > self._limit:
-            raise httpx2.DecodingError("the answer is too large")
-        if time.monotonic() > self._until:
-            raise httpx2.ReadTimeout("the answer takes too long")
+os.register_at_fork(after_in_child=_forked)
 
 
 class _Base:
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         constraint: str | Constraint | Path,
         identity: Identity | None = None,
         padding: Padding = padme,
         timeout_seconds: float = 30.0,
+        deadline_seconds: float | None = None,
         attempts: int = 6,
         reference: ReferenceValues | None = None,
         box: Box | None = None,
+        on_event: Callable[[ClientEvent], None] | None = None,
     ) -> None:
         """Prepare a client; nothing is sent yet.
 
         Args:
-            url: where the host serves, for example `http://127.0.0.1:8765`. Untrusted.
+            url: where the host serves, for example `http://127.0.0.1:8765`; or several, of
+                interchangeable replicas: the client stays with one that works. Untrusted.
             constraint: which enclaves to accept: the line, its parsed form, or a file.
             identity: who the enclave will see; None makes one for this object.
             padding: how mails are padded.
             timeout_seconds: how long one request waits for the host.
+            deadline_seconds: how long a call may take in all, with whatever is tried again;
+                None: as long as its attempts take.
             attempts: how often a request is sent before `TransportError`.
             reference: which measurements are which release, from `load_reference_values`;
                 None for what this library knows by itself.
             box: where posted mail is received, from `Box.restore`; None makes one that
                 is gone with this object, and what is posted to it then.
+            on_event: is told what the client does besides: verify, wait, try again, fail over.
+                It runs in the caller's thread; what it raises is logged and changes nothing.
 
         Raises:
             FormatError: the constraint does not parse.
         """
-        if not url.startswith(("http://", "https://")):
-            raise ValueError("url begins with http:// or https://")
+        urls = (url,) if isinstance(url, str) else tuple(url)
+        if not 0 < len(urls) <= MAX_HOSTS:
+            raise ValueError(f"give 1 to {MAX_HOSTS} urls")
+        self._closed = self._used = False
+        self._addresses = Addresses(urls)
+        _Deadline(timeout_seconds)
+        _Deadline(deadline_seconds)
+        self._timeout = timeout_seconds
+        self._deadline = deadline_seconds
+        self._on_event = on_event
         self._core = ClientCore(
             constraint=_constraint(constraint),
             identity=identity,
             padding=padding,
             attempts=attempts,
             reference=reference,
+            hosts=Hosts(len(urls)),
             box=box,
         )
-        self._url = url.rstrip("/")
-        self._timeout = timeout_seconds
+        _clients.add(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._addresses.shown}{', closed' if self._closed else ''}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled or copied: its keys belong to one process. "
+            "Make a client in each process; an identity can be shared through its file"
+        )
+
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        if getattr(self, "_used", False) and not self._closed:
+            warn(f"unclosed {self!r}: use it in a `with` block, or close it", ResourceWarning, source=self)
+
+    def _after_fork(self) -> None:
+        self._core.forked()
+
+    def _begin(self, timeout_seconds: float | None) -> _Deadline:
+        if self._closed:
+            raise RuntimeError("this client is closed; make another one")
+        self._used = True
+        return _Deadline(self._deadline if timeout_seconds is None else timeout_seconds)
+
+    def _tell(self) -> None:
+        events = self._core.hosts.events
+        while events:
+            try:
+                event = events.popleft()
+            except IndexError:
+                # Another thread told it.
+                return
+            if self._on_event is not None:
+                told(self._on_event, event)
 
     @property
     def identity(self) -> Identity:
@@ -140,10 +197,10 @@ class _Base:
 class Client(_Base):
     """A synchronous client, safe to use from several threads."""
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, url: str | Sequence[str], **options: Any) -> None:
         super().__init__(url, **options)
         self._lock = threading.Lock()
-        self._http = httpx2.Client(base_url=self._url, timeout=self._timeout, headers=_HEADERS)
+        self._http_client: httpx2.Client | None = None
 
     __init__.__doc__ = _Base.__init__.__doc__
 
@@ -156,39 +213,66 @@ class Client(_Base):
         self.close()
 
     def close(self) -> None:
-        """Close connections."""
-        self._http.close()
+        """Close connections; the client cannot be used after that."""
+        self._closed = True
+        http, self._http_client = self._http_client, None
+        if http is not None:
+            http.close()
 
-    def _run(self, make: Callable[[], Generator[Exchange | Pause, Answer, T]]) -> T:
+    @property
+    def _http(self) -> httpx2.Client:
+        with self._lock:
+            if self._http_client is None:
+                self._http_client = httpx2.Client(limits=_LIMITS)
+            return self._http_client
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        # Another thread of the parent may have held the lock; its connections stay the parent's.
+        self._lock, self._http_client = threading.Lock(), None
+
+    def _run(self, make: Work[T], *, timeout_seconds: float | None = None, on_progress: OnProgress | None = None) -> T:
         """Drive steps; the core's state is touched under the lock, IO happens outside."""
+        deadline = self._begin(timeout_seconds)
         steps = make()
         answer: Answer | None = None
-        while True:
-            with self._lock:
-                try:
-                    step = next(steps) if answer is None else steps.send(answer)
-                except StopIteration as stop:
-                    return cast(T, stop.value)
-            if isinstance(step, Pause):
-                time.sleep(step.seconds)
-                answer = Answer(0)
-            else:
-                answer = self._exchange(step)
-
-    def _exchange(self, step: Exchange) -> Answer:
         try:
-            with self._http.stream(step.method, step.path, content=step.body, **_more(step, self._timeout)) as response:
-                body = _Body(step, self._timeout + step.wait_seconds)
-                try:
-                    for part in response.iter_raw():
-                        body.add(part)
-                except httpx2.HTTPError:
-                    # Mails that came whole count: they authenticate themselves.
-                    if not step.mails:
-                        raise
-                return Answer(response.status_code, bytes(body.data))
+            while True:
+                with self._lock:
+                    try:
+                        step = next(steps) if answer is None else steps.send(answer)
+                        if not deadline.left(1.0):
+                            step = steps.throw(deadline.error)
+                    except StopIteration as stop:
+                        return cast(T, stop.value)
+                self._tell()
+                if isinstance(step, Pause):
+                    time.sleep(deadline.left(step.seconds))
+                    answer = Answer(0)
+                else:
+                    answer = self._exchange(step, deadline.left(self._timeout + step.wait_seconds), on_progress)
+        finally:
+            with self._lock:
+                steps.close()
+            self._tell()
+
+    def _exchange(self, step: Exchange, seconds: float, on_progress: OnProgress | None) -> Answer:
+        content = step.body if on_progress is None or not step.mails else watched(step.body, on_progress)
+        try:
+            response = self._http.send(self._addresses.request(step, seconds, content), stream=True)
+            arrived = Arriving(step, seconds)
+            try:
+                for part in response.iter_raw():
+                    arrived.add(part)
+            except httpx2.HTTPError:
+                # Mails that came whole count: they authenticate themselves.
+                if not step.mails:
+                    raise
+            finally:
+                response.close()
+            return answer_of(response, arrived)
         except httpx2.HTTPError as error:
-            return _no_answer(error, self._timeout)
+            return no_answer(error, seconds)
 
     def verify(self) -> AttestationResult:
         """Fetch and verify the instance now. Raises what refuses it."""
@@ -198,8 +282,22 @@ class Client(_Base):
         """Check that the verified instance is alive now."""
         self._run(self._core.challenge)
 
-    def call(self, method: str, *args: Any, topic: str = "default", returns: Any = Any, retry: bool = True) -> Any:
+    def call(
+        self,
+        method: str,
+        *args: Any,
+        topic: str = "default",
+        returns: Any = Any,
+        retry: bool = True,
+        timeout_seconds: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Any:
         """Call an `@rpc` method by name, with positional arguments.
+
+        Args:
+            timeout_seconds: how long the call may take in all; None: the client's `deadline_seconds`.
+            on_progress: is told `(sent, total)` in bytes while a large body leaves; again
+                from the start for each attempt. What it raises is logged.
 
         Returns:
             Its result, decoded as `returns`.
@@ -212,11 +310,27 @@ class Client(_Base):
         After the last two the mail is still under way, as the host may deliver it at
         any time: the client keeps it, and sends it again before the topic's next one.
         """
-        return self._run(lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry))
+        return self._run(
+            lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry),
+            timeout_seconds=timeout_seconds,
+            on_progress=on_progress,
+        )
 
-    def mail(self, body: bytes, *, topic: str = "default", envelope: bytes = b"") -> list[ReceivedMail]:
-        """Send a mail and return the enclave's replies to it, in its order."""
-        return self._run(lambda: self._core.mail(body, topic=topic, envelope=envelope))
+    def mail(
+        self,
+        body: bytes,
+        *,
+        topic: str = "default",
+        envelope: bytes = b"",
+        timeout_seconds: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> list[ReceivedMail]:
+        """Send a mail and return the enclave's replies to it, in its order; options as in `call`."""
+        return self._run(
+            lambda: self._core.mail(body, topic=topic, envelope=envelope),
+            timeout_seconds=timeout_seconds,
+            on_progress=on_progress,
+        )
 
     def poll(self, *, topic: str = "default", wait_seconds: float = 0.0) -> list[ReceivedMail]:
         """Mail that was posted on a topic without being asked for, in this boot or an earlier one.
@@ -224,6 +338,9 @@ class Client(_Base):
         Each is handed out once. The next poll of the topic acknowledges what this one
         gave; until then enclave and host keep it, for a client that fails before it
         was done with it. One thread at a time polls a topic.
+
+        Raises:
+            TransportError: the host gives no mail.
         """
         return self._run(lambda: self._core.poll(topic=topic, wait_seconds=wait_seconds))
 
@@ -237,7 +354,11 @@ class Client(_Base):
             VerificationError, AppraisalError: the instance that runs now is refused.
         """
         while True:
-            yield from self._run(lambda: self._core.listen(topic=topic))
+            mails: list[ReceivedMail] = []
+            # What ends with the deadline of a call is tried anew, as anything that the host does.
+            with contextlib.suppress(TransportError):
+                mails = self._run(lambda: self._core.listen(topic=topic))
+            yield from mails
 
     def acknowledge(self, *, topic: str = "default") -> None:
         """Be done with what the last poll of a topic gave, as its next one would be."""
@@ -259,10 +380,10 @@ class Client(_Base):
 class AsyncClient(_Base):
     """An asynchronous client; calls may be in flight together."""
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, url: str | Sequence[str], **options: Any) -> None:
         super().__init__(url, **options)
-        limits = httpx2.Limits(max_connections=256, max_keepalive_connections=256)
-        self._http = httpx2.AsyncClient(base_url=self._url, timeout=self._timeout, headers=_HEADERS, limits=limits)
+        self._http_client: httpx2.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     __init__.__doc__ = _Base.__init__.__doc__
 
@@ -275,38 +396,73 @@ class AsyncClient(_Base):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close connections."""
-        await self._http.aclose()
+        """Close connections; the client cannot be used after that."""
+        self._closed = True
+        http, self._http_client = self._http_client, None
+        if http is not None and self._loop is asyncio.get_running_loop():
+            await http.aclose()
 
-    async def _run(self, make: Callable[[], Generator[Exchange | Pause, Answer, T]]) -> T:
+    def _http(self) -> httpx2.AsyncClient:
+        """Connections belong to an event loop; one loop after the other may have them."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None and self._loop.is_running():
+                raise RuntimeError("this client is in use by another event loop; make one for each, or use Client")
+            # What the loop before had open ended with it.
+            self._loop, self._http_client = loop, None
+        if self._http_client is None:
+            self._http_client = httpx2.AsyncClient(limits=_LIMITS)
+        return self._http_client
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        self._loop = self._http_client = None
+
+    async def _run(
+        self, make: Work[T], *, timeout_seconds: float | None = None, on_progress: OnProgress | None = None
+    ) -> T:
+        deadline = self._begin(timeout_seconds)
+        http = self._http()
         steps = make()
         answer: Answer | None = None
-        while True:
-            try:
-                step = next(steps) if answer is None else steps.send(answer)
-            except StopIteration as stop:
-                return cast(T, stop.value)
-            if isinstance(step, Pause):
-                await asyncio.sleep(step.seconds)
-                answer = Answer(0)
-            else:
-                answer = await self._exchange(step)
-
-    async def _exchange(self, step: Exchange) -> Answer:
         try:
-            async with self._http.stream(
-                step.method, step.path, content=step.body, **_more(step, self._timeout)
-            ) as response:
-                body = _Body(step, self._timeout + step.wait_seconds)
+            while True:
                 try:
-                    async for part in response.aiter_raw():
-                        body.add(part)
-                except httpx2.HTTPError:
-                    if not step.mails:
-                        raise
-                return Answer(response.status_code, bytes(body.data))
+                    step = next(steps) if answer is None else steps.send(answer)
+                    if not deadline.left(1.0):
+                        step = steps.throw(deadline.error)
+                except StopIteration as stop:
+                    return cast(T, stop.value)
+                self._tell()
+                if isinstance(step, Pause):
+                    await asyncio.sleep(deadline.left(step.seconds))
+                    answer = Answer(0)
+                else:
+                    answer = await self._exchange(
+                        http, step, deadline.left(self._timeout + step.wait_seconds), on_progress
+                    )
+        finally:
+            steps.close()
+            self._tell()
+
+    async def _exchange(
+        self, http: httpx2.AsyncClient, step: Exchange, seconds: float, on_progress: OnProgress | None
+    ) -> Answer:
+        content = step.body if on_progress is None or not step.mails else watched_async(step.body, on_progress)
+        try:
+            response = await http.send(self._addresses.request(step, seconds, content), stream=True)
+            arrived = Arriving(step, seconds)
+            try:
+                async for part in response.aiter_raw():
+                    arrived.add(part)
+            except httpx2.HTTPError:
+                if not step.mails:
+                    raise
+            finally:
+                await response.aclose()
+            return answer_of(response, arrived)
         except httpx2.HTTPError as error:
-            return _no_answer(error, self._timeout)
+            return no_answer(error, seconds)
 
     async def verify(self) -> AttestationResult:
         """Fetch and verify the instance now. Raises what refuses it."""
@@ -317,14 +473,37 @@ class AsyncClient(_Base):
         await self._run(self._core.challenge)
 
     async def call(
-        self, method: str, *args: Any, topic: str = "default", returns: Any = Any, retry: bool = True
+        self,
+        method: str,
+        *args: Any,
+        topic: str = "default",
+        returns: Any = Any,
+        retry: bool = True,
+        timeout_seconds: float | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Any:
         """See `Client.call`."""
-        return await self._run(lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry))
+        return await self._run(
+            lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry),
+            timeout_seconds=timeout_seconds,
+            on_progress=on_progress,
+        )
 
-    async def mail(self, body: bytes, *, topic: str = "default", envelope: bytes = b"") -> list[ReceivedMail]:
+    async def mail(
+        self,
+        body: bytes,
+        *,
+        topic: str = "default",
+        envelope: bytes = b"",
+        timeout_seconds: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> list[ReceivedMail]:
         """See `Client.mail`."""
-        return await self._run(lambda: self._core.mail(body, topic=topic, envelope=envelope))
+        return await self._run(
+            lambda: self._core.mail(body, topic=topic, envelope=envelope),
+            timeout_seconds=timeout_seconds,
+            on_progress=on_progress,
+        )
 
     async def poll(self, *, topic: str = "default", wait_seconds: float = 0.0) -> list[ReceivedMail]:
         """See `Client.poll`."""
@@ -333,7 +512,10 @@ class AsyncClient(_Base):
     async def listen(self, *, topic: str = "default") -> AsyncIterator[ReceivedMail]:
         """See `Client.listen`."""
         while True:
-            for mail in await self._run(lambda: self._core.listen(topic=topic)):
+            mails: list[ReceivedMail] = []
+            with contextlib.suppress(TransportError):
+                mails = await self._run(lambda: self._core.listen(topic=topic))
+            for mail in mails:
                 yield mail
 
     async def acknowledge(self, *, topic: str = "default") -> None:

@@ -17,11 +17,13 @@ from typing import Any, Final, TypeVar
 from conclave import _codec, _crypto
 from conclave.attestation import AttestationResult, Constraint, InstanceClaims, ReferenceValues, verify_instance
 from conclave.client._box import Box, Collector
+from conclave.client._hosts import Hosts, delay_seconds
 from conclave.client.identity import Identity
 from conclave.errors import (
     AppraisalError,
     BindingError,
     CallError,
+    Error,
     FormatError,
     MailError,
     OverloadedError,
@@ -45,11 +47,13 @@ _HINTS: Final = {
     502: "the host says that the enclave ended while it handled the mail",
     503: "the host says that the enclave is not running at the moment",
 }
+# What a client remembers of other boots that posted mail to it.
+_MAX_SENDERS: Final = 64
+# How long a host is asked to wait for mail; it may wait for less.
+MOST_WAIT_SECONDS: Final = 25.0
 CHALLENGE_ANSWER: Final = 96
 # How many times more a client asks for the instance while the host says that it starts.
 _STARTING: Final = 10
-# How long a host is asked to wait for mail; it may wait for less.
-MOST_WAIT_SECONDS: Final = 25.0
 _AGAIN: Final = frozenset({409, 422, 502, 503})
 
 
@@ -59,14 +63,16 @@ class Exchange:
 
     Attributes:
         mails: the answer is a list of mails rather than bytes.
+        host: number of the host it goes to.
         bearer: a capability, in hex, that goes along in a header.
-        wait_seconds: how much longer than usual the answer may take.
+        wait_seconds: how long the host was asked to wait before it answers.
     """
 
     method: str
     path: str
     body: bytes = b""
     mails: bool = False
+    host: int = 0
     bearer: str = ""
     wait_seconds: float = 0.0
 
@@ -80,11 +86,12 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back. Status 0: no answer at all; `text` says why."""
+    """What came back. Status 0: no answer at all; `text` says why. `retry_after`: seconds, a hint."""
 
     status: int
     body: bytes = b""
     text: str = ""
+    retry_after: float = 0.0
 
 
 Steps = Generator["Exchange | Pause", Answer, T]
@@ -97,10 +104,6 @@ class ReceivedMail:
     body: bytes
     envelope: bytes
     sequence: int
-
-
-# What a client remembers of other boots that posted mail to it.
-_MAX_SENDERS: Final = 64
 
 
 def split_mails(body: bytes) -> list[bytes]:
@@ -152,6 +155,7 @@ class ClientCore:
         padding: Padding = padme,
         attempts: int = 6,
         reference: ReferenceValues | None = None,
+        hosts: Hosts | None = None,
         box: Box | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -163,15 +167,22 @@ class ClientCore:
         self._reference = reference
         self._now = now
         self.box = box or Box.generate()
-        self._collector = Collector(self.box, self.identity.public, ask=_ask, sender=self._sender)
-        self._senders: dict[bytes, AttestationResult] = {}
         self._topics: dict[str, _Topic] = {}
+        self.hosts = hosts or Hosts()
         self._asked = self._told = 0
+        self._collector = Collector(
+            self.box,
+            self.identity.public,
+            ask=self._ask,
+            sender=self._sender,
+            host=lambda: self.hosts.current,
+        )
+        self._senders: dict[bytes, AttestationResult] = {}
         self._refused = 0
 
     @property
     def refused_mails(self) -> int:
-        """How often the host passed off something else as mail of the enclave, or what was handed out before."""
+        """How often the host passed off something else as mail of the enclave, or gave posted mail again."""
         return self._refused + self._collector.refused
 
     # Instance ------------------------------------------------------------------------
@@ -183,10 +194,17 @@ class ClientCore:
             TransportError: the host does not answer.
             FormatError, VerificationError, AppraisalError: do not use it.
         """
-        self._asked += 1
-        turn = self._asked
-        answer = yield from self._get_info()
-        result = verify_instance(answer.body, self.constraint, now=self._now(), reference=self._reference)
+        for remaining in range(self.hosts.count, 0, -1):
+            self._asked += 1
+            turn = self._asked
+            host, answer = yield from self._get_info()
+            try:
+                result = verify_instance(answer.body, self.constraint, now=self._now(), reference=self._reference)
+                break
+            except Error as error:
+                if remaining == 1 or not self.hosts.leave(host, f"its instance is refused ({error.code})"):
+                    raise
+        self.hosts.tell("verified")
         if turn < self._told and self.instance is not None:
             # Calls verify side by side. What was asked for earlier may be of a boot that is
             # gone: going back to it would count the channels of its successor twice.
@@ -207,16 +225,29 @@ class ClientCore:
         """
         return self.instance is None or self._now() > self.instance.evidence.valid_until
 
-    def _get_info(self) -> Steps[Answer]:
+    def _get_info(self) -> Steps[tuple[int, Answer]]:
         # An enclave that starts again deserves more patience than an address where nobody is.
         for attempt in range(self._attempts + _STARTING):
-            answer = yield Exchange("GET", "/instance")
-            if answer.status == 200:
-                return answer
-            if answer.status not in (0, 503) or (answer.status == 0 and attempt + 1 >= self._attempts):
+            statuses = set()
+            for _ in range(self.hosts.count):
+                host = self.hosts.current
+                self.hosts.tell("verifying", attempt=attempt)
+                answer = yield Exchange("GET", "/instance", host=host)
+                if answer.status == 200:
+                    return host, answer
+                statuses.add(answer.status)
+                self.hosts.leave(host, _reason(answer))
+            if not statuses & {0, 503} or (503 not in statuses and attempt + 1 >= self._attempts):
                 break
-            yield Pause(_delay(attempt))
+            yield self._pause(attempt, answer)
         raise TransportError(f"the host gives no instance info: {_reason(answer)}")
+
+    def _pause(self, attempt: int, answer: Answer | None = None) -> Pause:
+        """Wait before the next attempt, and say so."""
+        seconds = delay_seconds(attempt, answer.retry_after if answer is not None else 0.0)
+        reason = _reason(answer) if answer is not None else "an earlier request did not arrive"
+        self.hosts.tell("waiting", attempt=attempt + 1, seconds=seconds, reason=reason)
+        return Pause(seconds)
 
     def _open(self, name: str, topic: _Topic, *, new_boot: bool) -> None:
         assert self.instance is not None
@@ -245,7 +276,9 @@ class ClientCore:
         boot = self.instance.claims.boot_nonce
         for item in conversation.waiting():
             if item.flags:
-                item.failed = TransportError("the enclave restarted before it answered, and this call is not retried")
+                item.failed = TransportError(
+                    "the enclave restarted, or another host took over, before it answered, and this call is not retried"
+                )
             elif boot in item.boots:
                 item.failed = TransportError("this boot had the call before another one did: the outcome is unknown")
             item.boots.append(boot)
@@ -283,8 +316,12 @@ class ClientCore:
             yield from self.verify()
         assert self.instance is not None
         nonce = _crypto.random_bytes(32)
-        answer = yield Exchange("POST", "/challenge", nonce)
+        answer = yield Exchange("POST", "/challenge", nonce, host=self.hosts.current)
         check_challenge(self.instance.claims, self.instance.claims_digest, nonce, answer)
+
+    def forked(self) -> None:
+        """Begin anew in a child process: the topics, and what waits in them, stay its parent's."""
+        self._topics = {}
 
     # Mail ----------------------------------------------------------------------------
 
@@ -335,6 +372,7 @@ class ClientCore:
     def _deliver(self, topic: str, place: _Topic, item: Pending) -> Steps[None]:
         conversation = place.conversation
         for attempt in range(self._attempts):
+            host = self.hosts.current
             answer = yield from self._attempt(conversation, item)
             if item.done:
                 return
@@ -349,7 +387,7 @@ class ClientCore:
                     if not conversation.holds(refused.expected) or attempt + 1 == self._attempts:
                         raise SequenceError(expected=refused.expected, got=item.sequence)
                     # An earlier one did not arrive, and is still to be sent.
-                    yield Pause(_delay(attempt))
+                    yield self._pause(attempt)
                     yield from self._catch_up(conversation, item)
                     continue
                 if refused.kind == ReplyKind.NOT_ADMITTED:
@@ -359,9 +397,13 @@ class ClientCore:
                 raise TransportError(f"the host refuses the mail: {_reason(answer)}")
             if attempt + 1 == self._attempts:
                 break
-            yield Pause(_delay(attempt))
+            yield self._pause(attempt, answer)
             if answer.status in _AGAIN or answer.status == 0:
+                if attempt and answer.status not in (409, 422):
+                    # Twice at one host: what it has of the call may be lost with it.
+                    self.hosts.leave(host, _reason(answer))
                 yield from self._recover(topic, place, item, answer)
+            self.hosts.tell("retrying", attempt=attempt + 2)
         raise TransportError(f"no reply after {_times(self._attempts)}, the outcome is unknown: {_reason(answer)}")
 
     def _recover(self, topic: str, place: _Topic, item: Pending, answer: Answer) -> Steps[None]:
@@ -375,7 +417,7 @@ class ClientCore:
 
     def _attempt(self, conversation: Conversation, item: Pending) -> Steps[Answer]:
         session = conversation.session
-        answer = yield Exchange("POST", "/mail", item.encrypted, mails=True)
+        answer = yield Exchange("POST", "/mail", item.encrypted, mails=True, host=self.hosts.current)
         if answer.status == 200 and conversation.session is session:
             self._take(conversation, answer.body)
         return answer
@@ -416,12 +458,12 @@ class ClientCore:
         while True:
             try:
                 mails = yield from self.poll(topic=topic, wait_seconds=MOST_WAIT_SECONDS)
-            except TransportError:
-                mails = []
-            if mails:
-                return mails
+                if mails:
+                    return mails
+            except TransportError as error:
+                self.hosts.leave(self.hosts.current, str(error))
             # After a wait that was one, this changes nothing; a host that does not wait is not asked in a loop.
-            yield Pause(_delay(attempt))
+            yield Pause(delay_seconds(attempt))
             attempt += 1
 
     def acknowledge(self, *, topic: str) -> Steps[None]:
@@ -435,9 +477,16 @@ class ClientCore:
         if below:
             conversation = self._topic(topic).conversation
             conversation.posted = below
-            answer = yield Exchange("POST", "/mail", conversation.acknowledgement(), mails=True)
+            acknowledgement = conversation.acknowledgement()
+            answer = yield Exchange("POST", "/mail", acknowledgement, mails=True, host=self.hosts.current)
             if answer.status == 200:
                 self._take(conversation, answer.body)
+
+    def _ask(
+        self, method: str, path: str, body: bytes = b"", *, bearer: str = "", wait_seconds: float = 0.0
+    ) -> Steps[Answer]:
+        mails, host = method == "GET", self.hosts.current
+        return (yield Exchange(method, path, body, mails=mails, host=host, bearer=bearer, wait_seconds=wait_seconds))
 
     def _sender(self, digest: bytes) -> Steps[InstanceClaims]:
         """Verified claims of whoever says that it posted a mail: of the instance that runs, or of another boot.
@@ -451,7 +500,7 @@ class ClientCore:
             known = self.instance
         if known is not None and self._now() <= known.evidence.valid_until:
             return known.claims
-        answer = yield Exchange("GET", f"/instance/{digest.hex()}")
+        answer = yield Exchange("GET", f"/instance/{digest.hex()}", host=self.hosts.current)
         if answer.status != 200:
             raise TransportError(f"the host does not say who posted a mail: {_reason(answer)}")
         result = verify_instance(answer.body, self.constraint, now=self._now(), reference=self._reference)
@@ -479,18 +528,10 @@ class ClientCore:
             )
 
 
-def _ask(method: str, path: str, body: bytes = b"", *, bearer: str = "", wait_seconds: float = 0.0) -> Steps[Answer]:
-    return (yield Exchange(method, path, body, mails=method == "GET", bearer=bearer, wait_seconds=wait_seconds))
-
-
 def _raise_failure(reply: Reply) -> None:
     if reply.kind == ReplyKind.CALL_ERROR:
         failure = _codec.decode(CallFailure, reply.body, max_size=65536, what="call error")
         raise CallError(failure.type, failure.message)
-
-
-def _delay(attempt: int) -> float:
-    return min(0.05 * 2.0**attempt, 1.0)
 
 
 def _times(attempts: int) -> str:

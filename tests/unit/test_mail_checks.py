@@ -116,7 +116,6 @@ def private(*fields: int) -> bytes:
         private(0, 2, 0, 0, 0, 0, 0, 0),
         private(0, 0, 1, 0, 0, 0, 0, 0),
         private(0, 0, 0, 217, 0, 0, 0, 0),
-        private(0, 0, 0, 0, 0, 0, 1, 0),
         private(0, 0, 0, 0, NONE, 0, 0, 0),
         private(2, 0, 0, 0, 0, 0, 0, 0),
         private(0, 0, 0, 0, 0, 0, 0, 0)[:-1] + b"\1",
@@ -126,6 +125,7 @@ def test_private_headers_of_requests_of_another_form(plain: bytes) -> None:
     assert parse_request(private(0, 1, 0, 216, 0, 0, 0, 0), b"").body == bytes(216)
     assert parse_request(private(2, 0, 0, 0, NONE, 0, 0, 0), b"").sequence == NONE
     assert parse_request(private(0, 0, 0, 0, 0, 0, 0, 7), b"").strand == 7
+    assert parse_request(private(0, 0, 0, 0, 0, 0, 5, 0), b"").posted == 5
     with pytest.raises(FormatError):
         parse_request(plain, b"")
 

@@ -1,0 +1,72 @@
+"""What URLs open, what is said when that is not possible, and how patience ends."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conclave.errors import FormatError, StoreError, StoreUnavailable, TransportError
+from conclave.host.stores import open_store
+from conclave.host.stores.patience import Patience
+
+
+@pytest.mark.parametrize("url", ["", "file:", "sqlite:", "s3:", "s3:/", "postgresql:", "ftp://x", "/x", "FILE:x"])
+def test_what_names_no_store(url: str) -> None:
+    with pytest.raises(FormatError, match="expected file:DIR, sqlite:FILE, s3:BUCKET/PREFIX or postgresql://"):
+        open_store(url)
+
+
+@pytest.mark.spec("STORE-15")
+@pytest.mark.parametrize(
+    ("module", "url", "extra"),
+    [("obstore", "s3:bucket", "s3"), ("psycopg", "postgresql://host/base", "postgres")],
+)
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, module: str, url: str, extra: str) -> None:
+    for name in ("s3", "postgres"):
+        monkeypatch.delitem(sys.modules, f"conclave.host.stores.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(StoreUnavailable, match=rf"pip install 'conclave-core\[{extra}\]'"):
+        open_store(url)
+
+
+def test_no_package_is_loaded_before_it_is_needed() -> None:
+    program = "import sys, conclave.host; print(sorted({'obstore', 'psycopg', 'sqlite3'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_directory_that_cannot_be_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/below"):
+        with pytest.raises(StoreUnavailable, match="cannot use the directory"):
+            open_store(f"file:{tmp_path / place}")
+
+
+def test_store_errors_are_for_trying_again() -> None:
+    assert issubclass(StoreError, TransportError)
+
+
+@pytest.mark.spec("STORE-14")
+@pytest.mark.parametrize(("again", "attempts"), [(True, 5), (False, 1)])
+def test_patience_repeats_what_may_be_repeated(*, again: bool, attempts: int) -> None:
+    seen = []
+
+    async def work(attempt: int) -> None:
+        seen.append(attempt)
+        raise StoreUnavailable("gone")
+
+    with pytest.raises(StoreUnavailable, match="gone"):
+        asyncio.run(Patience(60, pause_seconds=0).spend(work, again=again))
+    assert seen == list(range(attempts))
+
+
+@pytest.mark.spec("STORE-13")
+def test_patience_ends() -> None:
+    async def work(attempt: int) -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.01 seconds"):
+        asyncio.run(Patience(0.01).spend(work, again=True))

@@ -68,8 +68,8 @@ class Box:
         self.capability = capability
         self.id = box_id(reply_key.public)
         self._seen: dict[_Line, CounterWindow] = {}
-        # Handed out and not yet acknowledged: what is exported knows nothing of them.
-        self._handed: dict[_Line, set[int]] = {}
+        # Received and not yet done with: what is exported knows nothing of them.
+        self._open: dict[_Line, set[int]] = {}
 
     def __repr__(self) -> str:
         return f"<Box {self.id.hex()}>"
@@ -100,31 +100,27 @@ class Box:
             box._seen[window.boot, window.topic] = CounterWindow(below=window.below, above=window.above)
         return box
 
-    def hand_out(self, line: _Line, number: int, acknowledged: int) -> bool:
-        """Whether that mail was not received before; it counts as handed out then.
+    def receive(self, line: _Line, number: int, acknowledged: int) -> bool:
+        """Whether that mail did not come before; from now on it did.
 
         Args:
             acknowledged: what the sender has of this client's acknowledgements: more than
                 is known here, if this box was restored from an older copy.
         """
-        handed = self._handed.get(line, set())
-        if number in self._seen.get(line, ()) or number in handed:
+        if number in self._seen.get(line, ()) or number in self._open.get(line, ()):
             return False
         if line not in self._seen:
             if len(self._seen) >= MAX_WINDOWS:
                 return False
             self._seen[line] = CounterWindow()
         self._seen[line].advance(min(acknowledged, number))
-        self._handed.setdefault(line, set()).add(number)
+        self._open.setdefault(line, set()).add(number)
         return True
 
-    def settle(self, topic: str) -> bool:
-        """What was handed out on a topic is done with. False: nothing was."""
-        lines = [line for line in self._handed if line[1] == topic]
-        for line in lines:
-            for number in sorted(self._handed.pop(line)):
-                self._seen[line].add(number)
-        return bool(lines)
+    def settle(self, line: _Line, number: int) -> None:
+        """That mail, which was received, is done with."""
+        self._open[line].discard(number)
+        self._seen[line].add(number)
 
     def received_below(self, boot: bytes, topic: str) -> int:
         """All mails of that boot and topic with a lower number are done with."""
@@ -142,7 +138,10 @@ class Ask(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Arrived:
-    number: int
+    """One mail, the host's number for it, and whose number its own is."""
+
+    place: int
+    line: _Line
     post: Post
 
 
@@ -176,8 +175,7 @@ class Collector:
         self._claimed = False
         self._place = 0
         self._waiting: dict[str, list[_Arrived]] = {}
-        # The host's numbers of what was handed out and is not settled.
-        self._handed: dict[str, list[int]] = {}
+        self._handed: dict[str, list[_Arrived]] = {}
         # Mails whose sender's claims the host did not give: asked for again at each poll.
         self._unresolved: list[tuple[int, bytes]] = []
 
@@ -196,17 +194,18 @@ class Collector:
                 raise OverloadedError("too much mail of other topics was fetched: poll those topics too")
             yield from self._get(wait_seconds)
         arrived = self._waiting.pop(topic, [])
-        self._handed.setdefault(topic, []).extend(item.number for item in arrived)
+        self._handed.setdefault(topic, []).extend(arrived)
         return [item.post for item in arrived]
 
     def settle(self, topic: str) -> Steps[bool]:
         """What was handed out on that topic is done with, and need not be kept by the host."""
-        if not self.box.settle(topic):
+        handed = self._handed.pop(topic, [])
+        for item in handed:
+            self.box.settle(item.line, item.post.number)
+        if not handed:
             return False
-        self._handed.pop(topic, None)
-        kept = [number for numbers in self._handed.values() for number in numbers]
-        kept += [item.number for items in self._waiting.values() for item in items]
-        kept += [number for number, _ in self._unresolved]
+        kept = [item.place for some in (self._handed, self._waiting) for items in some.values() for item in items]
+        kept += [place for place, _ in self._unresolved]
         self._at_host()
         below = min([self._place + 1, *kept])
         # A courtesy: the host forgets what nobody needs. Nothing depends on it.
@@ -266,8 +265,9 @@ class Collector:
             # Whatever the host put there: an error would let it end a poll with one byte.
             self.refused += 1
             return
-        if self.box.hand_out((claims.boot_nonce, post.topic), post.number, post.acknowledged):
-            self._waiting.setdefault(post.topic, []).append(_Arrived(number, post))
+        line = (claims.boot_nonce, post.topic)
+        if self.box.receive(line, post.number, post.acknowledged):
+            self._waiting.setdefault(post.topic, []).append(_Arrived(number, line, post))
         else:
             self.refused += 1
 

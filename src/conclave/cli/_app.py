@@ -202,6 +202,7 @@ def serve(
     host: str = "127.0.0.1",
     platform: Path | None = None,
     sandbox: str = "auto",
+    store: str | None = None,
 ) -> int:
     """Serve a bundle over HTTP under a TEE.
 
@@ -214,10 +215,13 @@ def serve(
         host: address to listen on.
         platform: directory of the simulated machine.
         sandbox: auto, namespaces or landlock.
+        store: where posted mail is kept, of this host alone: file:DIR, sqlite:FILE,
+            s3:BUCKET/PREFIX or postgresql://USER@HOST/DATABASE (default: a directory
+            under the user's state, one for each program).
     """
     from conclave.cli._serve import serve_bundle
 
-    return serve_bundle(bundle, tee=tee, port=port, address=host, platform=platform, sandbox=sandbox)
+    return serve_bundle(bundle, tee=tee, port=port, address=host, platform=platform, sandbox=sandbox, store=store)
 
 
 @app.command

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conclave.cli._build import constraint_for, progress
-from conclave.cli._places import platform_directory
+from conclave.cli._places import outbox_store, platform_directory
 from conclave.errors import PlatformError
 
 if TYPE_CHECKING:
@@ -46,20 +46,23 @@ def build_and_serve(
         return _serve(Path(place) / "run.enclave", port, address, platform, sandbox, announce)
 
 
-def serve_bundle(bundle: Path, *, tee: str, port: int, address: str, platform: Path | None, sandbox: str) -> int:
+def serve_bundle(
+    bundle: Path, *, tee: str, port: int, address: str, platform: Path | None, sandbox: str, store: str | None
+) -> int:
     """Serve a bundle that was built before."""
     from conclave.bundle import read_bundle
 
     if tee != "simulated":
         raise PlatformError(f"no driver for the TEE '{tee[:32]}' here; available: simulated")
-    line = constraint_for(read_bundle(bundle), simulated=True)
+    made = read_bundle(bundle)
+    line = constraint_for(made, simulated=True)
 
     def announce(url: str) -> None:
         print("platform    simulated TEE: INSECURE, protects nothing from this machine's operator")
         print(f"serving     {url}")
         print(f"constraint  {line}", flush=True)
 
-    return _serve(bundle, port, address, platform, sandbox, announce)
+    return _serve(bundle, port, address, platform, sandbox, announce, store=store or outbox_store(made.code))
 
 
 def _serve(
@@ -69,7 +72,10 @@ def _serve(
     platform: Path | None,
     sandbox: str,
     announce: Callable[[str], None],
+    *,
+    store: str | None = None,
 ) -> int:
+    from conclave.host.stores import open_store
     from conclave.platform import start_platform
 
     directory = platform_directory(platform)
@@ -84,7 +90,7 @@ def _serve(
     from conclave.host import Host, log_to_stderr
     from conclave.host.server import Server
 
-    host = Host(launch, on_event=log_to_stderr)
+    host = Host(launch, on_event=log_to_stderr, store=None if store is None else open_store(store))
 
     async def main() -> None:
         await host.start()

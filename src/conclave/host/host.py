@@ -401,5 +401,7 @@ def log_to_stderr(event: dict[str, Any]) -> None:
         print(f"  {event.get('text')}", file=sys.stderr)
     elif event.get("event") == "output":
         sys.stderr.write(str(event.get("text")))
+    elif event.get("event") == "store":
+        print(f"  store: {event.get('text')}", file=sys.stderr)
     elif event.get("event") == "endorsements":
         print(f"  endorsements: {event.get('text')}", file=sys.stderr)

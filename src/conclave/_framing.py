@@ -26,6 +26,10 @@ class Kind(IntEnum):
     CHALLENGE = 2
     STOP = 3
     RENEW = 4
+    CHUNKS = 5
+    CREDIT = 6
+    DROP = 7
+    FETCHED = 8
     ROOM = 9
     INSTANCE = 65
     REPLY = 66
@@ -34,6 +38,7 @@ class Kind(IntEnum):
     SIGNED = 69
     FAILED = 70
     POST = 71
+    FETCH = 72
 
 
 class PlatformKind(IntEnum):

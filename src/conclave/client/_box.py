@@ -5,7 +5,7 @@ the adversary: what does not decrypt, or was not signed by an instance that the
 client's constraint accepts, or was handed out before, is refused and counted,
 and never ends a poll.
 
-Spec: spec/mail.md section 9 (MAIL-30 to MAIL-38), spec/http.md section 2.
+Spec: spec/mail.md section 11 (MAIL-30 to MAIL-38), spec/http.md section 2.
 """
 
 from __future__ import annotations

@@ -1,6 +1,17 @@
 """The SDK for enclave authors."""
 
-from conclave.enclave.sdk import Enclave, Mail, NotInRoster, Post, Roster, WrongInstance
+from conclave.enclave.sdk import Caller, Enclave, Mail, NotInRoster, NotIntroduced, Post, Roster, WrongInstance
 from conclave.rpc.interface import RpcError, rpc
 
-__all__ = ["Enclave", "Mail", "NotInRoster", "Post", "Roster", "RpcError", "WrongInstance", "rpc"]
+__all__ = [
+    "Caller",
+    "Enclave",
+    "Mail",
+    "NotInRoster",
+    "NotIntroduced",
+    "Post",
+    "Roster",
+    "RpcError",
+    "WrongInstance",
+    "rpc",
+]

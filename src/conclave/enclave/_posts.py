@@ -4,7 +4,7 @@ Runs inside the enclave, without IO. A client that never fetches, or never
 acknowledges, is bounded by what it holds of its own box; a host that says a box
 is full only stops mail that it could as well have dropped.
 
-Spec: spec/mail.md section 9 (MAIL-33 to MAIL-37).
+Spec: spec/mail.md section 11 (MAIL-33 to MAIL-37).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from conclave._framing import Frame, Kind
 
 PATIENCE_SECONDS: Final = 10.0
 # Nothing that a client could take as an answer to its mail.
-_FREE: Final = frozenset({Kind.INSTANCE, Kind.SIGNED})
+_FREE: Final = frozenset({Kind.INSTANCE, Kind.SIGNED, Kind.FETCH})
 Keep = Callable[[bytes, Callable[[], None]], None]
 
 

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -23,6 +23,7 @@ from conclave import _codec
 from conclave._framing import Frame, Kind
 from conclave.errors import BundleError, Error, FormatError, PlatformError, TransportError
 from conclave.host.exchange import Exchange, Receive, Scope, Send
+from conclave.host.fetch import Fetcher
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
 from conclave.host.outbox import Outbox, OutboxLimits
@@ -72,6 +73,7 @@ class Host:
         endorsements: EndorsementSource | None = None,
         store: BlobStore | None = None,
         outbox: OutboxLimits | None = None,
+        peers: Iterable[str] = (),
     ) -> None:
         """Nothing runs before `start`.
 
@@ -86,6 +88,7 @@ class Host:
             store: where posted mail is kept, of this host alone; closed by `stop`. None:
                 in memory, so that a host that ends loses it.
             outbox: how much posted mail, and how long.
+            peers: URLs of hosts whose enclaves this one may call.
         """
         self._launch = launch
         self._on_event = on_event or (lambda event: None)
@@ -98,6 +101,7 @@ class Host:
             link=lambda: None if self.info is None else self._link,
             info=lambda: self.info,
         )
+        self._fetcher = Fetcher(peers, info=lambda: self.info)
         self._link: Link | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._source = endorsements
@@ -145,6 +149,7 @@ class Host:
                     await task
         await self._end()
         await self.outbox.stop()
+        await self._fetcher.close()
 
     async def _end(self) -> None:
         self.info = None
@@ -310,6 +315,7 @@ class Host:
             return
         self.info = None
         self._link = None
+        self._fetcher.clear()
         self._lost.set()
         self._routes.release()
         loop = asyncio.get_running_loop()
@@ -318,7 +324,7 @@ class Host:
 
     def _tell(self, payload: bytes) -> None:
         if self._link is not None:
-            self._link.tell(Kind.ROOM, payload)
+            self._link.tell(Kind.ROOM, 0, payload)
 
     def _unasked(self, frame: Frame) -> None:
         if frame.kind == Kind.INSTANCE:
@@ -327,6 +333,9 @@ class Host:
                 self._instance(frame)
             elif self._link is not None:
                 self._link.close()
+        elif frame.kind == Kind.FETCH:
+            if self._link is not None:
+                self._fetcher.take(frame.payload, partial(self._link.tell, Kind.FETCHED, frame.request))
         elif frame.kind == Kind.FAILED:
             self._fail(
                 self._ready, PlatformError(f"the enclave refused to start: {frame.payload.decode('utf-8', 'replace')}")

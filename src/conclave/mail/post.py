@@ -5,7 +5,7 @@ with the attested key, as a key that many may seal to says nothing about the
 sender. Everything of it is the host's to keep and untrusted until `open_post`
 and `check_sender` have both passed.
 
-Spec: spec/mail.md section 9 (MAIL-30, MAIL-33, MAIL-37).
+Spec: spec/mail.md section 11 (MAIL-30, MAIL-33, MAIL-37).
 """
 
 from __future__ import annotations

@@ -169,6 +169,30 @@ def test_days_later_in_another_boot(server: HostServer, bundle: Bundle, only: Ca
         assert again.poll() == []
 
 
+@pytest.mark.spec("MAIL-32", "MAIL-38")
+def test_saved_state_has_the_box(
+    server: HostServer, bundle: Bundle, only: Callable[[Bundle], str], tmp_path: Path
+) -> None:
+    identity, constraint = Identity.generate(), only(bundle)
+
+    def client() -> Client:
+        return Client(server.url, constraint=constraint, identity=identity, state=tmp_path / "state")
+
+    with client() as first:
+        first.call("bid", 1)
+        assert first.call("fill", identity.public, 3) == 3
+        assert len(first.poll()) == 3
+    with client() as second:
+        # The first one never said that it was done with them.
+        assert [m.body for m in second.poll()] == [b"0", b"1", b"2"]
+        second.acknowledge()
+    with client() as third:
+        assert third.poll() == []
+        third.call("fill", identity.public, 1)
+        assert [m.sequence for m in third.poll()] == [3]
+        assert third.refused_mails == 0
+
+
 @pytest.mark.spec("MAIL-35", "MAIL-36")
 def test_a_full_box_is_a_clear_error_until_the_client_fetches(
     server: HostServer, bundle: Bundle, only: Callable[[Bundle], str]

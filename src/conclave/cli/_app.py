@@ -231,7 +231,9 @@ def call(
     *arguments: str,
     constraint: str,
     identity: Path | None = None,
+    state: Path | None = None,
     timeout: float = 30.0,
+    deadline: float | None = None,
 ) -> int:
     """Verify an enclave and call one of its methods; prints the result as JSON.
 
@@ -239,16 +241,27 @@ def call(
     Example: conclave call http://127.0.0.1:8765 greet World --constraint hello.constraint
 
     Args:
-        url: where the host serves.
+        url: where the host serves; several interchangeable ones with commas between them.
         method: name of an @rpc method.
         arguments: its arguments.
         constraint: the constraint line, or a file with it.
-        identity: key file of this client (default: a fresh identity).
-        timeout: seconds to wait for the host.
+        identity: key file of this client, made if there is none (default: a fresh identity).
+        state: file that keeps a call without an answer, for the next `conclave call` to finish; needs --identity.
+        timeout: seconds to wait for the host at each attempt.
+        deadline: seconds for everything together (default: as long as the attempts take).
     """
     from conclave.cli._client import call_command
 
-    return call_command(url, method, arguments, constraint, identity=identity, timeout_seconds=timeout)
+    return call_command(
+        url,
+        method,
+        arguments,
+        constraint,
+        identity=identity,
+        state=state,
+        timeout_seconds=timeout,
+        deadline_seconds=deadline,
+    )
 
 
 reference = App(name="reference", help="Reference values: which measurements are which release, signed.")

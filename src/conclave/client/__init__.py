@@ -14,10 +14,20 @@ if TYPE_CHECKING:
     from conclave.client._hosts import ClientEvent
     from conclave.client._streams import AsyncStream, Stream
     from conclave.client.client import AsyncClient, Client
-    from conclave.client.core import ReceivedMail
+    from conclave.client.core import ReceivedMail, Resumed
     from conclave.client.identity import Identity
 
-__all__ = ["AsyncClient", "AsyncStream", "Box", "Client", "ClientEvent", "Identity", "ReceivedMail", "Stream"]
+__all__ = [
+    "AsyncClient",
+    "AsyncStream",
+    "Box",
+    "Client",
+    "ClientEvent",
+    "Identity",
+    "ReceivedMail",
+    "Resumed",
+    "Stream",
+]
 
 __getattr__ = lazily(
     __name__,
@@ -29,6 +39,7 @@ __getattr__ = lazily(
         "ClientEvent": "_hosts",
         "Identity": "identity",
         "ReceivedMail": "core",
+        "Resumed": "core",
         "Stream": "_streams",
     },
 )

@@ -34,8 +34,9 @@ from conclave.client._http import (
     watched,
     watched_async,
 )
+from conclave.client._state import ClientState
 from conclave.client._streams import AsyncStream, Background, Source, Stream
-from conclave.client.core import Answer, ClientCore, Exchange, Opened, Pause, ReceivedMail
+from conclave.client.core import Answer, ClientCore, Exchange, Opened, Pause, ReceivedMail, Resumed
 from conclave.client.identity import Identity
 from conclave.errors import TransportError
 from conclave.mail.padding import Padding, padme
@@ -96,6 +97,8 @@ class _Base:
         reference: ReferenceValues | None = None,
         box: Box | None = None,
         on_event: Callable[[ClientEvent], None] | None = None,
+        state: str | os.PathLike[str] | None = None,
+        durable: bool = False,
     ) -> None:
         """Prepare a client; nothing is sent yet.
 
@@ -111,13 +114,18 @@ class _Base:
             attempts: how often a request is sent before `TransportError`.
             reference: which measurements are which release, from `load_reference_values`;
                 None for what this library knows by itself.
-            box: where posted mail is received, from `Box.restore`; None makes one that
-                is gone with this object, and what is posted to it then.
+            box: where posted mail is received, from `Box.restore`; None: the one that the
+                saved state has, or else one that is gone with this object, with what is posted to it.
             on_event: is told what the client does besides: verify, wait, try again, fail over.
                 It runs in the caller's thread; what it raises is logged and changes nothing.
+            state: a file that keeps requests without an answer (`resume`) and the box across
+                restarts, encrypted under the identity's key, which must be given too. One client at a time.
+            durable: wait for the disk before each request leaves: then not even a loss of
+                power loses one; costs some milliseconds each.
 
         Raises:
             FormatError: the constraint does not parse.
+            StateError: the state is in use by another client, of another identity, or cannot be written.
         """
         urls = (url,) if isinstance(url, str) else tuple(url)
         if not 0 < len(urls) <= MAX_HOSTS:
@@ -126,18 +134,30 @@ class _Base:
         self._addresses = Addresses(urls)
         _Deadline(timeout_seconds)
         _Deadline(deadline_seconds)
+        if state is not None and identity is None:
+            raise ValueError(
+                "saved state is encrypted under the identity: give identity=, as from Identity.load_or_create"
+            )
         self._timeout = timeout_seconds
         self._deadline = deadline_seconds
         self._on_event = on_event
-        self._core = ClientCore(
-            constraint=_constraint(constraint),
-            identity=identity,
-            padding=padding,
-            attempts=attempts,
-            reference=reference,
-            hosts=Hosts(len(urls)),
-            box=box,
-        )
+        accepted = _constraint(constraint)
+        saved = None if state is None or identity is None else ClientState(state, identity, durable=durable)
+        try:
+            self._core = ClientCore(
+                constraint=accepted,
+                identity=identity,
+                padding=padding,
+                attempts=attempts,
+                reference=reference,
+                hosts=Hosts(len(urls)),
+                box=box,
+                state=saved,
+            )
+        except BaseException:
+            if saved is not None:
+                saved.close()
+            raise
         _clients.add(self)
 
     def __repr__(self) -> str:
@@ -184,6 +204,11 @@ class _Base:
         return self._core.box
 
     @property
+    def unanswered(self) -> int:
+        """How many requests earlier processes left in the saved state; `resume` repeats them."""
+        return 0 if self._core.state is None else len(self._core.state.left)
+
+    @property
     def refused_mails(self) -> int:
         """How many things the host passed off as the enclave's mail, or gave a second time."""
         return self._core.refused_mails
@@ -224,6 +249,8 @@ class Client(_Base):
         background, self._background = self._background, None
         if background is not None:
             background.close()
+        with self._lock:
+            self._core.close()
 
     @property
     def _http(self) -> httpx2.Client:
@@ -394,6 +421,21 @@ class Client(_Base):
             on_progress=on_progress,
         )
 
+    def resume(self, *, timeout_seconds: float | None = None) -> list[Resumed]:
+        """Repeat what an earlier process with the same saved state left without an answer.
+
+        In the same boot under the same numbers: what the enclave had already taken is
+        answered from its memory, not run again. In another boot, as new requests; calls that
+        are not retried fail instead.
+
+        Returns:
+            What became of each, in their order. They are forgotten with that.
+
+        Raises:
+            TransportError, VerificationError, AppraisalError: all of it stays for another time.
+        """
+        return self._run(self._core.resume, timeout_seconds=timeout_seconds)
+
     def poll(self, *, topic: str = "default", wait_seconds: float = 0.0) -> list[ReceivedMail]:
         """Mail that was posted on a topic without being asked for, in this boot or an earlier one.
 
@@ -460,6 +502,7 @@ class AsyncClient(_Base):
     async def aclose(self) -> None:
         """Close connections; the client cannot be used after that."""
         self._closed = True
+        self._core.close()
         http, self._http_client = self._http_client, None
         if http is not None and self._loop is asyncio.get_running_loop():
             await http.aclose()
@@ -593,6 +636,10 @@ class AsyncClient(_Base):
             timeout_seconds=timeout_seconds,
             on_progress=on_progress,
         )
+
+    async def resume(self, *, timeout_seconds: float | None = None) -> list[Resumed]:
+        """See `Client.resume`."""
+        return await self._run(self._core.resume, timeout_seconds=timeout_seconds)
 
     async def poll(self, *, topic: str = "default", wait_seconds: float = 0.0) -> list[ReceivedMail]:
         """See `Client.poll`."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from conclave._mailheader import NONE
-from conclave.errors import DecryptionError
+from conclave.errors import DecryptionError, Error
 from conclave.mail._wire import FLAG_UPLOAD, Reply, Request, RequestKind
 from conclave.mail.session import ClientSession
 from conclave.mail.stream import ChunkSealer
@@ -32,6 +32,8 @@ class Pending:
         failed: why it will never be sent again.
         boots: nonces of the boots it may have reached: none gets it under a second
             number (MAIL-52).
+        saved: strand and sequence under which saved state knows it.
+        resumed: an earlier process sent it.
     """
 
     kind: int
@@ -44,8 +46,10 @@ class Pending:
     done: bool = False
     abandoned: bool = False
     refused: Reply | None = None
-    failed: Exception | None = None
+    failed: Error | None = None
     boots: list[bytes] = field(default_factory=list)
+    saved: tuple[int, int] | None = None
+    resumed: bool = False
 
 
 class Conversation:
@@ -59,11 +63,13 @@ class Conversation:
         self._pending: dict[int, Pending] = {}
         self._received_below = 0
         self._above: set[int] = set()
+        self._quiet = False
+        self._reached = 0
 
     @property
     def acknowledged(self) -> int:
         """Every reply with a lower sequence was received."""
-        return self._received_below
+        return 0 if self._quiet else self._received_below
 
     def use(self, session: ClientSession, *, new_boot: bool) -> None:
         """Go on with a new session.
@@ -75,8 +81,7 @@ class Conversation:
         if new_boot:
             waiting = self.waiting()
             self._pending = {}
-            self._next = 0
-            self.posted = 0
+            self._next = self._reached = self.posted = 0
             self._received_below = 0
             self._above = set()
             for item in waiting:
@@ -109,6 +114,20 @@ class Conversation:
         self._enter(item)
         return item
 
+    def restore(self, items: list[Pending]) -> None:
+        """Repeat what another process left, under the numbers it gave; before `use`.
+
+        Nothing is acknowledged: whoever dies over this can repeat it again.
+        """
+        self._quiet = True
+        self._pending = {item.sequence: item for item in items}
+        self._next = max(self._pending) + 1
+
+    def retract(self, item: Pending) -> None:
+        """Give back the newest place: that request never left."""
+        del self._pending[item.sequence]
+        self._next = item.sequence
+
     def forget(self, item: Pending) -> None:
         """Drop a request that must not be sent to another boot."""
         self._pending.pop(item.sequence, None)
@@ -116,6 +135,10 @@ class Conversation:
     def holds(self, sequence: int) -> bool:
         """Whether that request is still without its last reply."""
         return sequence in self._pending
+
+    def passed(self, sequence: int) -> bool:
+        """Whether the enclave is known to have taken that request: it answered this or a later one."""
+        return sequence < self._reached
 
     def waiting(self) -> list[Pending]:
         """Requests without a last reply, in order."""
@@ -167,6 +190,7 @@ class Conversation:
         # The last reply says how many there are: the host may swap their order.
         if any(r.last and r.expected == len(item.replies) for r in item.replies):
             item.done = True
+            self._reached = max(self._reached, item.sequence + 1)
             item.replies.sort(key=lambda r: r.sequence)
             del self._pending[item.sequence]
         return item

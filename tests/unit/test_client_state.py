@@ -32,6 +32,7 @@ def request(sequence: int, body: bytes = b"body") -> Unanswered:
         flags=0,
         body=body,
         envelope=b"",
+        padding=None,
         boots=[bytes(32)],
     )
 

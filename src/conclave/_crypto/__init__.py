@@ -150,6 +150,35 @@ class AeadKey(_Hidden):
             raise DecryptionError from None
 
 
+class Marker(_Hidden):
+    """Recognises a value that was marked before, in this process, without keeping it.
+
+    A mark is a nonce used once and an AES-256-GCM ciphertext under a key that nothing
+    else uses and nobody else knows: to make another value that fits a mark is to forge
+    a tag. Five to twenty times faster than SHA-256 where the processor has no
+    instructions for that.
+    """
+
+    __slots__ = ("_count", "_key")
+
+    def __init__(self) -> None:
+        self._key = AeadKey(Secret.random())
+        self._count = 0
+
+    def mark(self, head: bytes, body: bytes) -> bytes:
+        """A mark of these two, as long as `head` and 28 bytes."""
+        nonce = self._count.to_bytes(12, "big")
+        self._count += 1
+        return nonce + self._key.encrypt(nonce, head, body)
+
+    def fits(self, mark: bytes, head: bytes, body: bytes) -> bool:
+        """Whether that mark was made of these two."""
+        try:
+            return same(self._key.decrypt(mark[:12], mark[12:], body), head)
+        except DecryptionError:
+            return False
+
+
 def seal_record(secret: Secret, label: bytes, plaintext: bytes, associated: bytes) -> bytes:
     """A record for a file: salt (32), nonce (12), ciphertext with its tag.
 

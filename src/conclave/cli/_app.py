@@ -59,6 +59,7 @@ def run(
     platform: Path | None = None,
     sandbox: str = "auto",
     constraint_file: Path | None = None,
+    peer: tuple[str, ...] = (),
 ) -> int:
     """Build an enclave in debug mode, launch it under the simulated TEE and serve it.
 
@@ -72,11 +73,18 @@ def run(
         platform: directory of the simulated machine.
         sandbox: auto, namespaces or landlock.
         constraint_file: where to write the constraint (default: beside PATH).
+        peer: URL of a host whose enclave this one may call; may be repeated.
     """
     from conclave.cli._serve import build_and_serve
 
     return build_and_serve(
-        path, port=port, address=host, platform=platform, sandbox=sandbox, constraint_file=constraint_file
+        path,
+        port=port,
+        address=host,
+        platform=platform,
+        sandbox=sandbox,
+        constraint_file=constraint_file,
+        peers=peer,
     )
 
 
@@ -203,6 +211,7 @@ def serve(
     platform: Path | None = None,
     sandbox: str = "auto",
     store: str | None = None,
+    peer: tuple[str, ...] = (),
 ) -> int:
     """Serve a bundle over HTTP under a TEE.
 
@@ -218,10 +227,13 @@ def serve(
         store: where posted mail is kept, of this host alone: file:DIR, sqlite:FILE,
             s3:BUCKET/PREFIX or postgresql://USER@HOST/DATABASE (default: a directory
             under the user's state, one for each program).
+        peer: URL of a host whose enclave this one may call; may be repeated.
     """
     from conclave.cli._serve import serve_bundle
 
-    return serve_bundle(bundle, tee=tee, port=port, address=host, platform=platform, sandbox=sandbox, store=store)
+    return serve_bundle(
+        bundle, tee=tee, port=port, address=host, platform=platform, sandbox=sandbox, store=store, peers=peer
+    )
 
 
 @app.command

@@ -26,6 +26,7 @@ def build_and_serve(
     platform: Path | None,
     sandbox: str,
     constraint_file: Path | None,
+    peers: tuple[str, ...] = (),
 ) -> int:
     """Build in debug mode into a temporary place, and serve that."""
     from conclave.bundle import build
@@ -43,11 +44,19 @@ def build_and_serve(
             print(f"constraint  {line}")
             print(f"written to  {target}", flush=True)
 
-        return _serve(Path(place) / "run.enclave", port, address, platform, sandbox, announce)
+        return _serve(Path(place) / "run.enclave", port, address, platform, sandbox, announce, peers)
 
 
 def serve_bundle(
-    bundle: Path, *, tee: str, port: int, address: str, platform: Path | None, sandbox: str, store: str | None
+    bundle: Path,
+    *,
+    tee: str,
+    port: int,
+    address: str,
+    platform: Path | None,
+    sandbox: str,
+    store: str | None,
+    peers: tuple[str, ...] = (),
 ) -> int:
     """Serve a bundle that was built before."""
     from conclave.bundle import read_bundle
@@ -62,7 +71,7 @@ def serve_bundle(
         print(f"serving     {url}")
         print(f"constraint  {line}", flush=True)
 
-    return _serve(bundle, port, address, platform, sandbox, announce, store=store or outbox_store(made.code))
+    return _serve(bundle, port, address, platform, sandbox, announce, peers, store or outbox_store(made.code))
 
 
 def _serve(
@@ -72,7 +81,7 @@ def _serve(
     platform: Path | None,
     sandbox: str,
     announce: Callable[[str], None],
-    *,
+    peers: tuple[str, ...],
     store: str | None = None,
 ) -> int:
     from conclave.host.stores import open_store
@@ -90,7 +99,10 @@ def _serve(
     from conclave.host import Host, log_to_stderr
     from conclave.host.server import Server
 
-    host = Host(launch, on_event=log_to_stderr, store=None if store is None else open_store(store))
+    kept = None if store is None else open_store(store)
+    host = Host(launch, on_event=log_to_stderr, peers=peers, store=kept)
+
+    status = 0
 
     async def main() -> None:
         await host.start()
@@ -98,8 +110,15 @@ def _serve(
         try:
             url = await server.start(address, port)
             stop = asyncio.Event()
+
+            def end(number: int) -> None:
+                nonlocal status
+                # As for every command that is interrupted.
+                status = 130 if number == signal.SIGINT else 0
+                stop.set()
+
             for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, stop.set)
+                asyncio.get_running_loop().add_signal_handler(number, end, number)
             # What start-up made stays for good: keep the collector off it.
             gc.collect()
             gc.freeze()
@@ -110,4 +129,4 @@ def _serve(
             await host.stop()
 
     uvloop.run(main())
-    return 0
+    return status

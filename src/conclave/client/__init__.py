@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from conclave._lazy import lazily
+from conclave.mail.padding import Padding, buckets, fixed, padme
 
 if TYPE_CHECKING:
     from conclave.client._box import Box
     from conclave.client._hosts import ClientEvent
+    from conclave.client._pace import ConstantRate
     from conclave.client._streams import AsyncStream, Stream
     from conclave.client.client import AsyncClient, Client
     from conclave.client.core import ReceivedMail, Resumed
@@ -23,10 +25,15 @@ __all__ = [
     "Box",
     "Client",
     "ClientEvent",
+    "ConstantRate",
     "Identity",
+    "Padding",
     "ReceivedMail",
     "Resumed",
     "Stream",
+    "buckets",
+    "fixed",
+    "padme",
 ]
 
 __getattr__ = lazily(
@@ -37,6 +44,7 @@ __getattr__ = lazily(
         "Box": "_box",
         "Client": "client",
         "ClientEvent": "_hosts",
+        "ConstantRate": "_pace",
         "Identity": "identity",
         "ReceivedMail": "core",
         "Resumed": "core",

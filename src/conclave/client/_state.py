@@ -5,7 +5,7 @@ identity's, each record under a key of its own; session keys are never in it. A
 copy of it or an older one gives away and breaks nothing: whoever goes on from it
 opens sessions and strands of its own.
 
-Spec: spec/mail.md section 10 (MAIL-53).
+Spec: spec/mail.md section 12 (MAIL-53).
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Unanswered(_codec.Record, frozen=True):
 
     Attributes:
         boots: nonces of the boots it may have reached; `strand` and `sequence` are of the last.
+        padding: the text form of its own padding; None for the client's.
     """
 
     topic: str
@@ -46,6 +47,7 @@ class Unanswered(_codec.Record, frozen=True):
     flags: int
     body: bytes
     envelope: bytes
+    padding: str | None
     boots: list[bytes]
 
     @property
@@ -123,6 +125,7 @@ class ClientState:
                 flags=item.flags,
                 body=item.body,
                 envelope=item.envelope,
+                padding=None if item.padding is None else str(item.padding),
                 boots=list(item.boots),
             )
             for item in items

@@ -252,6 +252,8 @@ class ClientCore:
             if state.left:
                 self.hosts.tell("unanswered", reason=f"an earlier process left {len(state.left)} requests")
         self._asked = self._told = 0
+        # Where mails leave at a constant rate: in one topic and one size.
+        self.only_topic: str | None = None
         self._collector = Collector(
             self.box,
             self.identity.public,
@@ -430,21 +432,39 @@ class ClientCore:
 
     # Mail ----------------------------------------------------------------------------
 
-    def mail(self, body: bytes, *, topic: str, envelope: bytes) -> Steps[list[ReceivedMail]]:
+    def mail(
+        self, body: bytes, *, topic: str, envelope: bytes, padding: Padding | None = None
+    ) -> Steps[list[ReceivedMail]]:
         """Send a mail; returns the enclave's replies to it.
+
+        Args:
+            padding: another one than this client's.
 
         Raises:
             CallError: the author's code refused or failed.
             MailError, TransportError, VerificationError, AppraisalError.
         """
-        replies = yield from self._request(RequestKind.MAIL, body, topic=topic, envelope=envelope, retry=True)
+        replies = yield from self._request(
+            RequestKind.MAIL, body, topic=topic, envelope=envelope, retry=True, padding=padding
+        )
         _raise_failure(replies[-1])
         return [ReceivedMail(r.body, r.envelope, r.sequence) for r in replies if r.kind == ReplyKind.MAIL]
 
-    def call(self, name: str, arguments: list[Any], *, returns: Any, topic: str, retry: bool) -> Steps[Any]:
+    def call(
+        self,
+        name: str,
+        arguments: list[Any],
+        *,
+        returns: Any,
+        topic: str,
+        retry: bool,
+        padding: Padding | None = None,
+    ) -> Steps[Any]:
         """Call an `@rpc` method; returns its result, decoded as `returns`."""
         body = encode_call(name, arguments)
-        replies = yield from self._request(RequestKind.CALL, body, topic=topic, envelope=b"", retry=retry)
+        replies = yield from self._request(
+            RequestKind.CALL, body, topic=topic, envelope=b"", retry=retry, padding=padding
+        )
         _raise_failure(replies[-1])
         if replies[-1].kind != ReplyKind.RESULT:
             raise FormatError("the enclave answered a call with something else than a result")
@@ -456,18 +476,24 @@ class ClientCore:
         Raises:
             CallError: the enclave does not accept it; the message says why.
         """
-        replies = yield from self._request(RequestKind.INTRODUCTION, info, topic=topic, envelope=b"", retry=True)
+        replies = yield from self._request(
+            RequestKind.INTRODUCTION, info, topic=topic, envelope=b"", retry=True, padding=None
+        )
         _raise_failure(replies[-1])
         if replies[-1].kind != ReplyKind.INTRODUCED:
             raise FormatError("the enclave answered an introduction with something else")
 
-    def open_stream(self, name: str, arguments: list[Any], *, topic: str, upload: bool) -> Steps[Opened]:
+    def open_stream(
+        self, name: str, arguments: list[Any], *, topic: str, upload: bool, padding: Padding | None = None
+    ) -> Steps[Opened]:
         """Encrypt a stream call, which is sent once at most."""
+        if self.only_topic is not None:
+            raise ValueError("a stream cannot be hidden in mails at a constant rate; use a client without pace for it")
         body = encode_call(name, arguments)
         if self._is_stale():
             yield from self.verify()
         place = self._topic(topic)
-        opened = place.conversation.open_stream(body, upload=upload)
+        opened = place.conversation.open_stream(body, upload=upload, padding=padding)
         return Opened(*opened, self.hosts.current, lambda taken: self._close(topic, place, taken))
 
     def stream_refused(self, status: int, *, topic: str) -> Steps[StreamError]:
@@ -483,14 +509,18 @@ class ClientCore:
         return StreamError(f"the stream did not begin, and stream calls are not retried: {_reason(answer)}")
 
     def _request(
-        self, kind: RequestKind, body: bytes, *, topic: str, envelope: bytes, retry: bool
+        self, kind: RequestKind, body: bytes, *, topic: str, envelope: bytes, retry: bool, padding: Padding | None
     ) -> Steps[list[Reply]]:
+        if self.only_topic is not None:
+            if topic != self.only_topic or envelope:
+                raise ValueError("at a constant rate mails have the one topic of the rate, and no envelope")
+            padding = None
         if self._is_stale():
             yield from self.verify()
         place = self._topic(topic)
         conversation = place.conversation
         assert self.instance is not None
-        item = conversation.add(kind, body, envelope=envelope, flags=0 if retry else 1)
+        item = conversation.add(kind, body, envelope=envelope, flags=0 if retry else 1, padding=padding)
         item.boots.append(self.instance.claims.boot_nonce)
         try:
             self._save(topic, place, [item])
@@ -504,6 +534,18 @@ class ClientCore:
             if not item.done:
                 item.abandoned = True
         return item.replies
+
+    def cover(self) -> Steps[None]:
+        """Send a mail that means nothing, in the steps in which a call is sent (MAIL-42)."""
+        if self._is_stale():
+            yield from self.verify()
+        assert self.only_topic is not None
+        place = self._topic(self.only_topic)
+        item = place.conversation.cover()
+        try:
+            yield from self._deliver(self.only_topic, place, item)
+        finally:
+            place.conversation.uncover(item)
 
     def _catch_up(self, conversation: Conversation, item: Pending) -> Steps[None]:
         """Send again what an earlier caller gave up on: the channel is ordered behind it."""
@@ -670,6 +712,8 @@ class ClientCore:
         """
         if self.state is None or not self.state.left:
             return []
+        if self.only_topic is not None:
+            raise ValueError("a constant rate does not hide what earlier processes left; resume it without pace")
         if self._is_stale():
             yield from self.verify()
         work = [(name, place, item) for name, place in self._restore() for item in place.left]
@@ -694,7 +738,8 @@ class ClientCore:
         for left in self.state.left:
             place = places.setdefault((left.topic, left.strand, left.boots[-1]), _Topic())
             place.strand = left.strand
-            item = Pending(left.kind, left.flags, left.body, left.envelope, left.sequence)
+            padding = None if left.padding is None else Padding.parse(left.padding)
+            item = Pending(left.kind, left.flags, left.body, left.envelope, left.sequence, padding=padding)
             item.boots, item.saved, item.resumed = list(left.boots), left.key, True
             place.left.append(item)
         self._resuming = []

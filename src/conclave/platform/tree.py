@@ -45,6 +45,7 @@ ENCLAVE_MODULES: Final = (
     "bundle/manifest",
     "enclave/__init__",
     "enclave/_posts",
+    "enclave/_release",
     "enclave/_runtime",
     "enclave/_sandbox",
     "enclave/_service",

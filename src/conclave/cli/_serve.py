@@ -31,6 +31,7 @@ def build_and_serve(
     """Build in debug mode into a temporary place, and serve that."""
     from conclave.bundle import build
 
+    _check(peers)
     with tempfile.TemporaryDirectory(prefix="conclave-run-") as place:
         bundle = build(path, Path(place) / "run.enclave", mode="debug", on_progress=progress)
         line = constraint_for(bundle, simulated=True)
@@ -61,6 +62,7 @@ def serve_bundle(
     """Serve a bundle that was built before."""
     from conclave.bundle import read_bundle
 
+    _check(peers)
     if tee != "simulated":
         raise PlatformError(f"no driver for the TEE '{tee[:32]}' here; available: simulated")
     made = read_bundle(bundle)
@@ -72,6 +74,11 @@ def serve_bundle(
         print(f"constraint  {line}", flush=True)
 
     return _serve(bundle, port, address, platform, sandbox, announce, peers, store or outbox_store(made.code))
+
+
+def _check(peers: tuple[str, ...]) -> None:
+    if not all(url.startswith(("http://", "https://")) for url in peers):
+        raise PlatformError("--peer takes the URL of a host, which begins with http:// or https://")
 
 
 def _serve(

@@ -12,6 +12,7 @@ from conclave.errors import FormatError, OverloadedError, SessionError
 from conclave.host.outbox import split_posts
 from conclave.mail import ClientSession, EnclaveSession, parse_mail
 from conclave.mail._wire import Request, RequestKind
+from conclave.mail.padding import DoesNotFit, Padding, buckets, padme
 from conclave.mail.post import box_id, open_post
 
 DIGEST = bytes(64)
@@ -48,12 +49,13 @@ class Client:
 class Boot:
     """One boot's posts, and what it sent to its host."""
 
-    def __init__(self, bounds: PostBounds | None = None) -> None:
+    def __init__(self, bounds: PostBounds | None = None, *, padding: Padding = padme) -> None:
         self.frames: list[list[bytes]] = []
         self.posts = Posts(
             signer=SigningKey.generate(),
             claims_digest=DIGEST,
             send=lambda payload: self.frames.append(list(split_posts(payload))),
+            padding=padding,
             bounds=bounds,
         )
 
@@ -94,6 +96,20 @@ def test_all_or_none() -> None:
     assert boot.frames == []
     boot.posts.post([Post(one.public, b"")] * 2)
     assert boot.numbers(one) == [0, 1]
+
+
+@pytest.mark.spec("MAIL-34", "MAIL-41")
+def test_the_classs_padding_holds_for_posted_mail_and_what_does_not_fit_is_not_posted() -> None:
+    boot, client = Boot(padding=buckets(1024, 2048)), Client()
+    boot.meets(client)
+    with pytest.raises(DoesNotFit):
+        boot.posts.post([Post(client.public, b""), Post(client.public, bytes(2048))])
+    assert boot.frames == []
+    for size in (0, 1024 - 376, 1024 - 375):
+        boot.posts.post([Post(client.public, bytes(size))])
+    assert boot.numbers(client) == [0, 1, 2]
+    small, same, larger = (len(frame[0]) for frame in boot.frames)
+    assert small == same == larger - 1024
 
 
 @pytest.mark.spec("MAIL-34")

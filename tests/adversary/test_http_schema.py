@@ -75,4 +75,7 @@ def test_the_document_is_the_one_in_the_spec(server: HostServer) -> None:
 def test_methods() -> None:
     assert methods("/instance") == ("GET", "HEAD", "OPTIONS")
     assert methods("/mail") == ("POST", "OPTIONS")
-    assert methods("/elsewhere") is None
+    assert methods("/outbox/" + "ab" * 16) == ("POST", "OPTIONS")
+    assert methods("/instance/" + "ab" * 64) == ("GET", "HEAD", "OPTIONS")
+    for elsewhere in ("/elsewhere", "/", "*", "/outbox/", "/mail/x", "/instance/a/b"):
+        assert methods(elsewhere) is None

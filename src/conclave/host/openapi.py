@@ -92,6 +92,7 @@ def _query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 _INFO: Final = "application/vnd.conclave.instance-info"
 _MAILS: Final = "application/vnd.conclave.mails"
+_POSTS: Final = "application/vnd.conclave.posts"
 _OK: Final = {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}}
 
 DOCUMENT: Final[dict[str, Any]] = {
@@ -138,6 +139,43 @@ DOCUMENT: Final[dict[str, Any]] = {
                 body={**_BYTES, "minLength": 32, "maxLength": 32},
             )
         },
+        "/instance/{digest}": {
+            "get": _operation(
+                "Instance info of a boot whose posted mail is kept here",
+                "200",
+                _reply("claims.md section 4", _INFO),
+                parameters=[_hexadecimal("digest", 128)],
+            )
+        },
+        "/outbox/{box}": {
+            "post": _operation(
+                "Claim a box with a capability",
+                "204",
+                _reply("who has these bytes has the box"),
+                "409",
+                body={**_BYTES, "minLength": 32, "maxLength": 32},
+                parameters=[_hexadecimal("box", 32)],
+            )
+        },
+        "/outbox": {
+            "get": _operation(
+                "Posted mail, as a list or (`Accept: text/event-stream`) as server-sent events",
+                "200",
+                _reply("zero or more `number (8, BE) ‖ size (4, BE) ‖ posted mail`", _POSTS),
+                "401",
+                "429",
+                parameters=[_query("after", _NUMBER), _query("wait", {"type": "number", "minimum": 0, "maximum": 30})],
+                bearer=True,
+            ),
+            "delete": _operation(
+                "Remove mail below a number",
+                "204",
+                _reply("it is removed"),
+                "401",
+                parameters=[{**_query("below", _NUMBER), "required": True}],
+                bearer=True,
+            ),
+        },
         "/health": {"get": _operation("Whether the enclave runs", "200", _reply("it does", "application/json", _OK))},
         PATH: {
             "get": _operation("This document", "200", _reply("OpenAPI 3.1", "application/json", {"type": "object"}))
@@ -154,7 +192,12 @@ def methods(path: str) -> tuple[str, ...] | None:
     """What a resource takes, as an Allow header says it; None if the document has no such path."""
     found = DOCUMENT["paths"].get(path)
     if found is None:
-        return None
+        # One template each: what follows is one part of the path.
+        parent, _, name = path.rpartition("/")
+        template = next((known for known in DOCUMENT["paths"] if known.startswith(parent + "/{")), None)
+        if not (parent and name and template):
+            return None
+        found = DOCUMENT["paths"][template]
     names = [name.upper() for name in found]
     return (*names, *(["HEAD"] if "GET" in names else []), "OPTIONS")
 
@@ -164,7 +207,7 @@ async def answered(scope: Scope, send: Send) -> bool:
     method, path = scope["method"], scope["path"]
     allowed = methods(path)
     if allowed is None:
-        # No such resource, or one of many: `routes` says which.
+        # No such resource: `routes` says so.
         return False
     if method == "OPTIONS":
         await _send(send, 204, b"", ", ".join(allowed))

@@ -21,8 +21,8 @@ def test_names_cross_as_they_are(client: httpx2.Client) -> None:
 
 
 def test_import_and_export_are_streamed(client: httpx2.Client) -> None:
-    lines = (f"person{n % 10},{50 + n % 100}\n".encode() for n in range(20_000))
-    assert client.put("/import", content=lines).json() == {"taken": 20_000}
+    hundreds = ("".join(f"person{n % 10},{50 + n % 100}\n" for n in range(h, h + 100)) for h in range(0, 20_000, 100))
+    assert client.put("/import", content=(lines.encode() for lines in hundreds)).json() == {"taken": 20_000}
     with client.stream("GET", "/export") as response:
         assert response.headers["content-type"].startswith("text/csv")
         found = [line for line in response.iter_lines() if line.startswith("person")]

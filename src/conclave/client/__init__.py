@@ -11,6 +11,7 @@ from conclave._lazy import lazily
 from conclave.mail.padding import Padding, buckets, fixed, padme
 
 if TYPE_CHECKING:
+    from conclave.client._box import Box
     from conclave.client._hosts import ClientEvent
     from conclave.client._pace import ConstantRate
     from conclave.client._streams import AsyncStream, Stream
@@ -23,6 +24,7 @@ __all__ = [
     "AsyncClient",
     "AsyncMailTransport",
     "AsyncStream",
+    "Box",
     "Client",
     "ClientEvent",
     "ConstantRate",
@@ -43,6 +45,7 @@ __getattr__ = lazily(
         "AsyncClient": "client",
         "AsyncMailTransport": "transport",
         "AsyncStream": "_streams",
+        "Box": "_box",
         "Client": "client",
         "ClientEvent": "_hosts",
         "ConstantRate": "_pace",

@@ -23,6 +23,11 @@ MAX_MAIL: Final = 16 * 1024 * 1024 + 8192
 NONE: Final = 2**64 - 1
 ZERO_SALT: Final = bytes(32)
 
+POST_MAGIC: Final = b"CMP1"
+# magic, zero, envelope size, box id, claims digest, sealed, ciphertext size
+POST_HEADER: Final = struct.Struct(">4sHH16s64s1168sI")
+SMALLEST_POST: Final = 312 + 64 + 16
+
 TO_ENCLAVE: Final = 1
 TO_CLIENT: Final = 2
 FLAG_OPENING: Final = 1
@@ -42,15 +47,37 @@ class EncryptedMail(msgspec.Struct, frozen=True):
     opening: bytes
     envelope: bytes
     associated: bytes
+    ciphertext: bytes | memoryview
+
+
+class PostedMail(msgspec.Struct, frozen=True):
+    """A posted mail as the host sees it. Nothing in it is authentic yet.
+
+    Attributes:
+        box: for whom, as the host's outbox knows it.
+        claims_digest: of the instance that wrote it.
+        associated: every byte before the ciphertext, authenticated with it.
+    """
+
+    box: bytes
+    claims_digest: bytes
+    sealed: bytes
+    envelope: bytes
+    associated: bytes
     ciphertext: bytes
 
 
-def address_of(data: bytes | bytearray) -> tuple[int, bytes, int]:
+def address_of(data: bytes | bytearray | memoryview) -> tuple[int, bytes, int]:
     """Check a mail's form; its direction, session id and counter.
 
     Raises:
         FormatError: it is no mail.
     """
+    return _parts(data)[:3]
+
+
+def _parts(data: bytes | bytearray | memoryview) -> tuple[int, bytes, int, bytes, int, int]:
+    """Direction, session id, counter, salt, end of the opening, start of the ciphertext."""
     if len(data) < HEADER.size:
         raise FormatError(f"not a mail: {len(data)} bytes, a mail has at least {HEADER.size}")
     if len(data) > MAX_MAIL:
@@ -64,25 +91,37 @@ def address_of(data: bytes | bytearray) -> tuple[int, bytes, int]:
         well_formed = direction == TO_CLIENT and flags == 0
     if not well_formed or envelope_size > MAX_ENVELOPE or counter == NONE:
         raise FormatError("mail with an unknown direction, flag or size")
-    start = HEADER.size + (OPENING_SIZE if flags else 0) + envelope_size
+    opening_end = HEADER.size + (OPENING_SIZE if flags else 0)
+    start = opening_end + envelope_size
     if len(data) != start + size or size < SMALLEST_CIPHERTEXT:
         raise FormatError("mail sizes do not add up: truncated or extended")
-    return direction, session_id, counter
+    return direction, session_id, counter, salt, opening_end, start
 
 
-def parse_mail(data: bytes) -> EncryptedMail:
-    """Read the public parts of a mail. Raises FormatError."""
-    direction, session_id, counter = address_of(data)
-    flags, salt = data[5], data[32:64]
-    opening_end = HEADER.size + (OPENING_SIZE if flags else 0)
-    start = opening_end + int.from_bytes(data[6:8], "big")
+def parse_mail(data: bytes | memoryview) -> EncryptedMail:
+    """Read the public parts of a mail; the ciphertext is not copied. Raises FormatError."""
+    direction, session_id, counter, salt, opening_end, start = _parts(data)
+    associated = bytes(data[:start])
     return EncryptedMail(
         direction,
         session_id,
         counter,
         salt,
-        data[HEADER.size : opening_end],
-        data[opening_end:start],
-        data[:start],
-        data[start:],
+        associated[HEADER.size : opening_end],
+        associated[opening_end:],
+        associated,
+        memoryview(data)[start:],
     )
+
+
+def parse_post(data: bytes) -> PostedMail:
+    """Read the public parts of a posted mail. Raises FormatError."""
+    if not POST_HEADER.size <= len(data) <= MAX_MAIL:
+        raise FormatError(f"not a posted mail: {len(data)} bytes, it has {POST_HEADER.size} to {MAX_MAIL}")
+    magic, zero, envelope_size, box, claims_digest, sealed, size = POST_HEADER.unpack_from(data)
+    if magic != POST_MAGIC or zero:
+        raise FormatError("not a posted mail: wrong magic, or a reserved field is set")
+    start = POST_HEADER.size + envelope_size
+    if envelope_size > MAX_ENVELOPE or size < SMALLEST_POST or len(data) != start + size:
+        raise FormatError("posted mail whose sizes do not add up: truncated or extended")
+    return PostedMail(box, claims_digest, sealed, data[POST_HEADER.size : start], data[:start], data[start:])

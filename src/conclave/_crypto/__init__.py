@@ -150,6 +150,35 @@ class AeadKey(_Hidden):
             raise DecryptionError from None
 
 
+class Marker(_Hidden):
+    """Recognises a value that was marked before, in this process, without keeping it.
+
+    A mark is a nonce used once and an AES-256-GCM ciphertext under a key that nothing
+    else uses and nobody else knows: to make another value that fits a mark is to forge
+    a tag. Five to twenty times faster than SHA-256 where the processor has no
+    instructions for that.
+    """
+
+    __slots__ = ("_count", "_key")
+
+    def __init__(self) -> None:
+        self._key = AeadKey(Secret.random())
+        self._count = 0
+
+    def mark(self, head: bytes, body: bytes) -> bytes:
+        """A mark of these two, as long as `head` and 28 bytes."""
+        nonce = self._count.to_bytes(12, "big")
+        self._count += 1
+        return nonce + self._key.encrypt(nonce, head, body)
+
+    def fits(self, mark: bytes, head: bytes, body: bytes) -> bool:
+        """Whether that mark was made of these two."""
+        try:
+            return same(self._key.decrypt(mark[:12], mark[12:], body), head)
+        except DecryptionError:
+            return False
+
+
 def seal_record(secret: Secret, label: bytes, plaintext: bytes, associated: bytes) -> bytes:
     """A record for a file: salt (32), nonce (12), ciphertext with its tag.
 
@@ -170,18 +199,23 @@ def open_record(secret: Secret, label: bytes, record: bytes | memoryview, associ
 class DecryptionKey(_Hidden):
     """An X-Wing private key that opens secrets sealed to its public half."""
 
-    __slots__ = ("_key", "public")
+    __slots__ = ("_key", "_seed", "public")
 
     def __init__(self, mlkem_seed: bytes, x25519_private: bytes) -> None:
         kem = mlkem.MLKEM768PrivateKey.from_seed_bytes(mlkem_seed)
         dh = x25519.X25519PrivateKey.from_private_bytes(x25519_private)
         self._key = hpke.MLKEM768X25519PrivateKey(kem, dh)
+        self._seed = mlkem_seed + x25519_private
         self.public = kem.public_key().public_bytes_raw() + dh.public_key().public_bytes_raw()
 
     @classmethod
     def generate(cls) -> DecryptionKey:
         """A fresh key pair."""
         return cls(os.urandom(64), os.urandom(32))
+
+    def insecure_seed(self) -> bytes:
+        """Both private parts, 64 and 32 bytes, for a client that saves its reply key."""
+        return self._seed
 
     def open_secret(self, sealed: bytes, info: bytes) -> Secret:
         """Open a sealed 32-byte secret. Raises DecryptionError."""

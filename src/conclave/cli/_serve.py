@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conclave.cli._build import constraint_for, progress
-from conclave.cli._places import platform_directory
+from conclave.cli._places import outbox_store, platform_directory
 from conclave.errors import PlatformError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def build_and_serve(
     """Build in debug mode into a temporary place, and serve that."""
     from conclave.bundle import build
 
+    _check(peers)
     with tempfile.TemporaryDirectory(prefix="conclave-run-") as place:
         bundle = build(path, Path(place) / "run.enclave", mode="debug", on_progress=progress)
         line = constraint_for(bundle, simulated=True)
@@ -48,21 +49,36 @@ def build_and_serve(
 
 
 def serve_bundle(
-    bundle: Path, *, tee: str, port: int, address: str, platform: Path | None, sandbox: str, peers: tuple[str, ...] = ()
+    bundle: Path,
+    *,
+    tee: str,
+    port: int,
+    address: str,
+    platform: Path | None,
+    sandbox: str,
+    store: str | None,
+    peers: tuple[str, ...] = (),
 ) -> int:
     """Serve a bundle that was built before."""
     from conclave.bundle import read_bundle
 
+    _check(peers)
     if tee != "simulated":
         raise PlatformError(f"no driver for the TEE '{tee[:32]}' here; available: simulated")
-    line = constraint_for(read_bundle(bundle), simulated=True)
+    made = read_bundle(bundle)
+    line = constraint_for(made, simulated=True)
 
     def announce(url: str) -> None:
         print("platform    simulated TEE: INSECURE, protects nothing from this machine's operator")
         print(f"serving     {url}")
         print(f"constraint  {line}", flush=True)
 
-    return _serve(bundle, port, address, platform, sandbox, announce, peers)
+    return _serve(bundle, port, address, platform, sandbox, announce, peers, store or outbox_store(made.code))
+
+
+def _check(peers: tuple[str, ...]) -> None:
+    if not all(url.startswith(("http://", "https://")) for url in peers):
+        raise PlatformError("--peer takes the URL of a host, which begins with http:// or https://")
 
 
 def _serve(
@@ -73,7 +89,9 @@ def _serve(
     sandbox: str,
     announce: Callable[[str], None],
     peers: tuple[str, ...],
+    store: str | None = None,
 ) -> int:
+    from conclave.host.stores import open_store
     from conclave.platform import start_platform
 
     directory = platform_directory(platform)
@@ -88,7 +106,8 @@ def _serve(
     from conclave.host import Host, log_to_stderr
     from conclave.host.server import Server
 
-    host = Host(launch, on_event=log_to_stderr, peers=peers)
+    kept = None if store is None else open_store(store)
+    host = Host(launch, on_event=log_to_stderr, peers=peers, store=kept)
 
     status = 0
 

@@ -12,8 +12,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
-from conclave._framing import Frame, FrameReader, Kind, pack
+from conclave._framing import Frame, FrameReader, Kind, head
 from conclave.errors import FormatError, TransportError
+from conclave.host.gate import Gate, Keep
 from conclave.host.streams import MOST_WAITING, held, is_chunk
 
 MAX_ASKS: Final = 8192
@@ -21,6 +22,9 @@ MAX_ASKS: Final = 8192
 MAX_HELD: Final = 64 * 1024 * 1024
 # So many requests go out at once: the enclave begins with them while we take more.
 _BATCH: Final = 8
+# Below this one copy is cheaper than a write of many pieces.
+_JOIN: Final = 32 * 1024
+_READ_SIZE: Final = 512 * 1024
 _FINAL: Final = frozenset({Kind.DONE, Kind.ERROR, Kind.SIGNED, Kind.INSTANCE})
 
 
@@ -75,16 +79,20 @@ class Ask:
         return self.take()
 
 
-class Link(asyncio.Protocol):
+class Link(asyncio.BufferedProtocol):
     """One byte stream to one boot."""
 
-    def __init__(self, unasked: Callable[[Frame], None], lost: Callable[[], None]) -> None:
+    def __init__(
+        self, unasked: Callable[[Frame], None], lost: Callable[[], None], keep: Keep = lambda _, done: done()
+    ) -> None:
         self._unasked = unasked
         self._lost = lost
-        self._reader = FrameReader(Kind)
+        self._gate = Gate(keep, self._deliver)
+        self._reader = FrameReader(Kind, buffer_size=_READ_SIZE)
         self._asks: dict[int, Ask] = {}
         self._next = 1
-        self._out: list[bytes] = []
+        self._out: list[bytes | bytearray] = []
+        self._waiting = 0
         self._scheduled = False
         self._held = 0
         self._paused = False
@@ -98,18 +106,26 @@ class Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the enclave is gone; everybody who waits learns it."""
         self._transport = None
+        self._gate.close()
         asks, self._asks = self._asks, {}
         for ask in asks.values():
             ask.end()
         self._lost()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """asyncio: where bytes of the enclave shall go."""
+        return self._reader.space()
+
+    def buffer_updated(self, nbytes: int) -> None:
         """asyncio: bytes of the enclave."""
         try:
-            frames = self._reader.feed(data)
+            frames = self._reader.received(nbytes)
         except FormatError:
             self.close()
             return
+        self._deliver([frame for frame in frames if not self._gate.holds(frame)])
+
+    def _deliver(self, frames: list[Frame]) -> None:
         answered = []
         for frame in frames:
             ask = self._asks.get(frame.request) if frame.request else None
@@ -132,16 +148,21 @@ class Link(asyncio.Protocol):
                 self._unasked(frame)
         for ask in answered:
             ask.tell()
-        if self._held > MAX_HELD and not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        self._flow()
 
     def taken(self, size: int) -> None:
         """So much of the answers was taken on."""
         self._held -= size
-        if self._paused and self._held <= MAX_HELD and self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
+        self._flow()
+
+    def _flow(self) -> None:
+        full = self._held + self._gate.held > MAX_HELD
+        if full != self._paused and self._transport is not None:
+            self._paused = full
+            if full:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
 
     def ask(self, kind: Kind, payload: bytes | bytearray = b"") -> Ask:
         """Send a request.
@@ -156,7 +177,7 @@ class Link(asyncio.Protocol):
         request, self._next = self._next, self._next + 1
         ask = Ask(request, self)
         self._asks[request] = ask
-        self._send(pack(kind, request, payload))
+        self._send(kind, request, payload)
         return ask
 
     def waiting_since(self, request: int) -> list[Ask]:
@@ -172,7 +193,7 @@ class Link(asyncio.Protocol):
         """Give up a request; what still comes for it is dropped, and a stream's handler is cancelled."""
         if self._asks.pop(ask.request, None) is not None:
             if self._transport is not None:
-                self._send(pack(Kind.DROP, ask.request))
+                self._send(Kind.DROP, ask.request, b"")
             ask.end()
         # What was never taken is held no more.
         ask.take()
@@ -180,27 +201,28 @@ class Link(asyncio.Protocol):
     def tell(self, kind: Kind, request: int, payload: bytes) -> None:
         """Send what answers the enclave, or needs no answer; nothing if it is gone."""
         if self._transport is not None:
-            self._send(pack(kind, request, payload))
+            self._send(kind, request, payload)
 
     def credit(self, ask: Ask, chunks: int) -> None:
         """Take so many chunks more of a stream."""
         if ask.request in self._asks and self._transport is not None:
-            self._send(pack(Kind.CREDIT, ask.request, chunks.to_bytes(4, "big")))
+            self._send(Kind.CREDIT, ask.request, chunks.to_bytes(4, "big"))
 
     def stop(self) -> None:
         """Ask the enclave to end."""
         if self._transport is not None:
-            self._send(pack(Kind.STOP, 0))
+            self._send(Kind.STOP, 0, b"")
 
     def close(self) -> None:
         """End the boot by closing its channel."""
         if self._transport is not None:
             self._transport.close()
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, kind: Kind, request: int, payload: bytes | bytearray) -> None:
         # One write for many requests: under load a crossing costs a fraction.
-        self._out.append(data)
-        if len(self._out) >= _BATCH:
+        self._out += (head(kind, request, payload), payload)
+        self._waiting += len(payload)
+        if len(self._out) >= 2 * _BATCH:
             self._flush()
         elif not self._scheduled:
             self._scheduled = True
@@ -212,5 +234,10 @@ class Link(asyncio.Protocol):
 
     def _flush(self) -> None:
         out, self._out = self._out, []
-        if out and self._transport is not None:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        waiting, self._waiting = self._waiting, 0
+        if not out or self._transport is None:
+            return
+        if waiting <= _JOIN:
+            self._transport.write(b"".join(out))
+        else:
+            self._transport.writelines(out)

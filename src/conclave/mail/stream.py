@@ -3,7 +3,7 @@
 Pure state machines without IO, at both ends. A stream is outside the channel's
 sequence and outside exactly-once: what is lost is lost, and said.
 
-Spec: spec/mail.md section 8.
+Spec: spec/mail.md section 8 (MAIL-20 to MAIL-24).
 """
 
 from __future__ import annotations

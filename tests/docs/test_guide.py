@@ -62,6 +62,13 @@ def test_examples_are_what_the_readme_shows() -> None:
     assert len((ROOT / "examples" / "hello_client.py").read_text().splitlines()) <= 6
 
 
+@pytest.mark.parametrize("name", ["scorer.py", "cleaner.py", "owner.py"])
+def test_the_pipeline_is_what_the_guide_shows(name: str) -> None:
+    (shown,) = [b for b in blocks("docs/guide/pipeline.md", "python") if b.startswith(f"# {name}\n")]
+    example = (ROOT / "examples" / "pipeline" / name).read_text()
+    assert example.partition('."""\n')[2].split() == shown.partition("\n")[2].split()
+
+
 @pytest.mark.slow
 def test_hello(tmp_path: Path) -> None:
     for name in ("hello.py", "hello_client.py"):
@@ -139,6 +146,7 @@ def test_the_vectors_of_the_guide(tmp_path: Path) -> None:
         (("serve", "text.txt"), "not a bundle"),
         (("serve", "missing.enclave"), "no such file"),
         (("serve", "text.txt", "--tee", "sgx"), "no driver for the TEE 'sgx'"),
+        (("serve", "hello.enclave", "--peer", "host-b"), "begins with http:// or https://"),
         (("verify", "text.txt", "--constraint", "nonsense:"), "error (format)"),
         (("verify", "text.txt", "--constraint", "missing"), "no such file"),
         (("verify", "http://127.0.0.1:1", "--constraint", "C:" + "0" * 64), "is the host running?"),

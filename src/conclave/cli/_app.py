@@ -59,6 +59,7 @@ def run(
     platform: Path | None = None,
     sandbox: str = "auto",
     constraint_file: Path | None = None,
+    peer: tuple[str, ...] = (),
 ) -> int:
     """Build an enclave in debug mode, launch it under the simulated TEE and serve it.
 
@@ -72,11 +73,18 @@ def run(
         platform: directory of the simulated machine.
         sandbox: auto, namespaces or landlock.
         constraint_file: where to write the constraint (default: beside PATH).
+        peer: URL of a host whose enclave this one may call; may be repeated.
     """
     from conclave.cli._serve import build_and_serve
 
     return build_and_serve(
-        path, port=port, address=host, platform=platform, sandbox=sandbox, constraint_file=constraint_file
+        path,
+        port=port,
+        address=host,
+        platform=platform,
+        sandbox=sandbox,
+        constraint_file=constraint_file,
+        peers=peer,
     )
 
 
@@ -202,6 +210,7 @@ def serve(
     host: str = "127.0.0.1",
     platform: Path | None = None,
     sandbox: str = "auto",
+    peer: tuple[str, ...] = (),
 ) -> int:
     """Serve a bundle over HTTP under a TEE.
 
@@ -214,10 +223,11 @@ def serve(
         host: address to listen on.
         platform: directory of the simulated machine.
         sandbox: auto, namespaces or landlock.
+        peer: URL of a host whose enclave this one may call; may be repeated.
     """
     from conclave.cli._serve import serve_bundle
 
-    return serve_bundle(bundle, tee=tee, port=port, address=host, platform=platform, sandbox=sandbox)
+    return serve_bundle(bundle, tee=tee, port=port, address=host, platform=platform, sandbox=sandbox, peers=peer)
 
 
 @app.command
@@ -227,7 +237,9 @@ def call(
     *arguments: str,
     constraint: str,
     identity: Path | None = None,
+    state: Path | None = None,
     timeout: float = 30.0,
+    deadline: float | None = None,
 ) -> int:
     """Verify an enclave and call one of its methods; prints the result as JSON.
 
@@ -235,16 +247,27 @@ def call(
     Example: conclave call http://127.0.0.1:8765 greet World --constraint hello.constraint
 
     Args:
-        url: where the host serves.
+        url: where the host serves; several interchangeable ones with commas between them.
         method: name of an @rpc method.
         arguments: its arguments.
         constraint: the constraint line, or a file with it.
-        identity: key file of this client (default: a fresh identity).
-        timeout: seconds to wait for the host.
+        identity: key file of this client, made if there is none (default: a fresh identity).
+        state: file that keeps a call without an answer, for the next `conclave call` to finish; needs --identity.
+        timeout: seconds to wait for the host at each attempt.
+        deadline: seconds for everything together (default: as long as the attempts take).
     """
     from conclave.cli._client import call_command
 
-    return call_command(url, method, arguments, constraint, identity=identity, timeout_seconds=timeout)
+    return call_command(
+        url,
+        method,
+        arguments,
+        constraint,
+        identity=identity,
+        state=state,
+        timeout_seconds=timeout,
+        deadline_seconds=deadline,
+    )
 
 
 reference = App(name="reference", help="Reference values: which measurements are which release, signed.")

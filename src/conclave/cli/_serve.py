@@ -26,10 +26,12 @@ def build_and_serve(
     platform: Path | None,
     sandbox: str,
     constraint_file: Path | None,
+    peers: tuple[str, ...] = (),
 ) -> int:
     """Build in debug mode into a temporary place, and serve that."""
     from conclave.bundle import build
 
+    _check(peers)
     with tempfile.TemporaryDirectory(prefix="conclave-run-") as place:
         bundle = build(path, Path(place) / "run.enclave", mode="debug", on_progress=progress)
         line = constraint_for(bundle, simulated=True)
@@ -43,13 +45,16 @@ def build_and_serve(
             print(f"constraint  {line}")
             print(f"written to  {target}", flush=True)
 
-        return _serve(Path(place) / "run.enclave", port, address, platform, sandbox, announce)
+        return _serve(Path(place) / "run.enclave", port, address, platform, sandbox, announce, peers)
 
 
-def serve_bundle(bundle: Path, *, tee: str, port: int, address: str, platform: Path | None, sandbox: str) -> int:
+def serve_bundle(
+    bundle: Path, *, tee: str, port: int, address: str, platform: Path | None, sandbox: str, peers: tuple[str, ...] = ()
+) -> int:
     """Serve a bundle that was built before."""
     from conclave.bundle import read_bundle
 
+    _check(peers)
     if tee != "simulated":
         raise PlatformError(f"no driver for the TEE '{tee[:32]}' here; available: simulated")
     line = constraint_for(read_bundle(bundle), simulated=True)
@@ -59,7 +64,12 @@ def serve_bundle(bundle: Path, *, tee: str, port: int, address: str, platform: P
         print(f"serving     {url}")
         print(f"constraint  {line}", flush=True)
 
-    return _serve(bundle, port, address, platform, sandbox, announce)
+    return _serve(bundle, port, address, platform, sandbox, announce, peers)
+
+
+def _check(peers: tuple[str, ...]) -> None:
+    if not all(url.startswith(("http://", "https://")) for url in peers):
+        raise PlatformError("--peer takes the URL of a host, which begins with http:// or https://")
 
 
 def _serve(
@@ -69,6 +79,7 @@ def _serve(
     platform: Path | None,
     sandbox: str,
     announce: Callable[[str], None],
+    peers: tuple[str, ...],
 ) -> int:
     from conclave.platform import start_platform
 
@@ -84,7 +95,9 @@ def _serve(
     from conclave.host import Host, log_to_stderr
     from conclave.host.server import Server
 
-    host = Host(launch, on_event=log_to_stderr)
+    host = Host(launch, on_event=log_to_stderr, peers=peers)
+
+    status = 0
 
     async def main() -> None:
         await host.start()
@@ -92,8 +105,15 @@ def _serve(
         try:
             url = await server.start(address, port)
             stop = asyncio.Event()
+
+            def end(number: int) -> None:
+                nonlocal status
+                # As for every command that is interrupted.
+                status = 130 if number == signal.SIGINT else 0
+                stop.set()
+
             for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, stop.set)
+                asyncio.get_running_loop().add_signal_handler(number, end, number)
             # What start-up made stays for good: keep the collector off it.
             gc.collect()
             gc.freeze()
@@ -104,4 +124,4 @@ def _serve(
             await host.stop()
 
     uvloop.run(main())
-    return 0
+    return status

@@ -18,7 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -27,11 +27,19 @@ from conclave._crypto import DecryptionKey, SigningKey
 from conclave._framing import Frame, Kind
 from conclave.attestation.claims import InstanceClaims
 from conclave.enclave import _streams
+from conclave.enclave._release import Release
 from conclave.enclave.drivers import Evidence
-from conclave.enclave.sdk import Enclave, Mail, Roster, _sender
+from conclave.enclave.sdk import Caller, Enclave, Mail, NotIntroduced, Roster, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
-from conclave.mail import MAX_BODY, Channel, Mailbox, Outcome, ReplyKind, Request, RequestKind
-from conclave.rpc.interface import CallFailure, Interface, Method, RpcError, decode_call
+from conclave.mail import MAX_BODY, Channel, EnclaveSession, Mailbox, Outcome, ReplyKind, Request, RequestKind
+from conclave.mail.padding import DoesNotFit, Padding, padme
+from conclave.rpc.interface import DOES_NOT_FIT, CallFailure, Interface, Method, RpcError, decode_call, error_body
+
+if TYPE_CHECKING:
+    from conclave.attestation import Constraint
+    from conclave.enclave._callers import Callers
+    from conclave.enclave._clock import Clock
+    from conclave.enclave._peers import Peer, Peers
 
 Send = Callable[[int, int, bytes], None]
 MAX_MESSAGE: Final = 4096
@@ -90,13 +98,23 @@ class Service:
         """
         self._make_claims = claims
         self._evidence = evidence
-        self._send = send
+        self._release = Release(enclave.release_every, send) if enclave.release_every else None
+        self._send = self._release.send if self._release else send
         self._debug = debug
         self._signing = SigningKey.generate()
         key = DecryptionKey.generate()
         self.claims = claims(key.public, self._signing.public)
         self._digest = self.claims.digest()
-        self._mailbox = Mailbox(key=key, claims_digest=self._digest, admit=self._admit)
+        self._padding = interface.padding or padme
+        self._paddings = {n.encode(): m.padding for n, m in interface.methods.items() if m.padding is not None}
+        self._mailbox = Mailbox(
+            key=key,
+            claims_digest=self._digest,
+            admit=self._admit,
+            padding=self._padding,
+            padding_of=self._padding_of,
+            seal=self._release.seal if self._release else EnclaveSession.encrypt,
+        )
         self._methods = {n: _Target(getattr(enclave, n), m) for n, m in interface.methods.items()}
         self._on_mail = _Target(enclave.on_mail)
         self._enclave = enclave
@@ -106,14 +124,24 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = ThreadPoolExecutor(enclave.threads) if enclave.threads > 1 else None
         self.streams = _streams.Streams(
-            send=send,
+            send=self._send,
             prepare=self._prepare_stream,
             failure=self._failure,
             pool=self._pool,
             bounds=_streams.Bounds(idle_seconds=enclave.stream_idle_seconds),
         )
+        # What verifies other enclaves is loaded by those alone who call or are called by some.
+        self._clock: Clock | None = None
+        self._peers: Peers | None = None
+        self._callers: Callers | None = None
+        if enclave.callers:
+            from conclave.enclave._callers import Callers
+
+            self._callers = Callers(enclave.callers, self._time())
         enclave._context = self
         enclave.on_start()
+        if self._release is not None:
+            self._release.start(self._loop)
 
     def announce(self, request: int = 0) -> None:
         """Send claims and evidence to the host."""
@@ -139,6 +167,9 @@ class Service:
             self._challenge(frame)
         elif frame.kind == Kind.RENEW:
             self._renew(frame)
+        elif frame.kind == Kind.FETCHED:
+            if self._peers is not None:
+                self._peers.fetches.fetched(frame)
         elif frame.kind == Kind.STOP:
             return False
         else:
@@ -154,6 +185,35 @@ class Service:
     def sign(self, data: bytes) -> bytes:
         """See `Enclave.sign`."""
         return self._signing.sign("app", self._digest, data)
+
+    def _time(self) -> Clock:
+        from conclave.enclave._clock import Clock
+
+        self._clock = self._clock or Clock()
+        return self._clock
+
+    def peer(
+        self, url: str, constraint: str | Constraint, *, introduce: bool, timeout_seconds: float, attempts: int
+    ) -> Peer:
+        """See `Enclave.peer`."""
+        if self._peers is None:
+            from conclave.enclave._peers import Peers
+
+            self._peers = Peers(self, self._signing, self._time(), self._send)
+        return self._peers.peer(
+            url, constraint, introduce=introduce, timeout_seconds=timeout_seconds, attempts=attempts
+        )
+
+    def caller(self, sender: bytes) -> Caller | None:
+        """See `Enclave.caller`."""
+        return None if self._callers is None else self._callers.find(sender)
+
+    def allow_caller(self, name: str, constraint: str) -> None:
+        """See `Enclave.allow_caller`."""
+        callers = self._callers
+        if callers is None:
+            raise ValueError("this class declares no callers")
+        self._at_home(lambda: callers.allow(name, constraint))
 
     def _at_home(self, work: Callable[[], None]) -> None:
         """Run where sessions and channels live: the author's threads may call from elsewhere."""
@@ -188,24 +248,42 @@ class Service:
         self._announce(frame.request, claims, evidence)
 
     def _mail(self, frame: Frame) -> None:
+        if self._release is not None:
+            self._release.arrived(frame.request)
         try:
             received = self._mailbox.receive(frame.payload, frame.request)
         except Error as error:
             word = next((w for kind, w in _WORDS if isinstance(error, kind)), b"format")
             self._send(Kind.ERROR, frame.request, word)
             return
-        for mail in received.mails:
+        # The last mail comes with DONE, so that every answer of one mail is one frame.
+        answered = received.outcome is Outcome.ANSWERED
+        mails, last = (received.mails[:-1], received.mails[-1:]) if answered else (received.mails, ())
+        for mail in mails:
             self._send(Kind.REPLY, frame.request, mail)
         if received.superseded_route and received.superseded_route != frame.request:
             self._send(Kind.DONE, received.superseded_route, b"")
-        if received.outcome is Outcome.ANSWERED:
-            self._send(Kind.DONE, frame.request, b"")
+        if answered:
+            self._send(Kind.DONE, frame.request, last[0] if last else b"")
         elif received.outcome is Outcome.RUN and received.channel and received.request:
             self._start(received.channel, received.request)
         elif received.outcome is Outcome.STREAM and received.session and received.request:
-            self.streams.start(received.request, received.session, received.counter, frame.request, sender=_sender)
+            self.streams.start(
+                received.request,
+                received.session,
+                received.counter,
+                frame.request,
+                sender=_sender,
+                padding=self._padding_of(received.request),
+            )
 
     # Handlers ------------------------------------------------------------------------
+
+    def _padding_of(self, request: Request) -> Padding:
+        """A call of an unknown method is padded like what is no call."""
+        if request.kind in (RequestKind.CALL, RequestKind.STREAM) and request.body:
+            return self._paddings.get(request.body[1 : 1 + request.body[0]], self._padding)
+        return self._padding
 
     def _admit(self, sender: bytes, topic: str) -> bool:
         try:
@@ -232,6 +310,10 @@ class Service:
             _sender.reset(token)
 
     def _prepare(self, channel: Channel, request: Request) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:
+        if request.kind == RequestKind.INTRODUCTION:
+            if self._callers is None:
+                raise NotIntroduced("this enclave declares no callers; call it with introduce=False")
+            return self._callers.introduce, (channel.identity, request.body), True
         if request.kind == RequestKind.MAIL:
 
             def reply(body: bytes, envelope: bytes) -> None:
@@ -241,22 +323,24 @@ class Service:
 
             mail = Mail(channel.identity, channel.topic, request.sequence, request.envelope, request.body, reply)
             return self._on_mail.handler, (mail,), self._on_mail.asynchronous
-        target, method, arguments = self._called(request.body)
+        target, method, arguments = self._called(request.body, channel.identity)
         if method.streams:
             raise FormatError(f"{method.name}() takes or returns a stream: it is called by a stream call")
         return target.handler, arguments, target.asynchronous
 
-    def _prepare_stream(self, request: Request) -> tuple[Callable[..., Any], Method, tuple[Any, ...]]:
-        target, method, arguments = self._called(request.body)
+    def _prepare_stream(self, request: Request, sender: bytes) -> tuple[Callable[..., Any], Method, tuple[Any, ...]]:
+        target, method, arguments = self._called(request.body, sender)
         if not method.streams:
             raise FormatError(f"{method.name}() takes and returns no stream: it is called by a plain call")
         return target.handler, method, arguments
 
-    def _called(self, body: bytes) -> tuple[_Target, Method, tuple[Any, ...]]:
+    def _called(self, body: bytes, sender: bytes) -> tuple[_Target, Method, tuple[Any, ...]]:
         name, arguments = decode_call(body)
         target = self._methods.get(name)
         if target is None or target.method is None:
             raise FormatError(f"this enclave has no method of that name; it has: {', '.join(self._methods)}")
+        if target.method.callers and self._callers is not None:
+            self._callers.demand(target.method.callers, sender)
         return target, target.method, target.method.decode_arguments(arguments)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -273,6 +357,8 @@ class Service:
     def _finish(self, channel: Channel, request: Request, result: Any) -> None:
         if request.kind == RequestKind.CALL:
             body, kind = _encode_result(result), ReplyKind.RESULT
+        elif request.kind == RequestKind.INTRODUCTION:
+            body, kind = b"", ReplyKind.INTRODUCED
         elif result is None:
             body, kind = b"", ReplyKind.ACCEPTED
         elif isinstance(result, bytes):
@@ -280,11 +366,12 @@ class Service:
         else:
             raise TypeError("on_mail returns bytes or None")
         if len(body) > MAX_BODY:
-            raise ValueError(f"a result of {len(body)} bytes exceeds {MAX_BODY}")
+            raise DoesNotFit(f"a result of {len(body)} bytes exceeds {MAX_BODY}")
         self._reply(channel, request, kind, body, last=True)
 
     def _fail(self, channel: Channel, request: Request, error: BaseException) -> None:
-        self._reply(channel, request, ReplyKind.CALL_ERROR, _codec.encode(self._failure(error)), last=True)
+        body, padding = error_body(self._failure(error), self._padding_of(request))
+        self._reply(channel, request, ReplyKind.CALL_ERROR, body, last=True, padding=padding)
 
     def _failure(self, error: BaseException) -> CallFailure:
         """What the caller learns of an error. Within the handler of its exception."""
@@ -293,6 +380,8 @@ class Service:
         if isinstance(error, FormatError):
             return CallFailure(type="InvalidCall", message=str(error)[:MAX_MESSAGE])
         self._report()
+        if isinstance(error, DoesNotFit):
+            return DOES_NOT_FIT
         return CallFailure(type="error", message="the enclave's code failed")
 
     def _reply(
@@ -304,8 +393,9 @@ class Service:
         *,
         envelope: bytes = b"",
         last: bool,
+        padding: Padding | None = None,
     ) -> None:
-        made = self._mailbox.reply(channel, request.sequence, kind, body, envelope=envelope, last=last)
+        made = self._mailbox.reply(channel, request.sequence, kind, body, envelope=envelope, last=last, padding=padding)
         if made is None:
             return
         route, mail = made

@@ -44,6 +44,7 @@ ENCLAVE_MODULES: Final = (
     "bundle/__init__",
     "bundle/manifest",
     "enclave/__init__",
+    "enclave/_release",
     "enclave/_runtime",
     "enclave/_sandbox",
     "enclave/_service",
@@ -73,6 +74,47 @@ ENCLAVE_MODULES: Final = (
     "rpc/interface",
     "rpc/types",
 )
+# Loaded only by enclaves that call others or declare callers: a client's core, the verifiers.
+PEER_MODULES: Final = (
+    "attestation/_der",
+    "attestation/_x509",
+    "attestation/anchors",
+    "attestation/appraisal",
+    "attestation/binding",
+    "attestation/constraint",
+    "attestation/dcap/__init__",
+    "attestation/dcap/_claims",
+    "attestation/dcap/_json",
+    "attestation/dcap/_layout",
+    "attestation/dcap/collateral",
+    "attestation/dcap/pck",
+    "attestation/dcap/quote",
+    "attestation/dcap/tcb",
+    "attestation/dcap/verify",
+    "attestation/evidence",
+    "attestation/nitro/__init__",
+    "attestation/nitro/cbor",
+    "attestation/nitro/document",
+    "attestation/nitro/verify",
+    "attestation/reference",
+    "attestation/security",
+    "attestation/snp/__init__",
+    "attestation/snp/endorsements",
+    "attestation/snp/facts",
+    "attestation/snp/key",
+    "attestation/snp/report",
+    "attestation/snp/verify",
+    "attestation/tcb",
+    "attestation/verify",
+    "client/__init__",
+    "client/_hosts",
+    "client/core",
+    "client/identity",
+    "enclave/_callers",
+    "enclave/_clock",
+    "enclave/_peers",
+)
+PACKED: Final = (*ENCLAVE_MODULES, *PEER_MODULES)
 _OUR_ROOT: Final = Path(importlib.util.find_spec("conclave").submodule_search_locations[0])  # type: ignore[union-attr,index]
 _LEFT_OUT: Final = frozenset(
     {"__pycache__", "dist-packages", "ensurepip", "idlelib", "lib2to3", "lib-dynload", "pydoc_data"}
@@ -197,7 +239,7 @@ def _measured(place: Path, root: Path) -> bytes:
 def _key() -> str:
     """Names a tree by what goes into it."""
     digest = hashlib.sha256(f"{__version__} {sys.version} {_interpreter()}".encode())
-    for name in (*ENCLAVE_MODULES, "enclave/bootstrap"):
+    for name in (*PACKED, "enclave/bootstrap"):
         digest.update((_OUR_ROOT / f"{name}.py").read_bytes())
     # Directory names tell versions; asking each package's metadata takes a tenth of a start.
     names = tuple(f"{name}-" for name in PROVIDED)
@@ -245,7 +287,7 @@ def _fill(root: Path) -> None:
     # 2. The packages of the enclave's side.
     for name in PROVIDED:
         _copy_distribution(name, runtime / "site")
-    for name in ENCLAVE_MODULES:
+    for name in PACKED:
         _copy(_OUR_ROOT / f"{name}.py", runtime / "site" / "conclave" / f"{name}.py")
     _copy(_OUR_ROOT / "enclave" / "bootstrap.py", root / BOOTSTRAP)
     # 3. Shared libraries.

@@ -210,6 +210,7 @@ def serve(
     host: str = "127.0.0.1",
     platform: Path | None = None,
     sandbox: str = "auto",
+    store: str | None = None,
     peer: tuple[str, ...] = (),
 ) -> int:
     """Serve a bundle over HTTP under a TEE.
@@ -223,11 +224,16 @@ def serve(
         host: address to listen on.
         platform: directory of the simulated machine.
         sandbox: auto, namespaces or landlock.
+        store: where posted mail is kept, of this host alone: file:DIR, sqlite:FILE,
+            s3:BUCKET/PREFIX or postgresql://USER@HOST/DATABASE (default: a directory
+            under the user's state, one for each program).
         peer: URL of a host whose enclave this one may call; may be repeated.
     """
     from conclave.cli._serve import serve_bundle
 
-    return serve_bundle(bundle, tee=tee, port=port, address=host, platform=platform, sandbox=sandbox, peers=peer)
+    return serve_bundle(
+        bundle, tee=tee, port=port, address=host, platform=platform, sandbox=sandbox, store=store, peers=peer
+    )
 
 
 @app.command

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conclave.cli._build import constraint_for, progress
-from conclave.cli._places import platform_directory
+from conclave.cli._places import outbox_store, platform_directory
 from conclave.errors import PlatformError
 
 if TYPE_CHECKING:
@@ -49,7 +49,15 @@ def build_and_serve(
 
 
 def serve_bundle(
-    bundle: Path, *, tee: str, port: int, address: str, platform: Path | None, sandbox: str, peers: tuple[str, ...] = ()
+    bundle: Path,
+    *,
+    tee: str,
+    port: int,
+    address: str,
+    platform: Path | None,
+    sandbox: str,
+    store: str | None,
+    peers: tuple[str, ...] = (),
 ) -> int:
     """Serve a bundle that was built before."""
     from conclave.bundle import read_bundle
@@ -57,14 +65,15 @@ def serve_bundle(
     _check(peers)
     if tee != "simulated":
         raise PlatformError(f"no driver for the TEE '{tee[:32]}' here; available: simulated")
-    line = constraint_for(read_bundle(bundle), simulated=True)
+    made = read_bundle(bundle)
+    line = constraint_for(made, simulated=True)
 
     def announce(url: str) -> None:
         print("platform    simulated TEE: INSECURE, protects nothing from this machine's operator")
         print(f"serving     {url}")
         print(f"constraint  {line}", flush=True)
 
-    return _serve(bundle, port, address, platform, sandbox, announce, peers)
+    return _serve(bundle, port, address, platform, sandbox, announce, peers, store or outbox_store(made.code))
 
 
 def _check(peers: tuple[str, ...]) -> None:
@@ -80,7 +89,9 @@ def _serve(
     sandbox: str,
     announce: Callable[[str], None],
     peers: tuple[str, ...],
+    store: str | None = None,
 ) -> int:
+    from conclave.host.stores import open_store
     from conclave.platform import start_platform
 
     directory = platform_directory(platform)
@@ -95,7 +106,8 @@ def _serve(
     from conclave.host import Host, log_to_stderr
     from conclave.host.server import Server
 
-    host = Host(launch, on_event=log_to_stderr, peers=peers)
+    kept = None if store is None else open_store(store)
+    host = Host(launch, on_event=log_to_stderr, peers=peers, store=kept)
 
     status = 0
 

@@ -147,7 +147,7 @@ class _Uploader:
                 await reading
 
     def _batch(self) -> bytes:
-        parts: list[bytes] = []
+        parts: list[bytes | bytearray] = []
         error = self._read and self.failure is not None
         while self._pieces and len(parts) < 2 * MAX_CHUNKS:
             piece, item = self._pieces.popleft()

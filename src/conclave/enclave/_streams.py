@@ -41,7 +41,7 @@ BEAT_SECONDS: Final = 1.0
 _MAX_CREDIT: Final = 1024
 _encode = msgspec.msgpack.Encoder().encode
 
-Send = Callable[[int, int, bytes], None]
+Send = Callable[[int, int, bytes | bytearray], None]
 Handler = Callable[..., Any]
 
 

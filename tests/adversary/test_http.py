@@ -146,7 +146,7 @@ def test_an_outbox_is_given_once(http: httpx2.Client) -> None:
     box = first.json()["box"]
     assert http.get(f"/outbox/{box}").content == b""
     assert http.delete(f"/outbox/{box}?below=5").status_code == 204
-    assert json.loads(http.get("/health").content) == {"status": "ok"}
+    assert json.loads(http.get("/readyz").content) == {"status": "ready"}
 
 
 @pytest.mark.spec("HTTP-1")

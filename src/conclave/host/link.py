@@ -14,6 +14,7 @@ from typing import Final, cast
 
 from conclave._framing import Frame, FrameReader, Kind, pack
 from conclave.errors import FormatError, TransportError
+from conclave.host.counts import Counts
 
 MAX_ASKS: Final = 8192
 # Answers that nobody took yet; above it the enclave has to wait.
@@ -76,6 +77,7 @@ class Link(asyncio.Protocol):
     """One byte stream to one boot."""
 
     def __init__(self, unasked: Callable[[Frame], None], lost: Callable[[], None]) -> None:
+        self.counts = Counts()
         self._unasked = unasked
         self._lost = lost
         self._reader = FrameReader(Kind)
@@ -107,6 +109,7 @@ class Link(asyncio.Protocol):
         except FormatError:
             self.close()
             return
+        self.counts.to_host.add(len(frames), len(data))
         answered = []
         for frame in frames:
             ask = self._asks.get(frame.request) if frame.request else None
@@ -143,12 +146,18 @@ class Link(asyncio.Protocol):
         request, self._next = self._next, self._next + 1
         ask = Ask(request, self._taken)
         self._asks[request] = ask
+        self.counts.mails += kind == Kind.MAIL
         self._send(pack(kind, request, payload))
         return ask
 
     def waiting_since(self, request: int) -> list[Ask]:
         """Requests that were made before that one and have no answer yet."""
         return [ask for ask in self._asks.values() if ask.request < request]
+
+    @property
+    def waiting(self) -> int:
+        """How many requests have no answer yet."""
+        return len(self._asks)
 
     @property
     def next_request(self) -> int:
@@ -188,4 +197,6 @@ class Link(asyncio.Protocol):
     def _flush(self) -> None:
         out, self._out = self._out, []
         if out and self._transport is not None:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            data = out[0] if len(out) == 1 else b"".join(out)
+            self.counts.to_enclave.add(len(out), len(data))
+            self._transport.write(data)

@@ -166,9 +166,6 @@ class Routes:
         if path == "/instance" and method == "GET":
             self._linked()
             await _respond(send, 200, INFO_TYPE, self._info() or b"")
-        elif path == "/health" and method == "GET":
-            self._linked()
-            await _respond(send, 200, b"application/json", b'{"status":"ok"}')
         elif path == "/challenge" and method == "POST":
             frames = await self._ask(Kind.CHALLENGE, await _body(scope, receive, 64)).more()
             if not frames or frames[0].kind != Kind.SIGNED:
@@ -176,7 +173,7 @@ class Routes:
             await _respond(send, 200, b"application/octet-stream", frames[0].payload)
         elif path.startswith("/outbox/"):
             await self._box(scope, path.removeprefix("/outbox/"), send)
-        elif path in ("/mail", "/instance", "/health", "/challenge"):
+        elif path in ("/mail", "/instance", "/challenge"):
             raise Refusal(405, "method", f"{path} does not take {method}")
         else:
             raise Refusal(404, "no such resource", "see spec/http.md for what a host serves")

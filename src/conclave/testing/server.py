@@ -18,6 +18,8 @@ from typing import Any, Self, TypeVar
 
 from conclave.bundle import build
 from conclave.host import Host
+from conclave.host.health import Health
+from conclave.host.operation import Operation
 from conclave.host.server import Limits, Server
 from conclave.platform import start_platform
 from conclave.testing.hostile import HostileHost
@@ -36,8 +38,13 @@ class HostServer:
     def __init__(self, host: Host, *, hostile: bool = False, limits: Limits | None = None) -> None:
         self.host = host
         self.operator = HostileHost(host)
+        self.health = Health(up=lambda: host.info is not None)
         # An operator who looks into each mail has no short way for it.
-        self.server = Server(self.operator) if hostile else Server(host, mail=host.mail, limits=limits)
+        self.server = (
+            Server(self.operator)
+            if hostile
+            else Server(Operation(self.health, others=host), mail=host.mail, limits=limits)
+        )
         self._stop = asyncio.Event()
         self._started: Future[str] = Future()
         self._thread = threading.Thread(target=self._main, daemon=True)

@@ -26,12 +26,17 @@ class Kind(IntEnum):
     CHALLENGE = 2
     STOP = 3
     RENEW = 4
+    CHUNKS = 5
+    CREDIT = 6
+    DROP = 7
+    FETCHED = 8
     INSTANCE = 65
     REPLY = 66
     DONE = 67
     ERROR = 68
     SIGNED = 69
     FAILED = 70
+    FETCH = 72
 
 
 class PlatformKind(IntEnum):

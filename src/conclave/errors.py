@@ -155,6 +155,15 @@ class TransportError(Error):
     code = "transport"
 
 
+class StreamError(TransportError):
+    """A stream broke off: truncated, given up by the other end, or silent for too long.
+
+    Streams are never retried: what was sent may have been handled, in part or whole.
+    """
+
+    code = "stream"
+
+
 class StoreError(TransportError):
     """A blob store of the host failed."""
 

@@ -136,13 +136,13 @@ class AeadKey(_Hidden):
         self._aead = AESGCM(value)
         self._id = hashlib.sha256(b"key id" + value).digest()
 
-    def encrypt(self, nonce: bytes, plaintext: bytes, associated: bytes) -> bytes:
+    def encrypt(self, nonce: bytes, plaintext: bytes | memoryview, associated: bytes) -> bytes:
         """Ciphertext with its 16-byte tag."""
         if on_encrypt is not None:
             on_encrypt(self._id, nonce)
         return self._aead.encrypt(nonce, plaintext, associated)
 
-    def decrypt(self, nonce: bytes, ciphertext: bytes, associated: bytes) -> bytes:
+    def decrypt(self, nonce: bytes, ciphertext: bytes | memoryview, associated: bytes) -> bytes:
         """Plaintext, or `DecryptionError` which says nothing more."""
         try:
             return self._aead.decrypt(nonce, ciphertext, associated)

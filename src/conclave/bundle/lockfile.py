@@ -21,7 +21,7 @@ from conclave.bundle.source import Source, read_source
 from conclave.errors import BundleError
 
 # Part of every runtime: its version wins, and it never goes into a bundle.
-PROVIDED: Final = ("cffi", "cryptography", "msgspec", "pycparser")
+PROVIDED: Final = ("cbor2", "cffi", "cryptography", "msgspec", "pycparser")
 _HEADER: Final = "# conclave lock 1 "
 _PIN: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.!+_-]+)\Z")
 _HASH: Final = re.compile(r"--hash=sha256:([0-9a-f]{64})\Z")

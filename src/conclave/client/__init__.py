@@ -1,8 +1,32 @@
-"""The SDK for relying parties."""
+"""The SDK for relying parties.
 
-from conclave.client._hosts import ClientEvent
-from conclave.client.client import AsyncClient, Client
-from conclave.client.core import ReceivedMail
-from conclave.client.identity import Identity
+Names are loaded on first use: an enclave that calls others has the core, and no HTTP library.
+"""
 
-__all__ = ["AsyncClient", "Client", "ClientEvent", "Identity", "ReceivedMail"]
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from conclave._lazy import lazily
+
+if TYPE_CHECKING:
+    from conclave.client._hosts import ClientEvent
+    from conclave.client._streams import AsyncStream, Stream
+    from conclave.client.client import AsyncClient, Client
+    from conclave.client.core import ReceivedMail
+    from conclave.client.identity import Identity
+
+__all__ = ["AsyncClient", "AsyncStream", "Client", "ClientEvent", "Identity", "ReceivedMail", "Stream"]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "AsyncClient": "client",
+        "AsyncStream": "_streams",
+        "Client": "client",
+        "ClientEvent": "_hosts",
+        "Identity": "identity",
+        "ReceivedMail": "core",
+        "Stream": "_streams",
+    },
+)

@@ -13,6 +13,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar, cast
@@ -31,7 +32,8 @@ from conclave.client._http import (
     watched,
     watched_async,
 )
-from conclave.client.core import Answer, ClientCore, Exchange, Pause, ReceivedMail
+from conclave.client._streams import AsyncStream, Background, Source, Stream
+from conclave.client.core import Answer, ClientCore, Exchange, Opened, Pause, ReceivedMail
 from conclave.client.identity import Identity
 from conclave.errors import TransportError
 from conclave.mail.padding import Padding, padme
@@ -190,6 +192,7 @@ class Client(_Base):
         super().__init__(url, **options)
         self._lock = threading.Lock()
         self._http_client: httpx2.Client | None = None
+        self._background: Background | None = None
 
     __init__.__doc__ = _Base.__init__.__doc__
 
@@ -202,11 +205,14 @@ class Client(_Base):
         self.close()
 
     def close(self) -> None:
-        """Close connections; the client cannot be used after that."""
+        """Close connections and end what streams; the client cannot be used after that."""
         self._closed = True
         http, self._http_client = self._http_client, None
         if http is not None:
             http.close()
+        background, self._background = self._background, None
+        if background is not None:
+            background.close()
 
     @property
     def _http(self) -> httpx2.Client:
@@ -218,7 +224,7 @@ class Client(_Base):
     def _after_fork(self) -> None:
         super()._after_fork()
         # Another thread of the parent may have held the lock; its connections stay the parent's.
-        self._lock, self._http_client = threading.Lock(), None
+        self._lock, self._http_client, self._background = threading.Lock(), None, None
 
     def _run(self, make: Work[T], *, timeout_seconds: float | None = None, on_progress: OnProgress | None = None) -> T:
         """Drive steps; the core's state is touched under the lock, IO happens outside."""
@@ -304,6 +310,62 @@ class Client(_Base):
             timeout_seconds=timeout_seconds,
             on_progress=on_progress,
         )
+
+    def call_stream(
+        self,
+        method: str,
+        *args: Any,
+        upload: Source | None = None,
+        items: Any = bytes,
+        returns: Any = bytes,
+        topic: str = "default",
+        timeout_seconds: float | None = None,
+    ) -> Stream[Any]:
+        """Call an `@rpc` method that takes or returns a stream.
+
+        Outside the topic's order and outside exactly-once: never retried.
+
+        Args:
+            args: the other arguments, in order.
+            upload: what the method's iterator gets: bytes, a file opened for reading in
+                binary, or any iterable, which is then read in another thread.
+            items: the type of the uploaded items; of `bytes` they cross as they are.
+            returns: the type of the items that come back, or of the result.
+            timeout_seconds: how long the enclave may be silent; None: as for other
+                requests. An enclave that works without a word says every second that it lives.
+
+        Returns:
+            What to iterate, or to ask for its `result()`. The call was accepted.
+
+        Raises:
+            CallError: the enclave refuses the call.
+            StreamError: the host did not bring an answer; whether the handler runs is unknown.
+        """
+        with self._lock:
+            if self._background is None:
+                self._background = Background()
+            background = self._background
+
+        async def open_call() -> Opened:
+            return opened
+
+        async def refused(status: int) -> Exception:
+            return await asyncio.to_thread(self._run, lambda: self._core.stream_refused(status, topic=topic))
+
+        opened = self._run(lambda: self._core.open_stream(method, list(args), topic=topic, upload=upload is not None))
+        made: AsyncStream[Any] = AsyncStream(
+            open_call,
+            lambda: background.http,
+            self._addresses,
+            upload=upload,
+            upload_raw=items is bytes,
+            returns=returns,
+            timeout_seconds=self._timeout if timeout_seconds is None else timeout_seconds,
+            guard=self._lock,
+            refused=refused,
+        )
+        background.run(made.begin())
+        return Stream(made, background)
 
     def mail(
         self,
@@ -450,6 +512,33 @@ class AsyncClient(_Base):
             on_progress=on_progress,
         )
 
+    def call_stream(
+        self,
+        method: str,
+        *args: Any,
+        upload: Source | None = None,
+        items: Any = bytes,
+        returns: Any = bytes,
+        topic: str = "default",
+        timeout_seconds: float | None = None,
+    ) -> AsyncStream[Any]:
+        """See `Client.call_stream`. Nothing is sent before it is awaited, entered or iterated.
+
+        `upload` may be asynchronous too; a plain iterable is read in another thread.
+        """
+        uploads = upload is not None
+        return AsyncStream(
+            lambda: self._run(lambda: self._core.open_stream(method, list(args), topic=topic, upload=uploads)),
+            self._http,
+            self._addresses,
+            upload=upload,
+            upload_raw=items is bytes,
+            returns=returns,
+            timeout_seconds=self._timeout if timeout_seconds is None else timeout_seconds,
+            guard=nullcontext(),
+            refused=lambda status: self._run(lambda: self._core.stream_refused(status, topic=topic)),
+        )
+
     async def mail(
         self,
         body: bytes,
@@ -490,7 +579,18 @@ class _Stub(Generic[E]):
 def _caller(client: Client | AsyncClient, method: Any, topic: str) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         arguments = method.bind(args, kwargs)
+        if method.streams:
+            return _stream(client, method, arguments, topic)
         return client.call(method.name, *arguments, topic=topic, returns=method.return_type, retry=method.retry)
 
     call.__name__ = method.name
     return call
+
+
+def _stream(client: Client | AsyncClient, method: Any, arguments: list[Any], topic: str) -> Any:
+    others, upload = method.split(arguments)
+    items = bytes if method.upload is None else method.upload.item
+    stream = client.call_stream(
+        method.name, *others, upload=upload, items=items, returns=method.return_type, topic=topic
+    )
+    return stream if method.download is not None else stream.result()

@@ -10,12 +10,14 @@ Spec: spec/claims.md section 4, spec/mail.md section 6, spec/http.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey
+from conclave._mailheader import HEADER, SMALLEST_CIPHERTEXT
 from conclave.attestation import AttestationResult, Constraint, InstanceClaims, ReferenceValues, verify_instance
 from conclave.client._hosts import Hosts, delay_seconds
 from conclave.client.identity import Identity
@@ -27,10 +29,12 @@ from conclave.errors import (
     MailError,
     OverloadedError,
     SequenceError,
+    StreamError,
     TransportError,
 )
 from conclave.mail import ClientSession, Conversation, Pending, Reply, ReplyKind, RequestKind, padme
 from conclave.mail.padding import Padding
+from conclave.mail.stream import ChunkSealer
 from conclave.rpc.interface import CallFailure, Interface, decode_result, encode_call
 
 T = TypeVar("T")
@@ -47,6 +51,7 @@ _HINTS: Final = {
     503: "the host says that the enclave is not running at the moment",
 }
 CHALLENGE_ANSWER: Final = 96
+_SMALLEST_MAIL: Final = HEADER.size + SMALLEST_CIPHERTEXT
 # How many times more a client asks for the instance while the host says that it starts.
 _STARTING: Final = 10
 _AGAIN: Final = frozenset({409, 422, 502, 503})
@@ -104,7 +109,8 @@ def split_mails(body: bytes) -> list[bytes]:
     mails, at = [], 0
     while at + 4 <= len(body):
         size = int.from_bytes(body[at : at + 4], "big")
-        if at + 4 + size > len(body):
+        # Nothing that short is a mail: a host could make millions of them out of one answer.
+        if size < _SMALLEST_MAIL or at + 4 + size > len(body):
             break
         mails.append(body[at + 4 : at + 4 + size])
         at += 4 + size
@@ -122,6 +128,25 @@ def check_challenge(claims: InstanceClaims, claims_digest: bytes, nonce: bytes, 
         raise TransportError(f"no answer to the challenge: {_reason(answer)}")
     said = nonce + answer.body[:32]
     _crypto.verify_signature(claims.signing_key, "challenge", claims_digest, said, answer.body[32:])
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A stream call that was encrypted and not yet sent.
+
+    Attributes:
+        counter: of its mail, which names it.
+        sealer: encrypts the upload.
+        host: where it goes, with all that follows.
+        closed: to be told if the enclave gave up the strand, and after how many requests.
+    """
+
+    session: ClientSession
+    mail: bytes
+    counter: int
+    sealer: ChunkSealer
+    host: int
+    closed: Callable[[int], None]
 
 
 class _Topic:
@@ -326,6 +351,38 @@ class ClientCore:
         if replies[-1].kind != ReplyKind.RESULT:
             raise FormatError("the enclave answered a call with something else than a result")
         return decode_result(replies[-1].body, returns)
+
+    def introduce(self, info: bytes, *, topic: str) -> Steps[None]:
+        """Show instance info of one's own, whose signing key this client's identity is.
+
+        Raises:
+            CallError: the enclave does not accept it; the message says why.
+        """
+        replies = yield from self._request(RequestKind.INTRODUCTION, info, topic=topic, envelope=b"", retry=True)
+        _raise_failure(replies[-1])
+        if replies[-1].kind != ReplyKind.INTRODUCED:
+            raise FormatError("the enclave answered an introduction with something else")
+
+    def open_stream(self, name: str, arguments: list[Any], *, topic: str, upload: bool) -> Steps[Opened]:
+        """Encrypt a stream call, which is sent once at most."""
+        body = encode_call(name, arguments)
+        if self._is_stale():
+            yield from self.verify()
+        place = self._topic(topic)
+        opened = place.conversation.open_stream(body, upload=upload)
+        return Opened(*opened, self.hosts.current, lambda taken: self._close(topic, place, taken))
+
+    def stream_refused(self, status: int, *, topic: str) -> Steps[StreamError]:
+        """The error of a stream call that the host refused; what comes after it finds the new instance."""
+        answer = Answer(status)
+        place = self._topics.get(topic)
+        if status in _AGAIN and place is not None:
+            session = place.conversation.session
+            with suppress(Error):
+                yield from self.verify()
+                if place.conversation.session is session and status in (409, 422):
+                    self._open(topic, place, new_boot=False)
+        return StreamError(f"the stream did not begin, and stream calls are not retried: {_reason(answer)}")
 
     def _request(
         self, kind: RequestKind, body: bytes, *, topic: str, envelope: bytes, retry: bool

@@ -1,6 +1,6 @@
 """The SDK for enclave authors."""
 
-from conclave.enclave.sdk import Enclave, Mail, NotInRoster, Roster, WrongInstance
+from conclave.enclave.sdk import Caller, Enclave, Mail, NotInRoster, NotIntroduced, Roster, WrongInstance
 from conclave.rpc.interface import RpcError, rpc
 
-__all__ = ["Enclave", "Mail", "NotInRoster", "Roster", "RpcError", "WrongInstance", "rpc"]
+__all__ = ["Caller", "Enclave", "Mail", "NotInRoster", "NotIntroduced", "Roster", "RpcError", "WrongInstance", "rpc"]

@@ -18,7 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -26,11 +26,18 @@ from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey, SigningKey
 from conclave._framing import Frame, Kind
 from conclave.attestation.claims import InstanceClaims
+from conclave.enclave import _streams
 from conclave.enclave.drivers import Evidence
-from conclave.enclave.sdk import Enclave, Mail, Roster, _sender
+from conclave.enclave.sdk import Caller, Enclave, Mail, NotIntroduced, Roster, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
 from conclave.mail import MAX_BODY, Channel, Mailbox, Outcome, ReplyKind, Request, RequestKind
 from conclave.rpc.interface import CallFailure, Interface, Method, RpcError, decode_call
+
+if TYPE_CHECKING:
+    from conclave.attestation import Constraint
+    from conclave.enclave._callers import Callers
+    from conclave.enclave._clock import Clock
+    from conclave.enclave._peers import Peer, Peers
 
 Send = Callable[[int, int, bytes], None]
 MAX_MESSAGE: Final = 4096
@@ -104,6 +111,21 @@ class Service:
         self.roster = Roster(roster, quorum, self._digest, self._at_home)
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = ThreadPoolExecutor(enclave.threads) if enclave.threads > 1 else None
+        self.streams = _streams.Streams(
+            send=send,
+            prepare=self._prepare_stream,
+            failure=self._failure,
+            pool=self._pool,
+            bounds=_streams.Bounds(idle_seconds=enclave.stream_idle_seconds),
+        )
+        # What verifies other enclaves is loaded by those alone who call or are called by some.
+        self._clock: Clock | None = None
+        self._peers: Peers | None = None
+        self._callers: Callers | None = None
+        if enclave.callers:
+            from conclave.enclave._callers import Callers
+
+            self._callers = Callers(enclave.callers, self._time())
         enclave._context = self
         enclave.on_start()
 
@@ -121,10 +143,19 @@ class Service:
         """Take one frame from the host. False: stop."""
         if frame.kind == Kind.MAIL:
             self._mail(frame)
+        elif frame.kind == Kind.CHUNKS:
+            self.streams.chunks(frame)
+        elif frame.kind == Kind.CREDIT:
+            self.streams.credit(frame)
+        elif frame.kind == Kind.DROP:
+            self.streams.drop(frame)
         elif frame.kind == Kind.CHALLENGE:
             self._challenge(frame)
         elif frame.kind == Kind.RENEW:
             self._renew(frame)
+        elif frame.kind == Kind.FETCHED:
+            if self._peers is not None:
+                self._peers.fetches.fetched(frame)
         elif frame.kind == Kind.STOP:
             return False
         else:
@@ -140,6 +171,34 @@ class Service:
     def sign(self, data: bytes) -> bytes:
         """See `Enclave.sign`."""
         return self._signing.sign("app", self._digest, data)
+
+    def _time(self) -> Clock:
+        from conclave.enclave._clock import Clock
+
+        self._clock = self._clock or Clock()
+        return self._clock
+
+    def peer(
+        self, url: str, constraint: str | Constraint, *, introduce: bool, timeout_seconds: float, attempts: int
+    ) -> Peer:
+        """See `Enclave.peer`."""
+        if self._peers is None:
+            from conclave.enclave._peers import Peers
+
+            self._peers = Peers(self, self._signing, self._time(), self._send)
+        return self._peers.peer(
+            url, constraint, introduce=introduce, timeout_seconds=timeout_seconds, attempts=attempts
+        )
+
+    def caller(self, sender: bytes) -> Caller | None:
+        """See `Enclave.caller`."""
+        return None if self._callers is None else self._callers.find(sender)
+
+    def allow_caller(self, name: str, constraint: str) -> None:
+        """See `Enclave.allow_caller`."""
+        if self._callers is None:
+            raise ValueError("this class declares no callers")
+        self._callers.allow(name, constraint)
 
     def _at_home(self, work: Callable[[], None]) -> None:
         """Run where sessions and channels live: the author's threads may call from elsewhere."""
@@ -188,6 +247,8 @@ class Service:
             self._send(Kind.DONE, frame.request, b"")
         elif received.outcome is Outcome.RUN and received.channel and received.request:
             self._start(received.channel, received.request)
+        elif received.outcome is Outcome.STREAM and received.session and received.request:
+            self.streams.start(received.request, received.session, received.counter, frame.request, sender=_sender)
 
     # Handlers ------------------------------------------------------------------------
 
@@ -216,6 +277,10 @@ class Service:
             _sender.reset(token)
 
     def _prepare(self, channel: Channel, request: Request) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:
+        if request.kind == RequestKind.INTRODUCTION:
+            if self._callers is None:
+                raise NotIntroduced("this enclave declares no callers; call it with introduce=False")
+            return self._callers.introduce, (channel.identity, request.body), True
         if request.kind == RequestKind.MAIL:
 
             def reply(body: bytes, envelope: bytes) -> None:
@@ -225,11 +290,25 @@ class Service:
 
             mail = Mail(channel.identity, channel.topic, request.sequence, request.envelope, request.body, reply)
             return self._on_mail.handler, (mail,), self._on_mail.asynchronous
-        name, arguments = decode_call(request.body)
+        target, method, arguments = self._called(request.body, channel.identity)
+        if method.streams:
+            raise FormatError(f"{method.name}() takes or returns a stream: it is called by a stream call")
+        return target.handler, arguments, target.asynchronous
+
+    def _prepare_stream(self, request: Request, sender: bytes) -> tuple[Callable[..., Any], Method, tuple[Any, ...]]:
+        target, method, arguments = self._called(request.body, sender)
+        if not method.streams:
+            raise FormatError(f"{method.name}() takes and returns no stream: it is called by a plain call")
+        return target.handler, method, arguments
+
+    def _called(self, body: bytes, sender: bytes) -> tuple[_Target, Method, tuple[Any, ...]]:
+        name, arguments = decode_call(body)
         target = self._methods.get(name)
         if target is None or target.method is None:
             raise FormatError(f"this enclave has no method of that name; it has: {', '.join(self._methods)}")
-        return target.handler, target.method.decode_arguments(arguments), target.asynchronous
+        if target.method.callers and self._callers is not None:
+            self._callers.demand(target.method.callers, sender)
+        return target, target.method, target.method.decode_arguments(arguments)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -245,6 +324,8 @@ class Service:
     def _finish(self, channel: Channel, request: Request, result: Any) -> None:
         if request.kind == RequestKind.CALL:
             body, kind = _encode_result(result), ReplyKind.RESULT
+        elif request.kind == RequestKind.INTRODUCTION:
+            body, kind = b"", ReplyKind.INTRODUCED
         elif result is None:
             body, kind = b"", ReplyKind.ACCEPTED
         elif isinstance(result, bytes):
@@ -256,14 +337,16 @@ class Service:
         self._reply(channel, request, kind, body, last=True)
 
     def _fail(self, channel: Channel, request: Request, error: BaseException) -> None:
+        self._reply(channel, request, ReplyKind.CALL_ERROR, _codec.encode(self._failure(error)), last=True)
+
+    def _failure(self, error: BaseException) -> CallFailure:
+        """What the caller learns of an error. Within the handler of its exception."""
         if isinstance(error, RpcError):
-            failure = CallFailure(type=type(error).__name__[:128], message=str(error)[:MAX_MESSAGE])
-        elif isinstance(error, FormatError):
-            failure = CallFailure(type="InvalidCall", message=str(error)[:MAX_MESSAGE])
-        else:
-            self._report()
-            failure = CallFailure(type="error", message="the enclave's code failed")
-        self._reply(channel, request, ReplyKind.CALL_ERROR, _codec.encode(failure), last=True)
+            return CallFailure(type=type(error).__name__[:128], message=str(error)[:MAX_MESSAGE])
+        if isinstance(error, FormatError):
+            return CallFailure(type="InvalidCall", message=str(error)[:MAX_MESSAGE])
+        self._report()
+        return CallFailure(type="error", message="the enclave's code failed")
 
     def _reply(
         self,

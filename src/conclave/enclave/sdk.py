@@ -8,15 +8,16 @@ key `sender` names.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from conclave.rpc.interface import RpcError
 
 if TYPE_CHECKING:
-    from conclave.attestation.claims import InstanceClaims
+    from conclave.attestation import AttestationResult, Constraint, InstanceClaims
+    from conclave.enclave._peers import Peer
 
 _sender: ContextVar[bytes] = ContextVar("conclave_sender")
 
@@ -51,6 +52,23 @@ class NotInRoster(RpcError):
 
 class WrongInstance(RpcError):
     """The member acknowledged another instance than this one."""
+
+
+class NotIntroduced(RpcError):
+    """The sender is no enclave that this one accepts for what it asked, or not any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Another enclave that calls this one, as this one verified it.
+
+    Attributes:
+        names: the names in `callers` whose constraints accept it.
+        result: what was verified, under the first of them.
+    """
+
+    names: frozenset[str]
+    result: AttestationResult
 
 
 class Roster:
@@ -127,6 +145,11 @@ class Context(Protocol):
 
     def post(self, to: bytes, topic: str, body: bytes, envelope: bytes) -> None: ...
     def sign(self, data: bytes) -> bytes: ...
+    def caller(self, sender: bytes) -> Caller | None: ...
+    def allow_caller(self, name: str, constraint: str) -> None: ...
+    def peer(
+        self, url: str, constraint: str | Constraint, *, introduce: bool, timeout_seconds: float, attempts: int
+    ) -> Peer: ...
 
 
 class Enclave:
@@ -139,11 +162,27 @@ class Enclave:
     Class attributes:
         threads: how many synchronous handlers may run at a time. With 1 (default)
             no handler ever runs beside another one.
+        stream_idle_seconds: how long a stream waits for the client's next chunk, or
+            for it to take the next item, before it breaks off.
+        callers: which other enclaves may introduce themselves: a name for each kind of
+            them, and the constraint it has to satisfy; None accepts nobody until
+            `allow_caller` sets one. Measured, as all of the class is.
     """
 
     threads: int = 1
+    stream_idle_seconds: float = 60.0
+    callers: Mapping[str, str | None] = {}
     delivery = "at_least_once"
     _context: Context
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a class whose constraints do not parse, when it is built."""
+        super().__init_subclass__(**options)
+        if cls.callers:
+            # The verifiers are loaded by those alone who need them.
+            from conclave.enclave._callers import check_declared
+
+            check_declared(cls.callers)
 
     def on_start(self) -> None:
         """Called once, after the keys exist and before the first mail."""
@@ -160,6 +199,49 @@ class Enclave:
     def sender(self) -> bytes:
         """Ed25519 public key (32 bytes) of the caller that is being handled."""
         return _sender.get()
+
+    @property
+    def caller(self) -> Caller | None:
+        """The verified enclave that is being handled; None for ordinary clients."""
+        return self._context.caller(_sender.get())
+
+    def allow_caller(self, name: str, constraint: str) -> None:
+        """Set which enclaves are accepted under a name of `callers`, in place of those before.
+
+        For constraints that nobody can know when the bundle is built. Whoever may call the
+        method that calls this decides who is accepted: it is for the author to check.
+
+        Raises:
+            ValueError: `callers` has no such name.
+            FormatError: the constraint does not parse.
+        """
+        self._context.allow_caller(name, constraint)
+
+    def peer(
+        self,
+        url: str,
+        constraint: str | Constraint,
+        *,
+        introduce: bool = True,
+        timeout_seconds: float = 30.0,
+        attempts: int = 6,
+    ) -> Peer:
+        """Another enclave, to be called from `async` handlers.
+
+        Args:
+            url: where its host serves. Only this enclave's own untrusted host reads it.
+            constraint: which enclaves to accept there: in measured code, or from somebody
+                who may decide it.
+            introduce: show it this enclave's evidence first, so that its `caller` knows it.
+            timeout_seconds: how long one exchange waits.
+            attempts: how often a request is sent before `TransportError`.
+
+        Raises:
+            FormatError: the constraint does not parse.
+        """
+        return self._context.peer(
+            url, constraint, introduce=introduce, timeout_seconds=timeout_seconds, attempts=attempts
+        )
 
     @property
     def instance(self) -> InstanceClaims:

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -24,6 +24,7 @@ from conclave._framing import Frame, Kind
 from conclave.errors import BundleError, Error, FormatError, PlatformError, TransportError
 from conclave.host.counts import Counts
 from conclave.host.exchange import Exchange, Receive, Scope, Send
+from conclave.host.fetch import Fetcher
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
 from conclave.host.routes import Routes
@@ -69,6 +70,7 @@ class Host:
         renew_seconds: float = RENEW_SECONDS,
         patience_seconds: float | None = None,
         endorsements: EndorsementSource | None = None,
+        peers: Iterable[str] = (),
     ) -> None:
         """Nothing runs before `start`.
 
@@ -80,6 +82,7 @@ class Host:
             patience_seconds: how long an early mail waits for those before it.
             endorsements: where the vendor's endorsements come from; without, the
                 platform gives its own, as the simulated one does.
+            peers: URLs of hosts whose enclaves this one may call.
         """
         self._launch = launch
         self._on_event = on_event or (lambda event: None)
@@ -90,6 +93,7 @@ class Host:
             link=lambda: None if self.info is None else self._link,
             info=lambda: self.info,
         )
+        self._fetcher = Fetcher(peers, info=lambda: self.info)
         self._link: Link | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._source = endorsements
@@ -134,6 +138,7 @@ class Host:
                 with suppress(asyncio.CancelledError):
                     await task
         await self._end()
+        await self._fetcher.close()
 
     async def _end(self) -> None:
         self.info = None
@@ -298,6 +303,7 @@ class Host:
             return
         self.info = None
         self._link = None
+        self._fetcher.clear()
         self._lost.set()
         self._routes.release()
         loop = asyncio.get_running_loop()
@@ -311,6 +317,9 @@ class Host:
                 self._instance(frame)
             elif self._link is not None:
                 self._link.close()
+        elif frame.kind == Kind.FETCH:
+            if self._link is not None:
+                self._fetcher.take(frame.payload, partial(self._link.tell, Kind.FETCHED, frame.request))
         elif frame.kind == Kind.REPLY:
             self._routes.post(frame.payload)
         elif frame.kind == Kind.FAILED:

@@ -15,6 +15,7 @@ from typing import Final, cast
 from conclave._framing import Frame, FrameReader, Kind, pack
 from conclave.errors import FormatError, TransportError
 from conclave.host.counts import Counts
+from conclave.host.streams import MOST_WAITING, held, is_chunk
 
 MAX_ASKS: Final = 8192
 # Answers that nobody took yet; above it the enclave has to wait.
@@ -27,14 +28,16 @@ _FINAL: Final = frozenset({Kind.DONE, Kind.ERROR, Kind.SIGNED, Kind.INSTANCE})
 class Ask:
     """One request to the enclave and the frames that answered it so far."""
 
-    __slots__ = ("_taken", "_waiter", "done", "frames", "leaves", "request")
+    __slots__ = ("_waiter", "chunks", "done", "frames", "leaves", "link", "request")
 
-    def __init__(self, request: int, taken: Callable[[int], None]) -> None:
+    def __init__(self, request: int, link: Link) -> None:
         self.request = request
+        self.link = link
         # Waits until the client that asked has gone; None once somebody waits for that.
         self.leaves: Callable[[], Awaitable[None]] | None = None
-        self._taken = taken
         self.frames: list[Frame] = []
+        # Chunks among them: more than were asked for, and the enclave keeps to no protocol.
+        self.chunks = 0
         self.done = False
         self._waiter: Callable[[Ask], None] | None = None
 
@@ -60,8 +63,8 @@ class Ask:
 
     def take(self) -> list[Frame]:
         """The frames since the last time."""
-        frames, self.frames = self.frames, []
-        self._taken(sum([len(f.payload) for f in frames]))
+        frames, self.frames, self.chunks = self.frames, [], 0
+        self.link.taken(held(frames))
         return frames
 
     async def more(self) -> list[Frame]:
@@ -113,8 +116,17 @@ class Link(asyncio.Protocol):
         answered = []
         for frame in frames:
             ask = self._asks.get(frame.request) if frame.request else None
-            if ask is not None:
-                self._held += len(frame.payload)
+            if frame.kind == Kind.FETCH:
+                # Its request id is the enclave's own, and says nothing of ours.
+                self._unasked(frame)
+            elif ask is not None:
+                if is_chunk(frame):
+                    ask.chunks += 1
+                    if ask.chunks > MOST_WAITING:
+                        self.close()
+                        return
+                else:
+                    self._held += len(frame.payload)
                 ask.add(frame)
                 answered.append(ask)
                 if ask.done:
@@ -127,7 +139,8 @@ class Link(asyncio.Protocol):
             self._paused = True
             self._transport.pause_reading()
 
-    def _taken(self, size: int) -> None:
+    def taken(self, size: int) -> None:
+        """So much of the answers was taken on."""
         self._held -= size
         if self._paused and self._held <= MAX_HELD and self._transport is not None:
             self._paused = False
@@ -144,7 +157,7 @@ class Link(asyncio.Protocol):
         if len(self._asks) >= MAX_ASKS:
             raise TransportError("too many requests are waiting for the enclave")
         request, self._next = self._next, self._next + 1
-        ask = Ask(request, self._taken)
+        ask = Ask(request, self)
         self._asks[request] = ask
         self.counts.mails += kind == Kind.MAIL
         self._send(pack(kind, request, payload))
@@ -165,11 +178,23 @@ class Link(asyncio.Protocol):
         return self._next
 
     def drop(self, ask: Ask) -> None:
-        """Give up a request; what still comes for it is dropped."""
+        """Give up a request; what still comes for it is dropped, and a stream's handler is cancelled."""
         if self._asks.pop(ask.request, None) is not None:
+            if self._transport is not None:
+                self._send(pack(Kind.DROP, ask.request))
             ask.end()
         # What was never taken is held no more.
         ask.take()
+
+    def tell(self, kind: Kind, request: int, payload: bytes) -> None:
+        """Send what answers the enclave, or needs no answer; nothing if it is gone."""
+        if self._transport is not None:
+            self._send(pack(kind, request, payload))
+
+    def credit(self, ask: Ask, chunks: int) -> None:
+        """Take so many chunks more of a stream."""
+        if ask.request in self._asks and self._transport is not None:
+            self._send(pack(Kind.CREDIT, ask.request, chunks.to_bytes(4, "big")))
 
     def stop(self) -> None:
         """Ask the enclave to end."""

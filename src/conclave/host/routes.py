@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
+from conclave._chunkheader import MAX_UPLOAD, upload_address
 from conclave._framing import Frame, Kind
 from conclave._mailheader import MAX_MAIL, TO_ENCLAVE, address_of
 from conclave.errors import FormatError, TransportError
+from conclave.host import streams
 from conclave.host.exchange import Exchange, Receive, Scope, Send
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
@@ -76,6 +78,8 @@ class Routes:
         try:
             if scope["path"] == "/mail" and scope["method"] == "POST":
                 await self._mail(await _body(scope, receive, MAX_MAIL), receive, send)
+            elif scope["path"] == "/stream" and scope["method"] == "POST":
+                await self._upload(await _body(scope, receive, MAX_UPLOAD), receive, send)
             else:
                 await self._other(scope, receive, send)
         except Refusal as refusal:
@@ -114,7 +118,7 @@ class Routes:
     async def _finish(self, ask: Ask, scope: Scope, receive: Receive, send: Send) -> None:
         ask.leaves = partial(_left, receive)
         try:
-            await self._answer(ask, send)
+            await self._answer(ask, receive, send)
         except Refusal as refusal:
             await _refuse(send, refusal)
 
@@ -141,25 +145,37 @@ class Routes:
             await self._order.turn(session_id, counter)
         ask = self._ask(Kind.MAIL, data)
         ask.leaves = partial(_left, receive)
-        await self._answer(ask, send)
+        await self._answer(ask, receive, send)
 
-    async def _answer(self, ask: Ask, send: Send) -> None:
+    async def _answer(self, ask: Ask, receive: Receive, send: Send) -> None:
         frames = await ask.more()
-        if not frames:
-            raise Refusal(502, "enclave", "the enclave ended while it handled this mail")
-        if frames[0].kind == Kind.ERROR:
-            status, detail = _STATUS.get(frames[0].payload, (502, "the enclave answered something unknown"))
-            raise Refusal(status, frames[0].payload.decode("ascii", "replace"), detail)
+        if not frames or frames[0].kind == Kind.ERROR:
+            raise _refusal(frames)
         if ask.done:
             await _respond(send, 200, MAILS_TYPE, _join(frames))
             return
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", MAILS_TYPE)]})
-        while frames:
-            await send({"type": "http.response.body", "body": _join(frames), "more_body": True})
-            if ask.done:
-                break
-            frames = await ask.more()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        reply = streams.Reply(ask)
+        ask.leaves = None
+
+        async def pass_on() -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", MAILS_TYPE)]})
+            async for some in reply.frames(frames):
+                await send({"type": "http.response.body", "body": _join(some), "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        await reply.while_there(_left(receive), pass_on)
+
+    async def _upload(self, data: bytes, receive: Receive, send: Send) -> None:
+        try:
+            upload_address(data)
+        except FormatError as error:
+            raise Refusal(400, "format", str(error)) from None
+        ask = self._ask(Kind.CHUNKS, data)
+        ask.leaves = partial(_left, receive)
+        frames = await ask.more()
+        if not streams.answered(frames):
+            raise _refusal(frames)
+        await _respond(send, 204, b"text/plain", b"")
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
@@ -173,7 +189,7 @@ class Routes:
             await _respond(send, 200, b"application/octet-stream", frames[0].payload)
         elif path.startswith("/outbox/"):
             await self._box(scope, path.removeprefix("/outbox/"), send)
-        elif path in ("/mail", "/instance", "/challenge"):
+        elif path in ("/mail", "/stream", "/instance", "/challenge"):
             raise Refusal(405, "method", f"{path} does not take {method}")
         else:
             raise Refusal(404, "no such resource", "see spec/http.md for what a host serves")
@@ -202,6 +218,13 @@ class Routes:
             await _respond(send, 204, b"text/plain", b"")
         else:
             raise Refusal(405, "method", "an outbox takes POST, GET and DELETE")
+
+
+def _refusal(frames: list[Frame]) -> Refusal:
+    if not frames:
+        return Refusal(502, "enclave", "the enclave ended while it handled this")
+    status, detail = _STATUS.get(frames[0].payload, (502, "the enclave answered something unknown"))
+    return Refusal(status, frames[0].payload.decode("ascii", "replace"), detail)
 
 
 async def _left(receive: Receive) -> None:

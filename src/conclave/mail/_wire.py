@@ -23,7 +23,9 @@ MAX_BODY: Final = 16 * 1024 * 1024 - 65536
 
 
 FLAG_NO_RETRY: Final = 1
+FLAG_UPLOAD: Final = 2
 FLAG_LAST: Final = 1
+FLAG_OF_STREAM: Final = 2
 
 _TOPIC = re.compile(rb"[A-Za-z0-9_./-]{1,255}\Z")
 
@@ -34,6 +36,8 @@ class RequestKind(IntEnum):
     MAIL = 0
     CALL = 1
     ACKNOWLEDGE = 2
+    STREAM = 3
+    INTRODUCTION = 5
 
 
 class ReplyKind(IntEnum):
@@ -46,10 +50,16 @@ class ReplyKind(IntEnum):
     OVERLOADED = 4
     ACCEPTED = 5
     NOT_ADMITTED = 6
+    STREAM = 7
+    INTRODUCED = 9
     CLOSED = 10
 
 
+_REQUEST_KINDS: Final = frozenset(RequestKind)
 _REPLY_KINDS: Final = frozenset(ReplyKind)
+_OF_STREAM: Final = frozenset(
+    {ReplyKind.STREAM, ReplyKind.CALL_ERROR, ReplyKind.OVERLOADED, ReplyKind.NOT_ADMITTED, ReplyKind.CLOSED}
+)
 
 
 def check_topic(topic: str) -> bytes:
@@ -80,7 +90,7 @@ class Reply(msgspec.Struct, frozen=True):
     """What an enclave says: authentic once decrypted.
 
     Attributes:
-        answers: sequence of the request, or `NONE`.
+        answers: sequence of the request, or `NONE`; of a stream call, its counter.
         expected: for a sequence error, the sequence the enclave waits for; for a
             closed strand, the one it waited for; for a last reply, how many replies
             the request has.
@@ -100,6 +110,11 @@ class Reply(msgspec.Struct, frozen=True):
         """Whether no further reply to that request follows."""
         return bool(self.flags & FLAG_LAST)
 
+    @property
+    def of_stream(self) -> bool:
+        """Whether it answers a stream call, and so nothing in the sequence."""
+        return bool(self.flags & FLAG_OF_STREAM)
+
 
 def _unpad(plaintext: bytes) -> tuple[tuple[int, ...], bytes]:
     fields = PRIVATE.unpack_from(plaintext)
@@ -115,18 +130,24 @@ def _unpad(plaintext: bytes) -> tuple[tuple[int, ...], bytes]:
 def parse_request(plaintext: bytes, envelope: bytes) -> Request:
     """Read a decrypted mail of a client. Raises FormatError."""
     (kind, flags, _, _, sequence, acknowledged, zero, strand), body = _unpad(plaintext)
-    if kind > RequestKind.ACKNOWLEDGE or flags & ~FLAG_NO_RETRY or zero:
+    stream = kind == RequestKind.STREAM
+    if kind not in _REQUEST_KINDS or flags & ~(FLAG_UPLOAD if stream else FLAG_NO_RETRY) or zero:
         raise FormatError("private header with an unknown kind or flag")
-    if (kind == RequestKind.ACKNOWLEDGE) != (sequence == NONE):
-        raise FormatError("only an acknowledgement is outside the sequence")
+    if (stream or kind == RequestKind.ACKNOWLEDGE) != (sequence == NONE):
+        raise FormatError("acknowledgements and stream calls are outside the sequence, everything else is in it")
     return Request(kind, flags, sequence, acknowledged, body, envelope, strand)
 
 
 def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
     """Read a decrypted mail of an enclave. Raises FormatError."""
     (kind, flags, _, _, sequence, acknowledged, answers, expected), body = _unpad(plaintext)
-    if kind not in _REPLY_KINDS or flags & ~FLAG_LAST:
+    if kind not in _REPLY_KINDS or flags & ~(FLAG_LAST | FLAG_OF_STREAM):
         raise FormatError("private header with an unknown kind or flag")
+    if flags & FLAG_OF_STREAM:
+        if kind not in _OF_STREAM or sequence != NONE or (expected and kind != ReplyKind.CLOSED):
+            raise FormatError("an answer to a stream call that cannot be one")
+    elif kind == ReplyKind.STREAM:
+        raise FormatError("a stream that answers no stream call")
     return Reply(kind, flags, sequence, acknowledged, answers, expected, body, envelope)
 
 

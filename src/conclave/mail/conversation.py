@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from conclave._mailheader import NONE
 from conclave.errors import DecryptionError
-from conclave.mail._wire import Reply, Request, RequestKind
+from conclave.mail._wire import FLAG_UPLOAD, Reply, Request, RequestKind
 from conclave.mail.session import ClientSession
+from conclave.mail.stream import ChunkSealer
 
 
 @dataclass(slots=True)
@@ -124,6 +125,14 @@ class Conversation:
             raise RuntimeError("no session yet")
         return self.session.encrypt(Request(RequestKind.ACKNOWLEDGE, 0, NONE, self.acknowledged, b""))
 
+    def open_stream(self, body: bytes, *, upload: bool) -> tuple[ClientSession, bytes, int, ChunkSealer]:
+        """Encrypt a stream call, which takes no place in the order."""
+        if self.session is None:
+            raise RuntimeError("no session yet")
+        flags = FLAG_UPLOAD if upload else 0
+        request = Request(RequestKind.STREAM, flags, NONE, self.acknowledged, body)
+        return self.session, *self.session.open_stream(request)
+
     def receive(self, data: bytes) -> Pending | None:
         """Take one mail from the host.
 
@@ -136,6 +145,9 @@ class Conversation:
         if self.session is None:
             raise DecryptionError
         reply = self.session.decrypt(data)
+        if reply.of_stream:
+            # The host gave the head of a stream to whoever waits for something else.
+            raise DecryptionError
         item = self._pending.get(reply.answers)
         if reply.sequence == NONE:
             if item is not None:

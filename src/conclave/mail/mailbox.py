@@ -21,7 +21,7 @@ from conclave._crypto import DecryptionKey
 from conclave._mailheader import NONE, EncryptedMail
 from conclave.errors import DecryptionError, FormatError, OverloadedError, SessionError
 from conclave.mail import _wire
-from conclave.mail._wire import FLAG_LAST, Reply, ReplyKind, Request, RequestKind
+from conclave.mail._wire import FLAG_LAST, FLAG_OF_STREAM, Reply, ReplyKind, Request, RequestKind
 from conclave.mail.padding import Padding, padme
 from conclave.mail.session import EnclaveSession
 
@@ -161,6 +161,7 @@ class Outcome(Enum):
     RUN = "run the handler"
     WAIT = "the handler runs already; its replies go to this route too"
     ANSWERED = "only send `mails`"
+    STREAM = "a stream call: run the handler beside the channel's order"
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -171,6 +172,8 @@ class Received(msgspec.Struct, frozen=True):
     channel: Channel | None = None
     request: Request | None = None
     superseded_route: int = 0
+    session: EnclaveSession | None = None
+    counter: int = 0
 
 
 class Mailbox:
@@ -221,16 +224,19 @@ class Mailbox:
         known = self._sessions.get(mail.session_id)
         session, channel = known if known is not None else (self._open(mail), None)
         request = session.decrypt(mail)
+        stream = request.kind == RequestKind.STREAM
+        if stream and mail.counter <= session.last_stream:
+            raise DecryptionError
         # From here the mail is authentic; only now does anything change.
         if channel is None:
             key = (session.identity, session.topic, request.strand)
             closed, channel = self._closed.get(key), self._channels.get(key)
             if closed is not None:
-                return self._refuse(session, request, ReplyKind.CLOSED, closed)
+                return self._refuse(session, request, ReplyKind.CLOSED, closed, mail.counter)
             if channel is None:
                 if not self._admit(session.identity, session.topic):
                     # Nothing is kept: an outsider costs no memory.
-                    return self._refuse(session, request, ReplyKind.NOT_ADMITTED, 0)
+                    return self._refuse(session, request, ReplyKind.NOT_ADMITTED, 0, mail.counter)
                 channel = self._begin(key)
             self._register(session, channel)
         elif request.strand != channel.strand:
@@ -240,6 +246,9 @@ class Mailbox:
         channel.acknowledge(request.acknowledged)
         if request.kind == RequestKind.ACKNOWLEDGE:
             return Received(Outcome.ANSWERED)
+        if stream:
+            session.last_stream = mail.counter
+            return Received(Outcome.STREAM, (), channel, request, 0, session, mail.counter)
         return self._order(session, channel, request, route)
 
     def _order(self, session: EnclaveSession, channel: Channel, request: Request, route: int) -> Received:
@@ -260,8 +269,12 @@ class Mailbox:
             return Received(Outcome.ANSWERED, mails)
         return Received(Outcome.WAIT, mails, channel, request, superseded_route=old)
 
-    def _refuse(self, session: EnclaveSession, request: Request, kind: ReplyKind, expected: int) -> Received:
-        reply = Reply(kind, FLAG_LAST, NONE, expected, request.sequence, expected, b"")
+    def _refuse(
+        self, session: EnclaveSession, request: Request, kind: ReplyKind, expected: int, counter: int = 0
+    ) -> Received:
+        stream = request.kind == RequestKind.STREAM
+        flags, answers = (FLAG_LAST | FLAG_OF_STREAM, counter) if stream else (FLAG_LAST, request.sequence)
+        reply = Reply(kind, flags, NONE, expected, answers, expected, b"")
         return Received(Outcome.ANSWERED, (session.encrypt(reply),))
 
     def reply(

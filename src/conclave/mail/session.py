@@ -21,6 +21,7 @@ from conclave.errors import DecryptionError, SessionError, SignatureError
 from conclave.mail import _wire
 from conclave.mail._wire import Reply, Request
 from conclave.mail.padding import Padding, padme
+from conclave.mail.stream import ChunkOpener, ChunkSealer
 
 LABEL_OPENING: Final = b"mail/1 opening"
 LABEL_RECORD: Final = b"mail/1 record"
@@ -234,6 +235,30 @@ class ClientSession:
             padding=self._padding,
         )
 
+    def open_stream(self, request: Request) -> tuple[bytes, int, ChunkSealer]:
+        """Encrypt a stream call; the mail, its counter, and what encrypts the upload's chunks.
+
+        Raises:
+            SessionError, ValueError: as `encrypt`.
+        """
+        mail = self.encrypt(request)
+        counter = self._counter - 1
+        sealer = ChunkSealer(
+            self._send,
+            direction=_mailheader.TO_ENCLAVE,
+            session_id=self.session_id,
+            counter=counter,
+            padding=self._padding,
+            alive=lambda: not self._dead,
+        )
+        return mail, counter, sealer
+
+    def stream_opener(self, counter: int) -> ChunkOpener:
+        """Decrypts the stream whose head came under that counter. After `decrypt` took the head."""
+        if self._receive is None:
+            raise SessionError("nothing of the enclave was received in this session")
+        return ChunkOpener(self._receive, direction=_mailheader.TO_CLIENT, session_id=self.session_id, counter=counter)
+
     def decrypt(self, data: bytes) -> Reply:
         """Decrypt a reply of the enclave; each counter once.
 
@@ -267,6 +292,7 @@ class EnclaveSession:
         "_salt",
         "_send",
         "identity",
+        "last_stream",
         "log_id",
         "reply_key",
         "session_id",
@@ -303,6 +329,24 @@ class EnclaveSession:
         self._send = AeadKey(prk.expand(LABEL_E2C + self._salt))
         self._counter = 0
         self._padding = padding
+        # The counter of the newest stream call: a replayed one never runs a handler.
+        self.last_stream = -1
+
+    def open_stream(self, reply: Reply) -> tuple[bytes, ChunkSealer]:
+        """Encrypt the head of a reply stream; the mail, and what encrypts its chunks."""
+        mail = self.encrypt(reply)
+        sealer = ChunkSealer(
+            self._send,
+            direction=_mailheader.TO_CLIENT,
+            session_id=self.session_id,
+            counter=self._counter - 1,
+            padding=self._padding,
+        )
+        return mail, sealer
+
+    def stream_opener(self, counter: int) -> ChunkOpener:
+        """Decrypts the upload of the stream call that came under that counter."""
+        return ChunkOpener(self._receive, direction=_mailheader.TO_ENCLAVE, session_id=self.session_id, counter=counter)
 
     def decrypt(self, mail: EncryptedMail) -> Request:
         """Decrypt a request. Its order is the channel's question.

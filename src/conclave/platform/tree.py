@@ -33,6 +33,7 @@ from conclave.platform import shelf
 # Our own modules inside an enclave; each package is listed with what of it goes in.
 ENCLAVE_MODULES: Final = (
     "__init__",
+    "_chunkheader",
     "_codec",
     "_crypto/__init__",
     "_framing",
@@ -46,6 +47,7 @@ ENCLAVE_MODULES: Final = (
     "enclave/_runtime",
     "enclave/_sandbox",
     "enclave/_service",
+    "enclave/_streams",
     "enclave/drivers/__init__",
     "enclave/drivers/cbor",
     "enclave/drivers/certificates",
@@ -66,10 +68,52 @@ ENCLAVE_MODULES: Final = (
     "mail/mailbox",
     "mail/padding",
     "mail/session",
+    "mail/stream",
     "rpc/__init__",
     "rpc/interface",
     "rpc/types",
 )
+# Loaded only by enclaves that call others or declare callers: a client's core, the verifiers.
+PEER_MODULES: Final = (
+    "attestation/_der",
+    "attestation/_x509",
+    "attestation/anchors",
+    "attestation/appraisal",
+    "attestation/binding",
+    "attestation/constraint",
+    "attestation/dcap/__init__",
+    "attestation/dcap/_claims",
+    "attestation/dcap/_json",
+    "attestation/dcap/_layout",
+    "attestation/dcap/collateral",
+    "attestation/dcap/pck",
+    "attestation/dcap/quote",
+    "attestation/dcap/tcb",
+    "attestation/dcap/verify",
+    "attestation/evidence",
+    "attestation/nitro/__init__",
+    "attestation/nitro/cbor",
+    "attestation/nitro/document",
+    "attestation/nitro/verify",
+    "attestation/reference",
+    "attestation/security",
+    "attestation/snp/__init__",
+    "attestation/snp/endorsements",
+    "attestation/snp/facts",
+    "attestation/snp/key",
+    "attestation/snp/report",
+    "attestation/snp/verify",
+    "attestation/tcb",
+    "attestation/verify",
+    "client/__init__",
+    "client/_hosts",
+    "client/core",
+    "client/identity",
+    "enclave/_callers",
+    "enclave/_clock",
+    "enclave/_peers",
+)
+PACKED: Final = (*ENCLAVE_MODULES, *PEER_MODULES)
 _OUR_ROOT: Final = Path(importlib.util.find_spec("conclave").submodule_search_locations[0])  # type: ignore[union-attr,index]
 _LEFT_OUT: Final = frozenset(
     {"__pycache__", "dist-packages", "ensurepip", "idlelib", "lib2to3", "lib-dynload", "pydoc_data"}
@@ -194,7 +238,7 @@ def _measured(place: Path, root: Path) -> bytes:
 def _key() -> str:
     """Names a tree by what goes into it."""
     digest = hashlib.sha256(f"{__version__} {sys.version} {_interpreter()}".encode())
-    for name in (*ENCLAVE_MODULES, "enclave/bootstrap"):
+    for name in (*PACKED, "enclave/bootstrap"):
         digest.update((_OUR_ROOT / f"{name}.py").read_bytes())
     # Directory names tell versions; asking each package's metadata takes a tenth of a start.
     names = tuple(f"{name}-" for name in PROVIDED)
@@ -242,7 +286,7 @@ def _fill(root: Path) -> None:
     # 2. The packages of the enclave's side.
     for name in PROVIDED:
         _copy_distribution(name, runtime / "site")
-    for name in ENCLAVE_MODULES:
+    for name in PACKED:
         _copy(_OUR_ROOT / f"{name}.py", runtime / "site" / "conclave" / f"{name}.py")
     _copy(_OUR_ROOT / "enclave" / "bootstrap.py", root / BOOTSTRAP)
     # 3. Shared libraries.

@@ -22,7 +22,7 @@ def describe(module_name: str) -> tuple[str, bytes]:
         TypeError: none or several classes, or types that do not cross.
     """
     from conclave.enclave import Enclave
-    from conclave.rpc.interface import interface_of
+    from conclave.rpc.interface import check_handlers, interface_of
 
     module = importlib.import_module(module_name)
     classes = [
@@ -33,7 +33,9 @@ def describe(module_name: str) -> tuple[str, bytes]:
     if len(classes) != 1:
         names = ", ".join(c.__name__ for c in classes) or "none"
         raise TypeError(f"{module_name} must define exactly one subclass of conclave.enclave.Enclave, found: {names}")
-    return f"{module_name}:{classes[0].__name__}", interface_of(classes[0]).encode()
+    interface = interface_of(classes[0])
+    check_handlers(classes[0], interface)
+    return f"{module_name}:{classes[0].__name__}", interface.encode()
 
 
 def _where(error: BaseException, root: str) -> str:

@@ -19,7 +19,7 @@ import msgspec
 
 from conclave import _codec, _crypto
 from conclave.errors import FormatError
-from conclave.rpc.types import describe
+from conclave.rpc.types import StreamType, describe, stream_type
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,18 +38,21 @@ class RpcError(Exception):
 @overload
 def rpc(method: F, /) -> F: ...
 @overload
-def rpc(*, retry: bool = True) -> Callable[[F], F]: ...
-def rpc(method: Any = None, /, *, retry: bool = True) -> Any:
+def rpc(*, retry: bool = True, callers: str | tuple[str, ...] = ()) -> Callable[[F], F]: ...
+def rpc(method: Any = None, /, *, retry: bool = True, callers: str | tuple[str, ...] = ()) -> Any:
     """Mark a method as callable by clients.
 
     Args:
         retry: whether a client may send the call again to a *new* instance when
             the old one went away without answering. With False it gets
             `TransportError` and decides itself.
+        callers: names in the class's `callers`: only enclaves that introduced themselves
+            as one of these may call. Everybody else gets `NotIntroduced`.
     """
 
     def mark(function: Any) -> Any:
-        setattr(function, _MARK, {"retry": retry})
+        names = (callers,) if isinstance(callers, str) else tuple(callers)
+        setattr(function, _MARK, {"retry": retry, "callers": names})
         return function
 
     return mark if method is None else mark(method)
@@ -66,7 +69,28 @@ class Method:
     argument_types: tuple[Any, ...]
     defaults: tuple[Any, ...]
     return_type: Any
+    callers: tuple[str, ...]
     _all_arguments: msgspec.msgpack.Decoder[tuple[Any, ...]] = field(repr=False, compare=False)
+    upload: StreamType | None = None
+    upload_at: int = -1
+    download: StreamType | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether it is called by a stream call: outside the order, and never retried."""
+        return self.upload is not None or self.download is not None
+
+    def split(self, arguments: list[Any]) -> tuple[list[Any], Any]:
+        """Arguments as `bind` gives them: those of the call, and the iterator to upload."""
+        if self.upload is None:
+            return arguments, None
+        return arguments[: self.upload_at] + arguments[self.upload_at + 1 :], arguments[self.upload_at]
+
+    def join(self, arguments: tuple[Any, ...], upload: Any) -> tuple[Any, ...]:
+        """The reverse of `split`, in the enclave. Every parameter before the stream is a required one."""
+        if self.upload is None:
+            return arguments
+        return (*arguments[: self.upload_at], upload, *arguments[self.upload_at :])
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """Arguments in order, defaults filled in. Raises TypeError as Python does."""
@@ -103,11 +127,13 @@ class Method:
             raw = msgspec.msgpack.decode(body, type=list[msgspec.Raw])
         except (msgspec.MsgspecError, RecursionError):
             raise FormatError(f"{self.name}: arguments are not an array") from None
-        needed = sum(not optional for _, _, optional in self.parameters)
-        if not needed <= len(raw) <= len(self.parameters):
-            raise FormatError(f"{self.name}() takes {needed} to {len(self.parameters)} arguments, got {len(raw)}")
+        # The stream does not come in the array.
+        parameters = [p for at, p in enumerate(self.parameters) if at != self.upload_at]
+        needed = sum(not optional for _, _, optional in parameters)
+        if not needed <= len(raw) <= len(parameters):
+            raise FormatError(f"{self.name}() takes {needed} to {len(parameters)} arguments, got {len(raw)}")
         values = []
-        for part, (name, text, _), kind in zip(raw, self.parameters, self.argument_types, strict=False):
+        for part, (name, text, _), kind in zip(raw, parameters, self.argument_types, strict=False):
             try:
                 values.append(msgspec.msgpack.decode(part, type=kind))
             except (msgspec.MsgspecError, RecursionError, UnicodeError):
@@ -153,17 +179,21 @@ def interface_of(cls: type) -> Interface:
             continue
         if len(name.encode()) > MAX_METHOD_NAME:
             raise TypeError(f"method name longer than {MAX_METHOD_NAME} bytes: {name}")
-        methods[name] = _method(cls, name, function, options["retry"])
+        unknown = [c for c in options["callers"] if c not in getattr(cls, "callers", {})]
+        if unknown:
+            raise TypeError(f"{cls.__name__}.{name}: the class's `callers` has no {', '.join(unknown)}")
+        methods[name] = _method(cls, name, function, options)
     return Interface(methods)
 
 
-def _method(cls: type, name: str, function: Callable[..., Any], retry: bool) -> Method:
+def _method(cls: type, name: str, function: Callable[..., Any], options: dict[str, Any]) -> Method:
     where = f"{cls.__name__}.{name}"
     try:
         hints = typing.get_type_hints(function, include_extras=True)
     except NameError as error:
         raise TypeError(f"{where}: annotation {error.name!r} cannot be resolved") from None
     parameters, kinds, defaults = [], [], []
+    upload, upload_at = None, -1
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
         if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
             raise TypeError(f"{where}: *args, **kwargs and keyword-only parameters do not cross")
@@ -171,14 +201,59 @@ def _method(cls: type, name: str, function: Callable[..., Any], retry: bool) -> 
             raise TypeError(f"{where}: parameter '{parameter.name}' needs a type annotation")
         kind = hints[parameter.name]
         optional = parameter.default is not parameter.empty
-        parameters.append((parameter.name, describe(kind), optional))
-        kinds.append(kind)
+        stream = stream_type(kind)
+        if stream is None:
+            parameters.append((parameter.name, describe(kind), optional))
+            kinds.append(kind)
+        elif upload is not None or optional or stream.generator:
+            raise TypeError(
+                f"{where}: a method takes one stream, without a default, "
+                "as Iterator[T], Iterable[T], AsyncIterator[T] or AsyncIterable[T]"
+            )
+        else:
+            upload, upload_at = stream, len(parameters)
+            parameters.append((parameter.name, stream.text, False))
         defaults.append(parameter.default)
     if "return" not in hints:
         raise TypeError(f"{where}: needs a return annotation (-> None if it returns nothing)")
     returns = hints["return"]
+    download = stream_type(returns)
     everything = msgspec.msgpack.Decoder(types.GenericAlias(tuple, tuple(kinds)))
-    return Method(name, tuple(parameters), describe(returns), retry, tuple(kinds), tuple(defaults), returns, everything)
+    text = describe(returns) if download is None else download.text
+    return Method(
+        name,
+        tuple(parameters),
+        text,
+        options["retry"],
+        tuple(kinds),
+        tuple(defaults),
+        returns if download is None else download.item,
+        options["callers"],
+        everything,
+        upload,
+        upload_at,
+        download,
+    )
+
+
+def check_handlers(cls: type, interface: Interface) -> None:
+    """Check that an enclave class can run the methods of its interface.
+
+    Raises:
+        TypeError: a method would wait for its stream where nothing else can run.
+    """
+    for method in interface.methods.values():
+        function = getattr(cls, method.name)
+        if method.upload is None or method.upload.asynchronous:
+            continue
+        where = f"{cls.__name__}.{method.name}"
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"{where}: an async method takes its stream as AsyncIterator[T], not Iterator[T]")
+        if getattr(cls, "threads", 1) < 2:
+            raise TypeError(
+                f"{where}: a plain method that takes an Iterator waits for it, so it needs a thread: "
+                "set threads = 2 or more in the class, or write it with async def and AsyncIterator[T]"
+            )
 
 
 def encode_call(name: str, arguments: list[Any]) -> bytes:

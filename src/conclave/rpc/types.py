@@ -9,6 +9,7 @@ Spec: spec/rpc.md section 2.
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import types
 import typing
@@ -27,6 +28,52 @@ _PLAIN: dict[Any, str] = {
     Any: "any",
 }
 _CONTAINERS: dict[Any, str] = {list: "list", set: "set", frozenset: "frozenset", dict: "dict"}
+
+
+_STREAMS: dict[Any, tuple[bool, bool]] = {
+    collections.abc.Iterator: (False, False),
+    collections.abc.Iterable: (False, False),
+    collections.abc.Generator: (False, True),
+    collections.abc.AsyncIterator: (True, False),
+    collections.abc.AsyncIterable: (True, False),
+    collections.abc.AsyncGenerator: (True, True),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamType:
+    """The annotation of a stream.
+
+    Attributes:
+        item: type of the items. Those of `bytes` cross as they are, all others as MessagePack.
+        asynchronous: whether it is iterated with `async for`.
+        generator: whether it is annotated as a generator, which only a result may be.
+    """
+
+    item: Any
+    text: str
+    asynchronous: bool
+    generator: bool
+
+    @property
+    def raw(self) -> bool:
+        """Whether items are bytes that cross as they are."""
+        return self.item is bytes
+
+
+def stream_type(annotation: Any) -> StreamType | None:
+    """The stream that an annotation of a parameter or result means, or None.
+
+    Raises:
+        TypeError: its items do not cross, or a generator that is sent something.
+    """
+    kind = _STREAMS.get(typing.get_origin(annotation))
+    if kind is None:
+        return None
+    item, *others = typing.get_args(annotation)
+    if any(other not in (None, type(None)) for other in others):
+        raise TypeError(f"{annotation!r} cannot cross an RPC boundary: a generator only yields")
+    return StreamType(item, f"stream<{describe(item)}>", *kind)
 
 
 def describe(annotation: Any) -> str:
@@ -61,7 +108,7 @@ def _describe(annotation: Any, inside: tuple[type, ...]) -> str:
         return _record(annotation, inside)
     raise TypeError(
         f"{annotation!r} cannot cross an RPC boundary; use bool, int, float, str, bytes, None, list, tuple, "
-        "dict, set, unions, Literal, dataclasses or msgspec structs"
+        "dict, set, unions, Literal, dataclasses or msgspec structs; iterators of them as one parameter or as result"
     )
 
 

@@ -71,7 +71,14 @@ class HostileHost:
         scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": []}
         sent: list[dict[str, Any]] = []
 
+        given = False
+
         async def receive() -> dict[str, Any]:
+            nonlocal given
+            if given:
+                # The operator stays: what is asked here never leaves.
+                await asyncio.Event().wait()
+            given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
         async def send(message: dict[str, Any]) -> None:

@@ -1,0 +1,213 @@
+"""Streams: chunks of one direction under the key of the mail that opened it.
+
+Pure state machines without IO, at both ends. A stream is outside the channel's
+sequence and outside exactly-once: what is lost is lost, and said.
+
+Spec: spec/mail.md section 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from conclave._chunkheader import (
+    CHUNK_HEADER,
+    CHUNK_MAGIC,
+    CHUNK_PRIVATE,
+    MAX_CONTENT,
+    Bytes,
+    chunk_address,
+)
+from conclave._crypto import AeadKey
+from conclave.errors import DecryptionError, FormatError, SessionError
+from conclave.mail._wire import MAX_BODY
+from conclave.mail.padding import Padding, padme
+
+MAX_ITEM: Final = MAX_BODY
+MAX_NUMBER: Final = 2**32 - 1
+FLAG_FINAL: Final = 1
+FLAG_ITEM: Final = 2
+FLAG_ERROR: Final = 4
+_FLAGS: Final = FLAG_FINAL | FLAG_ITEM | FLAG_ERROR
+_FULL: Final = CHUNK_PRIVATE.size + MAX_CONTENT
+_ZERO: Final = b"\0\0\0"
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """What one chunk says: authentic once opened.
+
+    Attributes:
+        final: nothing follows.
+        item: an item ends with it. Content without this mark goes on in the next chunk.
+        error: the sender failed; the content is its reason, a call error or nothing.
+    """
+
+    final: bool
+    item: bool
+    error: bool
+    content: bytes
+
+
+class ChunkSealer:
+    """Encrypts the chunks of one stream, each number once."""
+
+    __slots__ = ("_alive", "_associated", "_ended", "_key", "_number", "_out", "_padding", "_plain")
+
+    def __init__(
+        self,
+        key: AeadKey,
+        *,
+        direction: int,
+        session_id: bytes,
+        counter: int,
+        padding: Padding = padme,
+        alive: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """For one counter there may be one sealer: sessions make it with the mail that opens the stream."""
+        self._key = key
+        self._associated = bytearray(CHUNK_HEADER.pack(CHUNK_MAGIC, direction, _ZERO, session_id, counter, 0))
+        self._number = 0
+        self._ended = False
+        self._padding = padding
+        self._alive = alive
+        # Reused for every chunk: fresh pages cost more than the encryption.
+        self._plain = bytearray(_FULL)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the final chunk was made."""
+        return self._ended
+
+    def seal(self, content: Bytes, *, final: bool = False, item: bool = False, error: bool = False) -> bytes:
+        """The next chunk.
+
+        Raises:
+            SessionError: after the final chunk, after 2^32 - 1 of them, or in a forked process.
+            ValueError: more content than a chunk holds.
+        """
+        size = len(content)
+        if size > MAX_CONTENT:
+            raise ValueError(f"a chunk holds at most {MAX_CONTENT} bytes")
+        if self._ended or self._number >= MAX_NUMBER or not self._alive():
+            raise SessionError("this stream has ended in this process")
+        self._number += 1
+        self._ended = final
+        end = CHUNK_PRIVATE.size + size
+        padded = _FULL if size == MAX_CONTENT else _padded(self._padding, end)
+        plain = self._plain
+        flags = (FLAG_FINAL if final else 0) | (FLAG_ITEM if item else 0) | (FLAG_ERROR if error else 0)
+        CHUNK_PRIVATE.pack_into(plain, 0, flags, _ZERO, size)
+        plain[CHUNK_PRIVATE.size : end] = content
+        if padded > end:
+            plain[end:padded] = bytes(padded - end)
+        head = self._associated
+        head[-4:] = self._number.to_bytes(4, "big")
+        associated = bytes(head)
+        with memoryview(plain) as view:
+            # The nonce is counter and number, which stand at the end of the header.
+            return associated + self._key.encrypt(associated[24:36], view[:padded], associated)
+
+
+def _padded(padding: Padding, size: int) -> int:
+    try:
+        return min(padding(size), _FULL)
+    except ValueError:
+        # Sizes that a policy for whole mails does not know: a stream's length shows in any case.
+        return _FULL
+
+
+class ChunkOpener:
+    """Decrypts the chunks of one stream: the next number only."""
+
+    __slots__ = ("_counter", "_direction", "_ended", "_key", "_number", "_session_id")
+
+    def __init__(self, key: AeadKey, *, direction: int, session_id: bytes, counter: int) -> None:
+        self._key = key
+        self._direction = direction
+        self._session_id = session_id
+        self._counter = counter
+        self._number = 0
+        self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the final chunk was seen: without it, a stream is truncated."""
+        return self._ended
+
+    def open(self, data: Bytes) -> Chunk:
+        """Decrypt the next chunk; anything else changes nothing.
+
+        Raises:
+            FormatError: no chunk, or authentic but malformed inside.
+            DecryptionError: of another stream, altered, repeated, out of order, or after the final one.
+        """
+        direction, session_id, counter, number = chunk_address(data)
+        if (direction, session_id, counter) != (self._direction, self._session_id, self._counter):
+            raise DecryptionError
+        if self._ended or number != self._number + 1:
+            raise DecryptionError
+        with memoryview(data) as view:
+            associated = bytes(view[: CHUNK_HEADER.size])
+            plain = self._key.decrypt(associated[24:36], view[CHUNK_HEADER.size :], associated)
+        flags, zero, size = CHUNK_PRIVATE.unpack_from(plain)
+        end = CHUNK_PRIVATE.size + size
+        if flags & ~_FLAGS or zero != _ZERO or plain.count(0, end) != len(plain) - end:
+            raise FormatError("a chunk's private header or padding is malformed")
+        final, item, error = bool(flags & FLAG_FINAL), bool(flags & FLAG_ITEM), bool(flags & FLAG_ERROR)
+        if error and (item or not final):
+            raise FormatError("a chunk with marks that do not go together")
+        self._number = number
+        self._ended = final
+        return Chunk(final, item, error, plain[CHUNK_PRIVATE.size : end])
+
+
+class Items:
+    """Joins the contents of chunks to items, each of at most `MAX_ITEM` bytes."""
+
+    __slots__ = ("_parts", "_size")
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the item that has begun."""
+        return self._size
+
+    def add(self, chunk: Chunk) -> bytes | None:
+        """The item that this chunk completes.
+
+        Raises:
+            FormatError: an item that is too large, or that the end cut off.
+        """
+        if not chunk.error:
+            self._size += len(chunk.content)
+            if self._size > MAX_ITEM:
+                raise FormatError(f"an item of a stream has at most {MAX_ITEM} bytes")
+            if chunk.item:
+                parts, self._parts, self._size = self._parts, [], 0
+                return chunk.content if not parts else b"".join((*parts, chunk.content))
+            if chunk.content:
+                self._parts.append(chunk.content)
+            if chunk.final and self._parts:
+                raise FormatError("the stream ended within an item")
+        return None
+
+
+def pieces(item: Bytes) -> list[tuple[memoryview, bool]]:
+    """An item in pieces that a chunk holds each, and whether the item ends with it.
+
+    Raises:
+        ValueError: the item is too large.
+    """
+    size = len(item)
+    if size > MAX_ITEM:
+        raise ValueError(f"an item of a stream has at most {MAX_ITEM} bytes, not {size}")
+    view = memoryview(item)
+    if size <= MAX_CONTENT:
+        return [(view, True)]
+    return [(view[at : at + MAX_CONTENT], at + MAX_CONTENT >= size) for at in range(0, size, MAX_CONTENT)]

@@ -73,8 +73,7 @@ class _Pair:
             salt=_mailheader.ZERO_SALT if to_enclave else self.enclave._salt,
             opening=b"",
             envelope=plaintext[:8],
-            plaintext=plaintext,
-            padding=lambda size: max(padme(size), size),
+            plaintext=plaintext.ljust(padme(len(plaintext)), b"\0"),
         )
 
 

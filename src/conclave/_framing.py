@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
+from typing import cast
 
 import msgspec
 
 from conclave.errors import FormatError
 
 MAX_PAYLOAD = 17 * 1024 * 1024
+BUFFER_SIZE = 64 * 1024
 HEADER = struct.Struct(">IB3sQ")
 _ZERO = b"\0\0\0"
 
@@ -52,7 +54,10 @@ class PlatformKind(IntEnum):
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """One frame: its kind, the request it belongs to (0 if none), its payload."""
+    """One frame: its kind, the request it belongs to (0 if none), its payload.
+
+    A payload that was not copied is a memoryview, at readers that ask for those only.
+    """
 
     kind: int
     request: int
@@ -61,59 +66,104 @@ class Frame(msgspec.Struct, frozen=True):
 
 def pack(kind: int, request: int, payload: bytes | bytearray = b"") -> bytes:
     """One frame as bytes. Raises ValueError if our own payload is too large."""
+    return head(kind, request, payload) + payload
+
+
+def head(kind: int, request: int, payload: bytes | bytearray | memoryview) -> bytes:
+    """What precedes a payload, for writers that do not join. Raises ValueError if our own payload is too large."""
     if len(payload) > MAX_PAYLOAD:
         raise ValueError(f"frame payload of {len(payload)} bytes exceeds {MAX_PAYLOAD}")
-    return HEADER.pack(len(payload), kind, _ZERO, request) + payload
+    return HEADER.pack(len(payload), kind, _ZERO, request)
 
 
 class FrameReader:
     """Turns bytes, in whatever pieces they come, into frames.
 
-    Memory is bounded by one frame plus what one `feed` brings.
+    Bytes are received into `space()` and then announced by `received()`. Memory is
+    bounded by one frame plus one buffer.
     """
 
-    def __init__(self, kinds: type[IntEnum], *, max_payload: int = MAX_PAYLOAD) -> None:
+    def __init__(
+        self,
+        kinds: type[IntEnum],
+        *,
+        max_payload: int = MAX_PAYLOAD,
+        buffer_size: int = BUFFER_SIZE,
+        views: frozenset[int] = frozenset(),
+    ) -> None:
+        """Allocate the buffer.
+
+        Args:
+            views: kinds whose payloads are not copied: they are memoryviews, good until the next `space()`.
+        """
         self._kinds = frozenset(int(k) for k in kinds)
         self._max = max_payload
-        self._buffer = bytearray()
+        self._views = views
+        self._size = buffer_size
+        self._buffer = memoryview(bytearray(buffer_size))
+        self._start = self._end = 0
+        # Bytes from `_start` on that the frame which has begun needs.
+        self._needed = HEADER.size
 
-    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
-        """Add received bytes and return the frames they complete.
+    def space(self) -> memoryview:
+        """Where the next bytes go; never empty."""
+        if self._start:
+            left = self._end - self._start
+            if left:
+                self._buffer[:left] = self._buffer[self._start : self._end]
+            elif len(self._buffer) > self._size:
+                # One large frame came, and its room is not kept.
+                self._buffer = memoryview(bytearray(self._size))
+            self._start, self._end = 0, left
+        if self._end == len(self._buffer):
+            # As large as what came, at most doubled: a claimed size alone allocates nothing.
+            larger = memoryview(bytearray(min(self._needed, 2 * self._end)))
+            larger[: self._end] = self._buffer[: self._end]
+            self._buffer = larger
+        return self._buffer[self._end :]
+
+    def received(self, size: int) -> list[Frame]:
+        """Take so many bytes that lie in `space()` now, and return the frames they complete.
 
         Raises:
             FormatError: unknown kind, reserved bytes set, or payload too large.
                 The channel must then be closed.
         """
-        buffer = self._buffer
-        if buffer:
-            buffer += data
-            with memoryview(buffer) as view:
-                frames, at = self._split(view)
-            del buffer[:at]
-        else:
-            # Mostly whole frames arrive: only what is left over is kept.
-            with memoryview(data) as view:
-                frames, at = self._split(view)
-                buffer += view[at:]
-        return frames
-
-    def _split(self, view: memoryview) -> tuple[list[Frame], int]:
+        self._end += size
         frames: list[Frame] = []
-        at, length = 0, len(view)
-        while length - at >= HEADER.size:
-            size, kind, reserved, request = HEADER.unpack_from(view, at)
+        buffer, at, end = self._buffer, self._start, self._end
+        self._needed = HEADER.size
+        while end - at >= HEADER.size:
+            length, kind, reserved, request = HEADER.unpack_from(buffer, at)
             if kind not in self._kinds or reserved != _ZERO:
                 raise FormatError("frame of an unknown kind or with reserved bytes set")
-            if size > self._max:
-                raise FormatError(f"frame payload of {size} bytes exceeds {self._max}")
-            end = at + HEADER.size + size
-            if end > length:
+            if length > self._max:
+                raise FormatError(f"frame payload of {length} bytes exceeds {self._max}")
+            after = at + HEADER.size + length
+            if after > end:
+                self._needed = after - at
                 break
-            frames.append(Frame(kind, request, bytes(view[at + HEADER.size : end])))
-            at = end
-        return frames, at
+            payload = buffer[at + HEADER.size : after]
+            # A view is not hashable and does not last; whoever asked for it knows.
+            frames.append(Frame(kind, request, cast(bytes, payload) if kind in self._views else bytes(payload)))
+            at = after
+        self._start = at
+        return frames
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
+        """Take bytes that lie elsewhere; raises as `received`."""
+        frames: list[Frame] = []
+        with memoryview(data) as view:
+            at = 0
+            while at < len(view):
+                space = self.space()
+                size = min(len(space), len(view) - at)
+                space[:size] = view[at : at + size]
+                frames += self.received(size)
+                at += size
+        return frames
 
     @property
     def partial(self) -> bool:
         """Whether a frame has begun and not ended."""
-        return bool(self._buffer)
+        return self._end > self._start

@@ -42,15 +42,20 @@ class EncryptedMail(msgspec.Struct, frozen=True):
     opening: bytes
     envelope: bytes
     associated: bytes
-    ciphertext: bytes
+    ciphertext: bytes | memoryview
 
 
-def address_of(data: bytes | bytearray) -> tuple[int, bytes, int]:
+def address_of(data: bytes | bytearray | memoryview) -> tuple[int, bytes, int]:
     """Check a mail's form; its direction, session id and counter.
 
     Raises:
         FormatError: it is no mail.
     """
+    return _parts(data)[:3]
+
+
+def _parts(data: bytes | bytearray | memoryview) -> tuple[int, bytes, int, bytes, int, int]:
+    """Direction, session id, counter, salt, end of the opening, start of the ciphertext."""
     if len(data) < HEADER.size:
         raise FormatError(f"not a mail: {len(data)} bytes, a mail has at least {HEADER.size}")
     if len(data) > MAX_MAIL:
@@ -64,25 +69,24 @@ def address_of(data: bytes | bytearray) -> tuple[int, bytes, int]:
         well_formed = direction == TO_CLIENT and flags == 0
     if not well_formed or envelope_size > MAX_ENVELOPE or counter == NONE:
         raise FormatError("mail with an unknown direction, flag or size")
-    start = HEADER.size + (OPENING_SIZE if flags else 0) + envelope_size
+    opening_end = HEADER.size + (OPENING_SIZE if flags else 0)
+    start = opening_end + envelope_size
     if len(data) != start + size or size < SMALLEST_CIPHERTEXT:
         raise FormatError("mail sizes do not add up: truncated or extended")
-    return direction, session_id, counter
+    return direction, session_id, counter, salt, opening_end, start
 
 
-def parse_mail(data: bytes) -> EncryptedMail:
-    """Read the public parts of a mail. Raises FormatError."""
-    direction, session_id, counter = address_of(data)
-    flags, salt = data[5], data[32:64]
-    opening_end = HEADER.size + (OPENING_SIZE if flags else 0)
-    start = opening_end + int.from_bytes(data[6:8], "big")
+def parse_mail(data: bytes | memoryview) -> EncryptedMail:
+    """Read the public parts of a mail; the ciphertext is not copied. Raises FormatError."""
+    direction, session_id, counter, salt, opening_end, start = _parts(data)
+    associated = bytes(data[:start])
     return EncryptedMail(
         direction,
         session_id,
         counter,
         salt,
-        data[HEADER.size : opening_end],
-        data[opening_end:start],
-        data[:start],
-        data[start:],
+        associated[HEADER.size : opening_end],
+        associated[opening_end:],
+        associated,
+        memoryview(data)[start:],
     )

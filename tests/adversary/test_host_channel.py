@@ -386,7 +386,7 @@ def test_any_split_gives_the_same_frames(frames: list[tuple[Kind, int, bytes]], 
 @given(st.binary(max_size=2000))
 @pytest.mark.spec("CHAN-1")
 def test_any_bytes_give_frames_or_one_error(data: bytes) -> None:
-    reader = FrameReader(Kind, max_payload=1000)
+    reader = FrameReader(Kind, max_payload=1000, buffer_size=64)
     try:
         reader.feed(data)
     except FormatError:

@@ -62,6 +62,13 @@ def test_examples_are_what_the_readme_shows() -> None:
     assert len((ROOT / "examples" / "hello_client.py").read_text().splitlines()) <= 6
 
 
+@pytest.mark.parametrize("name", ["scorer.py", "cleaner.py", "owner.py"])
+def test_the_pipeline_is_what_the_guide_shows(name: str) -> None:
+    (shown,) = [b for b in blocks("docs/guide/pipeline.md", "python") if b.startswith(f"# {name}\n")]
+    example = (ROOT / "examples" / "pipeline" / name).read_text()
+    assert example.partition('."""\n')[2].split() == shown.partition("\n")[2].split()
+
+
 @pytest.mark.slow
 def test_hello(tmp_path: Path) -> None:
     for name in ("hello.py", "hello_client.py"):

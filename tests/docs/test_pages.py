@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md") if "decisions" not in p.parts)
 URL = "http://127.0.0.1:8765"
+PORT = re.compile(r" --port (\d+)")
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SERVES = re.compile(r"conclave (run|serve) ")
 
@@ -30,8 +31,9 @@ class Reader:
 
     def __init__(self, place: Path) -> None:
         self.place = place
-        self.url = URL
-        self._server: subprocess.Popen[str] | None = None
+        # Addresses as the page shows them, and where they are here.
+        self.urls: dict[str, str] = {}
+        self._servers: dict[str, subprocess.Popen[str]] = {}
         self._work: dict[str, Callable[[str], object]] = {
             "python": self._python,
             "console": self._console,
@@ -54,19 +56,33 @@ class Reader:
             work(body)
 
     def close(self) -> None:
-        if self._server is not None:
-            self._server.send_signal(signal.SIGINT)
-            assert self._server.wait(30) == 130
-            self._server = None
+        for shown in list(self._servers):
+            self._stop(shown)
+
+    def kill(self) -> None:
+        for server in self._servers.values():
+            server.kill()
+            server.wait()
+
+    def _stop(self, shown: str) -> None:
+        server = self._servers.pop(shown, None)
+        if server is not None:
+            server.send_signal(signal.SIGINT)
+            assert server.wait(30) == 130
+
+    def _here(self, text: str) -> str:
+        for shown, url in self.urls.items():
+            text = text.replace(shown, url)
+        return text
 
     def _python(self, body: str) -> None:
         first, _, _ = body.partition("\n")
         named = re.fullmatch(r"# (\w+\.py)", first)
         if named is not None:
-            (self.place / named[1]).write_text(body.replace(URL, self.url))
+            (self.place / named[1]).write_text(self._here(body))
             compile(body, named[1], "exec")
         else:
-            self._compare(self._run([sys.executable, "-c", body.replace(URL, self.url)]), "")
+            self._compare(self._run([sys.executable, "-c", self._here(body)]), "")
 
     def _console(self, body: str) -> None:
         assert body.startswith("$ "), "a console block begins with a command"
@@ -75,7 +91,7 @@ class Reader:
             if SERVES.match(command):
                 self._compare(self._serve(command), expected)
             else:
-                self._compare(self._run(["bash", "-c", command.replace(URL, self.url)]), expected)
+                self._compare(self._run(["bash", "-c", self._here(command)]), expected)
 
     def _run(self, command: list[str]) -> str:
         done = subprocess.run(
@@ -93,26 +109,30 @@ class Reader:
         return done.stdout
 
     def _serve(self, command: str) -> str:
-        self.close()
-        self._server = subprocess.Popen(
-            ["bash", "-c", f"exec {command} --port 0"],
+        port = PORT.search(command)
+        shown = URL if port is None else f"http://127.0.0.1:{port[1]}"
+        # One server a port: the next one on it takes its place.
+        self._stop(shown)
+        self.urls.pop(shown, None)
+        server = self._servers[shown] = subprocess.Popen(
+            ["bash", "-c", f"exec {self._here(PORT.sub('', command))} --port 0"],
             cwd=self.place,
             env=self._environment,
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert self._server.stdout is not None
+        assert server.stdout is not None
         last = "written to" if command.startswith("conclave run") else "constraint"
         said = ""
-        for line in self._server.stdout:
+        for line in server.stdout:
             said += line
             if line.startswith("serving"):
-                self.url = line.split()[1]
+                self.urls[shown] = line.split()[1]
             if line.startswith(last):
                 break
-        assert self.url != URL, f"{command}: it did not start\n{said}"
+        assert shown in self.urls, f"{command}: it did not start\n{said}"
         for file in self.place.glob("*.py"):
-            file.write_text(file.read_text().replace(URL, self.url))
+            file.write_text(self._here(file.read_text()))
         return said
 
     def _compare(self, said: str, expected: str) -> None:
@@ -123,7 +143,9 @@ class Reader:
         pattern = "".join(
             r"(?:.*\n)*" if line == "…" else re.escape(line.rstrip()).replace("…", ".*") + "\n" for line in lines
         )
-        found = "".join(line.rstrip() + "\n" for line in said.replace(self.url, URL).splitlines())
+        found = "".join(line.rstrip() + "\n" for line in said.splitlines())
+        for shown, url in self.urls.items():
+            found = found.replace(url, shown)
         assert re.fullmatch(pattern, found), f"shown:\n{expected}\nsaid:\n{found}"
 
 
@@ -133,9 +155,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
     try:
         yield made
     finally:
-        if made._server is not None:
-            made._server.kill()
-            made._server.wait()
+        made.kill()
 
 
 @pytest.mark.slow

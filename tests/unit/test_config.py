@@ -29,7 +29,7 @@ def test_flags_file_and_page_have_the_same_names() -> None:
     assert list(defaults) == NAMES
     for field in fields(Settings):
         name = field.name.replace("_", "-")
-        assert defaults[name] == (f"`{field.default}`" if field.default != "" else ""), name
+        assert defaults[name] == (f"`{field.default}`" if field.default not in ("", ()) else ""), name
     assert LOGS == FORMATS
 
 
@@ -42,7 +42,9 @@ def test_defaults_then_the_file_then_the_flags(tmp_path: Path) -> None:
 
 
 def test_what_is_printed_is_a_file_of_the_same(tmp_path: Path) -> None:
-    made = replace(Settings(), bundle='odd "name" é.enclave', store="s3:x/y", store_timeout_seconds=2.5)
+    made = replace(
+        Settings(), bundle='odd "name" é.enclave', store="s3:x/y", store_timeout_seconds=2.5, peer=("a", "b")
+    )
     file = tmp_path / "conclave.toml"
     file.write_text(made.text())
     assert settings(file, {}) == made
@@ -68,6 +70,8 @@ def test_what_is_printed_is_a_file_of_the_same(tmp_path: Path) -> None:
         ("port = 1.0", "'port' is a whole number"),
         ("drain-seconds = 'x'", "'drain-seconds' is a number"),
         ("host = 1", "'host' is a text"),
+        ("peer = 'x'", "'peer' is a list of texts"),
+        ("peer = [1]", "'peer' is a list of texts"),
         ("port = 65536", "'port' is from 0 to 65535"),
         ("drain-seconds = nan", "'drain-seconds' is from 0 to 3600"),
         ("metrics-port = -2", "'metrics-port' is from -1 to 65535"),

@@ -5,6 +5,7 @@ import pickle
 import pytest
 
 from conclave import _crypto
+from conclave._crypto import Marker
 from conclave.errors import DecryptionError, FormatError, SignatureError
 
 
@@ -63,3 +64,13 @@ def test_the_suite_fails_on_a_repeated_key_and_nonce() -> None:
     key.encrypt(bytes(12), b"a", b"")
     with pytest.raises(AssertionError, match="used twice"):
         key.encrypt(bytes(12), b"b", b"")
+
+
+def test_a_mark_fits_what_was_marked_and_nothing_else() -> None:
+    marker = Marker()
+    mark = marker.mark(b"head", b"body")
+    assert marker.fits(mark, b"head", b"body")
+    for head, body in ((b"head", b"bodY"), (b"heaD", b"body"), (b"headb", b"ody"), (b"", b"headbody")):
+        assert not marker.fits(mark, head, body)
+    assert marker.mark(b"head", b"body") != mark
+    assert not Marker().fits(mark, b"head", b"body")

@@ -318,7 +318,6 @@ def test_an_authentic_client_that_sends_nonsense_gets_an_error(data: bytes) -> N
         opening=b"",
         envelope=b"",
         plaintext=data.ljust(64, b"\1"),
-        padding=padme,
     )
     with pytest.raises(FormatError):
         pair.box.receive(mail, 2)

@@ -24,7 +24,7 @@ from conclave._crypto import AeadKey, DecryptionKey, Secret, SigningKey
 from conclave._mailheader import NONE
 from conclave.errors import DecryptionError, Error, FormatError, SessionError
 from conclave.mail import ClientSession, Mailbox, Outcome, Reply, ReplyKind, Request, RequestKind, buckets
-from conclave.mail._wire import FLAG_LAST, FLAG_OF_STREAM, FLAG_UPLOAD, PRIVATE
+from conclave.mail._wire import FLAG_LAST, FLAG_OUTSIDE, FLAG_UPLOAD, PRIVATE
 from conclave.mail.conversation import Conversation
 from conclave.mail.stream import (
     FLAG_ERROR,
@@ -291,11 +291,11 @@ def test_a_stream_call_is_outside_the_sequence() -> None:
     assert received.session is not None
     upload = received.session.stream_opener(counter)
     assert upload.open(sealer.seal(b"up", item=True)).content == b"up"
-    head, reply_sealer = received.session.open_stream(Reply(ReplyKind.STREAM, FLAG_OF_STREAM, NONE, 0, counter, 0, b""))
+    head, reply_sealer = received.session.open_stream(Reply(ReplyKind.STREAM, FLAG_OUTSIDE, NONE, 0, counter, 0, b""))
     with pytest.raises(SessionError):
         session.stream_opener(0)
     reply = session.decrypt(head)
-    assert (reply.kind, reply.of_stream, reply.answers) == (ReplyKind.STREAM, True, counter)
+    assert (reply.kind, reply.outside, reply.answers) == (ReplyKind.STREAM, True, counter)
     download = session.stream_opener(int.from_bytes(head[24:32], "big"))
     assert download.open(reply_sealer.seal(b"down", item=True)).content == b"down"
 
@@ -318,7 +318,7 @@ def test_who_is_not_admitted_opens_no_stream() -> None:
     received = ends.box.receive(mail, 1)
     assert received.outcome is Outcome.ANSWERED
     reply = session.decrypt(received.mails[0])
-    assert (reply.kind, reply.of_stream, reply.answers) == (ReplyKind.NOT_ADMITTED, True, counter)
+    assert (reply.kind, reply.outside, reply.answers) == (ReplyKind.NOT_ADMITTED, True, counter)
 
 
 def test_the_head_of_a_stream_answers_no_ordinary_request() -> None:
@@ -328,7 +328,7 @@ def test_the_head_of_a_stream_answers_no_ordinary_request() -> None:
     received = ends.box.receive(ends.conversation.open_stream(b"\1f", upload=False)[1], 2)
     assert received.session is not None
     # The host hands it to the request whose sequence is the stream call's counter.
-    head, _ = received.session.open_stream(Reply(ReplyKind.OVERLOADED, FLAG_OF_STREAM, NONE, 0, 0, 0, b""))
+    head, _ = received.session.open_stream(Reply(ReplyKind.OVERLOADED, FLAG_OUTSIDE, NONE, 0, 0, 0, b""))
     with pytest.raises(DecryptionError):
         ends.conversation.receive(head)
     assert item.refused is None
@@ -349,9 +349,9 @@ def test_malformed_stream_calls(kind: int, flags: int, sequence: int) -> None:
     ("kind", "flags", "sequence", "expected"),
     [
         (ReplyKind.STREAM, 0, NONE, 0),
-        (ReplyKind.RESULT, FLAG_OF_STREAM, NONE, 0),
-        (ReplyKind.STREAM, FLAG_OF_STREAM, 0, 0),
-        (ReplyKind.STREAM, FLAG_OF_STREAM, NONE, 1),
+        (ReplyKind.RESULT, FLAG_OUTSIDE, NONE, 0),
+        (ReplyKind.STREAM, FLAG_OUTSIDE, 0, 0),
+        (ReplyKind.STREAM, FLAG_OUTSIDE, NONE, 1),
         (ReplyKind.STREAM, 4 | FLAG_LAST, NONE, 0),
     ],
 )

@@ -55,16 +55,20 @@ def test_the_schema_is_sorted_canonical_and_complete() -> None:
     interface = interface_of(Sample)
     assert sorted(METHODS) == ["nothing", "plain", "rich"]
     assert _codec._decoder(Any).decode(interface.encode()) == [
-        ["nothing", [], "none", True],
-        ["plain", [["a", "int", False], ["b", "str", True], ["c", "float", True]], "str", True],
+        None,
         [
-            "rich",
+            ["nothing", [], "none", True, None],
+            ["plain", [["a", "int", False], ["b", "str", True], ["c", "float", True]], "str", True, None],
             [
-                ["point", "record Point{x:int,y?:int,tags?:list<str>}", False],
-                ["tree", "union<none,record Tree{value:int,children?:list<ref Tree>}>", True],
+                "rich",
+                [
+                    ["point", "record Point{x:int,y?:int,tags?:list<str>}", False],
+                    ["tree", "union<none,record Tree{value:int,children?:list<ref Tree>}>", True],
+                ],
+                "dict<str,list<record Point{x:int,y?:int,tags?:list<str>}>>",
+                False,
+                None,
             ],
-            "dict<str,list<record Point{x:int,y?:int,tags?:list<str>}>>",
-            False,
         ],
     ]
     assert interface.digest() == interface_of(Sample).digest()

@@ -150,6 +150,52 @@ class AeadKey(_Hidden):
             raise DecryptionError from None
 
 
+class Marker(_Hidden):
+    """Recognises a value that was marked before, in this process, without keeping it.
+
+    A mark is a nonce used once and an AES-256-GCM ciphertext under a key that nothing
+    else uses and nobody else knows: to make another value that fits a mark is to forge
+    a tag. Five to twenty times faster than SHA-256 where the processor has no
+    instructions for that.
+    """
+
+    __slots__ = ("_count", "_key")
+
+    def __init__(self) -> None:
+        self._key = AeadKey(Secret.random())
+        self._count = 0
+
+    def mark(self, head: bytes, body: bytes) -> bytes:
+        """A mark of these two, as long as `head` and 28 bytes."""
+        nonce = self._count.to_bytes(12, "big")
+        self._count += 1
+        return nonce + self._key.encrypt(nonce, head, body)
+
+    def fits(self, mark: bytes, head: bytes, body: bytes) -> bool:
+        """Whether that mark was made of these two."""
+        try:
+            return same(self._key.decrypt(mark[:12], mark[12:], body), head)
+        except DecryptionError:
+            return False
+
+
+def seal_record(secret: Secret, label: bytes, plaintext: bytes, associated: bytes) -> bytes:
+    """A record for a file: salt (32), nonce (12), ciphertext with its tag.
+
+    Each has a key of its own. Counters would repeat where a file was copied or an older one restored.
+    """
+    salt, nonce = os.urandom(32), os.urandom(12)
+    return salt + nonce + AeadKey(secret.extract(salt).expand(label)).encrypt(nonce, plaintext, associated)
+
+
+def open_record(secret: Secret, label: bytes, record: bytes | memoryview, associated: bytes) -> bytes:
+    """What `seal_record` sealed. Raises DecryptionError."""
+    salt, nonce, ciphertext = bytes(record[:32]), bytes(record[32:44]), bytes(record[44:])
+    if len(ciphertext) < TAG_SIZE:
+        raise DecryptionError
+    return AeadKey(secret.extract(salt).expand(label)).decrypt(nonce, ciphertext, associated)
+
+
 class DecryptionKey(_Hidden):
     """An X-Wing private key that opens secrets sealed to its public half."""
 
@@ -222,6 +268,10 @@ class SigningKey(_Hidden):
     def sign(self, purpose: str, claims_digest: bytes, body: bytes) -> bytes:
         """Sign under a purpose. `claims_digest` is 64 bytes, zeros if none."""
         return self._key.sign(signed_message(purpose, claims_digest, body))
+
+    def derive(self, label: bytes) -> Secret:
+        """A secret of the key's owner, for a use that the label names."""
+        return Secret(self._seed).extract(b"conclave/1 derive").expand(label)
 
     def insecure_seed(self) -> bytes:
         """The 32-byte seed, for saving a key to a file its owner chose."""

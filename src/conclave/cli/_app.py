@@ -59,6 +59,7 @@ def run(
     platform: Path | None = None,
     sandbox: str = "auto",
     constraint_file: Path | None = None,
+    peer: tuple[str, ...] = (),
 ) -> int:
     """Build an enclave in debug mode, launch it under the simulated TEE and serve it.
 
@@ -72,11 +73,18 @@ def run(
         platform: directory of the simulated machine.
         sandbox: auto, namespaces or landlock.
         constraint_file: where to write the constraint (default: beside PATH).
+        peer: URL of a host whose enclave this one may call; may be repeated.
     """
     from conclave.cli._serve import build_and_serve
 
     return build_and_serve(
-        path, port=port, address=host, platform=platform, sandbox=sandbox, constraint_file=constraint_file
+        path,
+        port=port,
+        address=host,
+        platform=platform,
+        sandbox=sandbox,
+        constraint_file=constraint_file,
+        peers=peer,
     )
 
 
@@ -212,6 +220,7 @@ def serve(
     metrics_port: int | None = None,
     log: str | None = None,
     drain_seconds: float | None = None,
+    peer: tuple[str, ...] | None = None,
 ) -> int:
     """Serve a bundle over HTTP under a TEE.
 
@@ -227,7 +236,8 @@ def serve(
         port: TCP port; 0 takes a free one (default: 8765).
         platform: directory of the simulated machine.
         sandbox: auto, namespaces or landlock (default: auto).
-        store: where posted mail is kept: file:DIR, sqlite:FILE, s3:BUCKET/PREFIX or postgresql://… (default: memory).
+        store: where posted mail is kept: file:DIR, sqlite:FILE, s3:BUCKET/PREFIX or postgresql://… (default: a directory
+            under the user's state, one for each program).
         store_timeout_seconds: how long an operation of the store may take (default: 10).
         tls_cert: PEM file with the certificate chain; read again on SIGHUP.
         tls_key: PEM file with its key.
@@ -236,6 +246,7 @@ def serve(
             -1 none (default: -1).
         log: console, json or none; to standard error (default: console).
         drain_seconds: how long a stop waits for what is under way (default: 20).
+        peer: URL of a host whose enclave this one may call; may be repeated.
     """
     from conclave.cli._config import settings
     from conclave.cli._serve import serve_bundle
@@ -255,6 +266,7 @@ def serve(
         "metrics_port": metrics_port,
         "log": log,
         "drain_seconds": drain_seconds,
+        "peer": peer,
     }
     chosen = settings(config, flags)
     if print_config:
@@ -270,7 +282,9 @@ def call(
     *arguments: str,
     constraint: str,
     identity: Path | None = None,
+    state: Path | None = None,
     timeout: float = 30.0,
+    deadline: float | None = None,
 ) -> int:
     """Verify an enclave and call one of its methods; prints the result as JSON.
 
@@ -278,16 +292,27 @@ def call(
     Example: conclave call http://127.0.0.1:8765 greet World --constraint hello.constraint
 
     Args:
-        url: where the host serves.
+        url: where the host serves; several interchangeable ones with commas between them.
         method: name of an @rpc method.
         arguments: its arguments.
         constraint: the constraint line, or a file with it.
-        identity: key file of this client (default: a fresh identity).
-        timeout: seconds to wait for the host.
+        identity: key file of this client, made if there is none (default: a fresh identity).
+        state: file that keeps a call without an answer, for the next `conclave call` to finish; needs --identity.
+        timeout: seconds to wait for the host at each attempt.
+        deadline: seconds for everything together (default: as long as the attempts take).
     """
     from conclave.cli._client import call_command
 
-    return call_command(url, method, arguments, constraint, identity=identity, timeout_seconds=timeout)
+    return call_command(
+        url,
+        method,
+        arguments,
+        constraint,
+        identity=identity,
+        state=state,
+        timeout_seconds=timeout,
+        deadline_seconds=deadline,
+    )
 
 
 reference = App(name="reference", help="Reference values: which measurements are which release, signed.")

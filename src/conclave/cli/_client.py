@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from conclave.attestation import Constraint
-from conclave.cli._files import constraint_line
+from conclave.cli._files import constraint_line, misuse
+from conclave.cli._terminal import safe
 from conclave.client import Client, Identity
 from conclave.errors import CallError, FormatError
 
@@ -21,18 +22,28 @@ def call_command(
     constraint: str,
     *,
     identity: Path | None,
+    state: Path | None,
     timeout_seconds: float,
+    deadline_seconds: float | None,
 ) -> int:
-    """Call once and print the result as JSON."""
-    if not url.startswith(("http://", "https://")):
+    """Call once and print the result as JSON; before that, say what became of what a call before left."""
+    urls = url.split(",")
+    if not all(u.startswith(("http://", "https://")) for u in urls):
         raise FormatError("the address of a host begins with http:// or https://")
+    if state is not None and identity is None:
+        raise misuse("--state goes with --identity, whose key encrypts it")
     who = None if identity is None else Identity.load_or_create(identity)
     options = {
         "constraint": Constraint.parse(constraint_line(constraint)),
         "identity": who,
         "timeout_seconds": timeout_seconds,
+        "deadline_seconds": deadline_seconds,
+        "state": state,
     }
-    with Client(url, **options) as client:
+    with Client(urls, **options) as client:
+        for resumed in client.resume() if client.unanswered else ():
+            how = "its outcome is unknown" if resumed.error is not None else "it has its answer now"
+            print(f"an earlier call of {safe(resumed.method)} was unfinished: {how}", file=sys.stderr)
         try:
             result = client.call(method, *[_argument(a) for a in arguments])
         except CallError as error:

@@ -37,6 +37,7 @@ class Settings:
     metrics_port: int = -1
     log: str = "console"
     drain_seconds: float = 20.0
+    peer: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise FormatError unless the values make sense, alone and together."""
@@ -93,8 +94,10 @@ def _read(file: Path) -> dict[str, Any]:
         # In TOML a whole number is no float; a truth value is a number in Python alone.
         if kind is float and type(value) is int:
             value = float(value)
+        if kind is tuple and type(value) is list and all(type(item) is str for item in value):
+            value = tuple(value)
         if type(value) is not kind:
-            names = {str: "a text", int: "a whole number", float: "a number"}
+            names = {str: "a text", int: "a whole number", float: "a number", tuple: "a list of texts"}
             raise FormatError(f"{safe(file.name)}: '{key}' is {names[kind]}")
         values[field.name] = value
     return values

@@ -17,6 +17,11 @@ def platform_directory(given: Path | None) -> Path:
     return given or state_directory() / "platform"
 
 
+def outbox_store(code: bytes) -> str:
+    """Where a served bundle's posted mail is kept, unless told otherwise: one place for each program."""
+    return f"file:{state_directory() / 'stores' / code.hex()[:32]}"
+
+
 def endorsements_directory(given: Path | None) -> Path:
     """Vendors' documents: the given directory, or the user's own. State: an import cannot be fetched again."""
     return given or state_directory() / "endorsements"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conclave.cli._build import constraint_for, progress
 from conclave.cli._config import Settings
-from conclave.cli._places import platform_directory
+from conclave.cli._places import outbox_store, platform_directory
 from conclave.errors import PlatformError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def build_and_serve(
     platform: Path | None,
     sandbox: str,
     constraint_file: Path | None,
+    peers: tuple[str, ...] = (),
 ) -> int:
     """Build in debug mode into a temporary place, and serve that."""
     from conclave.bundle import build
@@ -48,6 +50,7 @@ def build_and_serve(
             platform="" if platform is None else str(platform),
             sandbox=sandbox,
             log="none",
+            peer=peers,
         )
         return _serve(settings, announce, debug=True)
 
@@ -58,14 +61,15 @@ def serve_bundle(settings: Settings) -> int:
 
     if settings.tee != "simulated":
         raise PlatformError(f"no driver for the TEE '{settings.tee[:32]}' here; available: simulated")
-    line = constraint_for(read_bundle(Path(settings.bundle)), simulated=True)
+    bundle = read_bundle(Path(settings.bundle))
+    line = constraint_for(bundle, simulated=True)
 
     def announce(url: str) -> None:
         print("platform    simulated TEE: INSECURE, protects nothing from this machine's operator")
         print(f"serving     {url}")
         print(f"constraint  {line}", flush=True)
 
-    return _serve(settings, announce)
+    return _serve(replace(settings, store=settings.store or outbox_store(bundle.code)), announce)
 
 
 def _serve(settings: Settings, announce: Callable[[str], None], *, debug: bool = False) -> int:
@@ -94,5 +98,6 @@ def _serve(settings: Settings, announce: Callable[[str], None], *, debug: bool =
         log=settings.log,
         drain_seconds=settings.drain_seconds,
         show=log_to_stderr if debug else None,
+        peers=settings.peer,
     )
     return uvloop.run(service.run(announce))

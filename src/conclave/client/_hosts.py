@@ -9,10 +9,11 @@ Spec: spec/mail.md section 6 (MAIL-54).
 
 from __future__ import annotations
 
-import secrets
 from collections import deque
 from dataclasses import dataclass
 from typing import Final
+
+from conclave import _crypto
 
 FIRST_DELAY_SECONDS: Final = 0.1
 LONGEST_DELAY_SECONDS: Final = 2.0
@@ -66,9 +67,6 @@ class Hosts:
         self.events.append(ClientEvent(kind, self.current, attempt, seconds, reason))
 
 
-_random = secrets.SystemRandom()
-
-
 def delay_seconds(attempt: int, hint_seconds: float = 0.0) -> float:
     """Exponential back-off with full jitter; a host's `Retry-After` makes it longer, within bounds.
 
@@ -76,4 +74,5 @@ def delay_seconds(attempt: int, hint_seconds: float = 0.0) -> float:
     """
     # Beyond this exponent the bound has long been reached.
     longest = min(FIRST_DELAY_SECONDS * 2.0 ** min(attempt, 16), LONGEST_DELAY_SECONDS)
-    return max(_random.uniform(0.0, longest), min(hint_seconds, LONGEST_HINT_SECONDS))
+    part = int.from_bytes(_crypto.random_bytes(6), "big") / 2**48
+    return max(part * longest, min(hint_seconds, LONGEST_HINT_SECONDS))

@@ -99,7 +99,7 @@ class Incoming:
         session, counter = self._opened.session, self._opened.counter
         with self._guard:
             reply = session.decrypt(mail)
-            if not reply.of_stream or reply.answers != counter:
+            if not reply.outside or reply.answers != counter:
                 raise DecryptionError
             if reply.kind == ReplyKind.STREAM:
                 return session.stream_opener(int.from_bytes(mail[24:32], "big"))

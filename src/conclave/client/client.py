@@ -13,7 +13,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar, cast
@@ -32,16 +32,19 @@ from conclave.client._http import (
     watched,
     watched_async,
 )
+from conclave.client._pace import ConstantRate, Pace, TaskTicker, ThreadTicker, Turn, paced
+from conclave.client._state import ClientState
 from conclave.client._streams import AsyncStream, Background, Source, Stream
-from conclave.client.core import Answer, ClientCore, Exchange, Opened, Pause, ReceivedMail
+from conclave.client.core import Answer, ClientCore, Exchange, Opened, Pause, ReceivedMail, Resumed
 from conclave.client.identity import Identity
-from conclave.errors import TransportError
+from conclave.errors import Error, TransportError
 from conclave.mail.padding import Padding, padme
-from conclave.rpc.interface import interface_of
+from conclave.rpc.interface import Interface, interface_of
 
 E = TypeVar("E")
 T = TypeVar("T")
-Work = Callable[[], Generator[Exchange | Pause, Answer, T]]
+Work = Callable[[], Generator[Exchange | Pause | Turn, Answer, T]]
+_DAY_SECONDS = 86400.0
 _LIMITS = httpx2.Limits(max_connections=256, max_keepalive_connections=256)
 
 
@@ -88,11 +91,14 @@ class _Base:
         constraint: str | Constraint | Path,
         identity: Identity | None = None,
         padding: Padding = padme,
+        pace: ConstantRate | None = None,
         timeout_seconds: float = 30.0,
         deadline_seconds: float | None = None,
         attempts: int = 6,
         reference: ReferenceValues | None = None,
         on_event: Callable[[ClientEvent], None] | None = None,
+        state: str | os.PathLike[str] | None = None,
+        durable: bool = False,
     ) -> None:
         """Prepare a client; nothing is sent yet.
 
@@ -101,7 +107,8 @@ class _Base:
                 interchangeable replicas: the client stays with one that works. Untrusted.
             constraint: which enclaves to accept: the line, its parsed form, or a file.
             identity: who the enclave will see; None makes one for this object.
-            padding: how mails are padded.
+            padding: how mails are padded, but for calls of a stub whose class says more.
+            pace: a `ConstantRate` at which mails leave, real ones or not.
             timeout_seconds: how long one request waits for the host.
             deadline_seconds: how long a call may take in all, with whatever is tried again;
                 None: as long as its attempts take.
@@ -110,9 +117,14 @@ class _Base:
                 None for what this library knows by itself.
             on_event: is told what the client does besides: verify, wait, try again, fail over.
                 It runs in the caller's thread; what it raises is logged and changes nothing.
+            state: a file that keeps requests without an answer across restarts (`resume`),
+                encrypted under the identity's key, which must be given too. One client at a time.
+            durable: wait for the disk before each request leaves: then not even a loss of
+                power loses one; costs some milliseconds each.
 
         Raises:
             FormatError: the constraint does not parse.
+            StateError: the state is in use by another client, of another identity, or cannot be written.
         """
         urls = (url,) if isinstance(url, str) else tuple(url)
         if not 0 < len(urls) <= MAX_HOSTS:
@@ -121,17 +133,32 @@ class _Base:
         self._addresses = Addresses(urls)
         _Deadline(timeout_seconds)
         _Deadline(deadline_seconds)
+        if state is not None and identity is None:
+            raise ValueError(
+                "saved state is encrypted under the identity: give identity=, as from Identity.load_or_create"
+            )
         self._timeout = timeout_seconds
         self._deadline = deadline_seconds
         self._on_event = on_event
-        self._core = ClientCore(
-            constraint=_constraint(constraint),
-            identity=identity,
-            padding=padding,
-            attempts=attempts,
-            reference=reference,
-            hosts=Hosts(len(urls)),
-        )
+        # Before the state is opened: a rate that cannot be kept opens nothing.
+        self._pace = None if pace is None else Pace(pace, padding)
+        accepted = _constraint(constraint)
+        saved = None if state is None or identity is None else ClientState(state, identity, durable=durable)
+        try:
+            self._core = ClientCore(
+                constraint=accepted,
+                identity=identity,
+                padding=padding,
+                attempts=attempts,
+                reference=reference,
+                hosts=Hosts(len(urls)),
+                state=saved,
+            )
+        except BaseException:
+            if saved is not None:
+                saved.close()
+            raise
+        self._core.only_topic = None if pace is None else pace.topic
         _clients.add(self)
 
     def __repr__(self) -> str:
@@ -156,6 +183,16 @@ class _Base:
         self._used = True
         return _Deadline(self._deadline if timeout_seconds is None else timeout_seconds)
 
+    def _mailing(self, make: Work[T]) -> Work[T]:
+        """The same work, where there is a pace each mail at its turn."""
+        pace = self._pace
+        return make if pace is None else lambda: paced(pace, make, cover=self._core.cover)
+
+    def _check_interface(self, interface: Interface) -> None:
+        self._core.check_interface(interface)
+        if self._pace is not None:
+            self._pace.check_interface(interface)
+
     def _tell(self) -> None:
         events = self._core.hosts.events
         while events:
@@ -171,6 +208,11 @@ class _Base:
     def identity(self) -> Identity:
         """Who the enclave sees."""
         return self._core.identity
+
+    @property
+    def unanswered(self) -> int:
+        """How many requests earlier processes left in the saved state; `resume` repeats them."""
+        return 0 if self._core.state is None else len(self._core.state.left)
 
     @property
     def refused_mails(self) -> int:
@@ -192,11 +234,14 @@ class Client(_Base):
         super().__init__(url, **options)
         self._lock = threading.Lock()
         self._http_client: httpx2.Client | None = None
+        self._ticker = None if self._pace is None else ThreadTicker(self._pace, self._cover)
         self._background: Background | None = None
 
     __init__.__doc__ = _Base.__init__.__doc__
 
     def __enter__(self) -> Self:
+        if self._ticker is not None:
+            self._ticker.start()
         return self
 
     def __exit__(
@@ -207,12 +252,16 @@ class Client(_Base):
     def close(self) -> None:
         """Close connections and end what streams; the client cannot be used after that."""
         self._closed = True
+        if self._ticker is not None:
+            self._ticker.close()
         http, self._http_client = self._http_client, None
         if http is not None:
             http.close()
         background, self._background = self._background, None
         if background is not None:
             background.close()
+        with self._lock:
+            self._core.close()
 
     @property
     def _http(self) -> httpx2.Client:
@@ -244,6 +293,9 @@ class Client(_Base):
                 if isinstance(step, Pause):
                     time.sleep(deadline.left(step.seconds))
                     answer = Answer(0)
+                elif isinstance(step, Turn):
+                    assert self._ticker is not None
+                    answer = self._ticker.wait(step, deadline.left(_DAY_SECONDS))
                 else:
                     answer = self._exchange(step, deadline.left(self._timeout + step.wait_seconds), on_progress)
         finally:
@@ -269,6 +321,13 @@ class Client(_Base):
         except httpx2.HTTPError as error:
             return no_answer(error, seconds)
 
+    def _cover(self) -> None:
+        pace = self._pace
+        assert pace is not None
+        # Nobody waits for it; what is wrong with the enclave or the host, the next call tells.
+        with suppress(Error, RuntimeError):
+            self._run(lambda: paced(pace, self._core.cover, granted=True))
+
     def verify(self) -> AttestationResult:
         """Fetch and verify the instance now. Raises what refuses it."""
         return self._run(self._core.verify)
@@ -284,12 +343,14 @@ class Client(_Base):
         topic: str = "default",
         returns: Any = Any,
         retry: bool = True,
+        padding: Padding | None = None,
         timeout_seconds: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Any:
         """Call an `@rpc` method by name, with positional arguments.
 
         Args:
+            padding: how the call is padded; None for this client's own padding.
             timeout_seconds: how long the call may take in all; None: the client's `deadline_seconds`.
             on_progress: is told `(sent, total)` in bytes while a large body leaves; again
                 from the start for each attempt. What it raises is logged.
@@ -306,7 +367,9 @@ class Client(_Base):
         any time: the client keeps it, and sends it again before the topic's next one.
         """
         return self._run(
-            lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry),
+            self._mailing(
+                lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry, padding=padding)
+            ),
             timeout_seconds=timeout_seconds,
             on_progress=on_progress,
         )
@@ -319,6 +382,7 @@ class Client(_Base):
         items: Any = bytes,
         returns: Any = bytes,
         topic: str = "default",
+        padding: Padding | None = None,
         timeout_seconds: float | None = None,
     ) -> Stream[Any]:
         """Call an `@rpc` method that takes or returns a stream.
@@ -352,7 +416,9 @@ class Client(_Base):
         async def refused(status: int) -> Exception:
             return await asyncio.to_thread(self._run, lambda: self._core.stream_refused(status, topic=topic))
 
-        opened = self._run(lambda: self._core.open_stream(method, list(args), topic=topic, upload=upload is not None))
+        opened = self._run(
+            lambda: self._core.open_stream(method, list(args), topic=topic, upload=upload is not None, padding=padding)
+        )
         made: AsyncStream[Any] = AsyncStream(
             open_call,
             lambda: background.http,
@@ -373,15 +439,31 @@ class Client(_Base):
         *,
         topic: str = "default",
         envelope: bytes = b"",
+        padding: Padding | None = None,
         timeout_seconds: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> list[ReceivedMail]:
         """Send a mail and return the enclave's replies to it, in its order; options as in `call`."""
         return self._run(
-            lambda: self._core.mail(body, topic=topic, envelope=envelope),
+            self._mailing(lambda: self._core.mail(body, topic=topic, envelope=envelope, padding=padding)),
             timeout_seconds=timeout_seconds,
             on_progress=on_progress,
         )
+
+    def resume(self, *, timeout_seconds: float | None = None) -> list[Resumed]:
+        """Repeat what an earlier process with the same saved state left without an answer.
+
+        In the same boot under the same numbers: what the enclave had already taken is
+        answered from its memory, not run again. In another boot, as new requests; calls that
+        are not retried fail instead.
+
+        Returns:
+            What became of each, in their order. They are forgotten with that.
+
+        Raises:
+            TransportError, VerificationError, AppraisalError: all of it stays for another time.
+        """
+        return self._run(self._core.resume, timeout_seconds=timeout_seconds)
 
     def poll(self, *, topic: str = "default", wait_seconds: float = 0.0) -> list[ReceivedMail]:
         """Mail the enclave sent on a topic without being asked."""
@@ -396,7 +478,7 @@ class Client(_Base):
         interface = interface_of(cls)
         if self._core.instance is None:
             self.verify()
-        self._core.check_interface(interface)
+        self._check_interface(interface)
         return cast(E, _Stub(self, interface, topic))
 
 
@@ -407,10 +489,13 @@ class AsyncClient(_Base):
         super().__init__(url, **options)
         self._http_client: httpx2.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._ticker = None if self._pace is None else TaskTicker(self._pace, self._cover)
 
     __init__.__doc__ = _Base.__init__.__doc__
 
     async def __aenter__(self) -> Self:
+        if self._ticker is not None:
+            self._ticker.start()
         return self
 
     async def __aexit__(
@@ -421,6 +506,9 @@ class AsyncClient(_Base):
     async def aclose(self) -> None:
         """Close connections; the client cannot be used after that."""
         self._closed = True
+        if self._ticker is not None:
+            await self._ticker.close()
+        self._core.close()
         http, self._http_client = self._http_client, None
         if http is not None and self._loop is asyncio.get_running_loop():
             await http.aclose()
@@ -460,6 +548,9 @@ class AsyncClient(_Base):
                 if isinstance(step, Pause):
                     await asyncio.sleep(deadline.left(step.seconds))
                     answer = Answer(0)
+                elif isinstance(step, Turn):
+                    assert self._ticker is not None
+                    answer = await self._ticker.wait(step, deadline.left(_DAY_SECONDS))
                 else:
                     answer = await self._exchange(
                         http, step, deadline.left(self._timeout + step.wait_seconds), on_progress
@@ -487,6 +578,12 @@ class AsyncClient(_Base):
         except httpx2.HTTPError as error:
             return no_answer(error, seconds)
 
+    async def _cover(self) -> None:
+        pace = self._pace
+        assert pace is not None
+        with suppress(Error, RuntimeError):
+            await self._run(lambda: paced(pace, self._core.cover, granted=True))
+
     async def verify(self) -> AttestationResult:
         """Fetch and verify the instance now. Raises what refuses it."""
         return await self._run(self._core.verify)
@@ -502,12 +599,15 @@ class AsyncClient(_Base):
         topic: str = "default",
         returns: Any = Any,
         retry: bool = True,
+        padding: Padding | None = None,
         timeout_seconds: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Any:
         """See `Client.call`."""
         return await self._run(
-            lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry),
+            self._mailing(
+                lambda: self._core.call(method, list(args), returns=returns, topic=topic, retry=retry, padding=padding)
+            ),
             timeout_seconds=timeout_seconds,
             on_progress=on_progress,
         )
@@ -520,6 +620,7 @@ class AsyncClient(_Base):
         items: Any = bytes,
         returns: Any = bytes,
         topic: str = "default",
+        padding: Padding | None = None,
         timeout_seconds: float | None = None,
     ) -> AsyncStream[Any]:
         """See `Client.call_stream`. Nothing is sent before it is awaited, entered or iterated.
@@ -528,7 +629,9 @@ class AsyncClient(_Base):
         """
         uploads = upload is not None
         return AsyncStream(
-            lambda: self._run(lambda: self._core.open_stream(method, list(args), topic=topic, upload=uploads)),
+            lambda: self._run(
+                lambda: self._core.open_stream(method, list(args), topic=topic, upload=uploads, padding=padding)
+            ),
             self._http,
             self._addresses,
             upload=upload,
@@ -545,15 +648,20 @@ class AsyncClient(_Base):
         *,
         topic: str = "default",
         envelope: bytes = b"",
+        padding: Padding | None = None,
         timeout_seconds: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> list[ReceivedMail]:
         """See `Client.mail`."""
         return await self._run(
-            lambda: self._core.mail(body, topic=topic, envelope=envelope),
+            self._mailing(lambda: self._core.mail(body, topic=topic, envelope=envelope, padding=padding)),
             timeout_seconds=timeout_seconds,
             on_progress=on_progress,
         )
+
+    async def resume(self, *, timeout_seconds: float | None = None) -> list[Resumed]:
+        """See `Client.resume`."""
+        return await self._run(self._core.resume, timeout_seconds=timeout_seconds)
 
     async def poll(self, *, topic: str = "default", wait_seconds: float = 0.0) -> list[ReceivedMail]:
         """See `Client.poll`."""
@@ -564,7 +672,7 @@ class AsyncClient(_Base):
         interface = interface_of(cls)
         if self._core.instance is None:
             await self.verify()
-        self._core.check_interface(interface)
+        self._check_interface(interface)
         return _Stub(self, interface, topic)
 
 
@@ -581,7 +689,14 @@ def _caller(client: Client | AsyncClient, method: Any, topic: str) -> Callable[.
         arguments = method.bind(args, kwargs)
         if method.streams:
             return _stream(client, method, arguments, topic)
-        return client.call(method.name, *arguments, topic=topic, returns=method.return_type, retry=method.retry)
+        return client.call(
+            method.name,
+            *arguments,
+            topic=topic,
+            returns=method.return_type,
+            retry=method.retry,
+            padding=method.padding,
+        )
 
     call.__name__ = method.name
     return call
@@ -591,6 +706,12 @@ def _stream(client: Client | AsyncClient, method: Any, arguments: list[Any], top
     others, upload = method.split(arguments)
     items = bytes if method.upload is None else method.upload.item
     stream = client.call_stream(
-        method.name, *others, upload=upload, items=items, returns=method.return_type, topic=topic
+        method.name,
+        *others,
+        upload=upload,
+        items=items,
+        returns=method.return_type,
+        topic=topic,
+        padding=method.padding,
     )
     return stream if method.download is not None else stream.result()

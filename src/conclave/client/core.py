@@ -13,12 +13,13 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey
 from conclave._mailheader import HEADER, SMALLEST_CIPHERTEXT
 from conclave.attestation import AttestationResult, Constraint, InstanceClaims, ReferenceValues, verify_instance
+from conclave.attestation.reference import built_in
 from conclave.client._hosts import Hosts, delay_seconds
 from conclave.client.identity import Identity
 from conclave.errors import (
@@ -29,13 +30,18 @@ from conclave.errors import (
     MailError,
     OverloadedError,
     SequenceError,
+    StateError,
     StreamError,
     TransportError,
 )
 from conclave.mail import ClientSession, Conversation, Pending, Reply, ReplyKind, RequestKind, padme
 from conclave.mail.padding import Padding
 from conclave.mail.stream import ChunkSealer
-from conclave.rpc.interface import CallFailure, Interface, decode_result, encode_call
+from conclave.rpc.interface import CallFailure, Interface, decode_call, decode_result, encode_call
+
+if TYPE_CHECKING:
+    # Not loaded where nothing is saved: in an enclave that calls another.
+    from conclave.client._state import ClientState
 
 T = TypeVar("T")
 # What the statuses of spec/http.md mean. The host's word, so never more than a hint.
@@ -104,6 +110,44 @@ class ReceivedMail:
     sequence: int
 
 
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What became of a request that an earlier process left without an answer.
+
+    Attributes:
+        topic: the topic it was sent on.
+        method: name of the called method; empty for a mail.
+        body: the mail's body; empty for a call.
+        error: why there is no answer; None if there is one. A `CallError` is the enclave's
+            word; with anything else the outcome is unknown.
+    """
+
+    topic: str
+    method: str
+    body: bytes
+    error: Error | None
+    _arguments: bytes
+    _replies: list[Reply]
+
+    @property
+    def arguments(self) -> list[Any]:
+        """What the method was called with, as plain values."""
+        return list(decode_result(self._arguments, list[Any])) if self.method else []
+
+    def result(self, returns: Any = Any) -> Any:
+        """The call's result, decoded as `returns`. Raises `error` if there is one."""
+        if self.error is not None:
+            raise self.error
+        if not self.method:
+            raise TypeError("a mail has no result: see `mails`")
+        return decode_result(self._replies[-1].body, returns)
+
+    @property
+    def mails(self) -> list[ReceivedMail]:
+        """The enclave's replies to a mail."""
+        return [ReceivedMail(r.body, r.envelope, r.sequence) for r in self._replies if r.kind == ReplyKind.MAIL]
+
+
 def split_mails(body: bytes) -> list[bytes]:
     """Mails of an HTTP answer, as far as they are whole."""
     mails, at = [], 0
@@ -150,12 +194,14 @@ class Opened:
 
 
 class _Topic:
-    __slots__ = ("box", "conversation", "strand")
+    __slots__ = ("box", "conversation", "left", "strand")
 
     def __init__(self) -> None:
         self.conversation = Conversation()
         self.strand = _new_strand()
         self.box: str | None = None
+        # What an earlier process left in this strand.
+        self.left: list[Pending] = []
 
 
 def _new_strand() -> int:
@@ -175,6 +221,7 @@ class ClientCore:
         attempts: int = 6,
         reference: ReferenceValues | None = None,
         hosts: Hosts | None = None,
+        state: ClientState | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.constraint = constraint
@@ -187,7 +234,15 @@ class ClientCore:
         self._reply_key = DecryptionKey.generate()
         self._topics: dict[str, _Topic] = {}
         self.hosts = hosts or Hosts()
+        self.state = state
+        self._resuming: list[tuple[str, _Topic]] = []
+        if state is not None:
+            state.accept_reference((reference or built_in()).number)
+            if state.left:
+                self.hosts.tell("unanswered", reason=f"an earlier process left {len(state.left)} requests")
         self._asked = self._told = 0
+        # Where mails leave at a constant rate: in one topic and one size.
+        self.only_topic: str | None = None
         # How often the host passed off something else as the enclave's mail.
         self.refused_mails = 0
 
@@ -211,6 +266,8 @@ class ClientCore:
                 if remaining == 1 or not self.hosts.leave(host, f"its instance is refused ({error.code})"):
                     raise
         self.hosts.tell("verified")
+        if self.state is not None:
+            self.state.verified(result.claims_digest)
         if turn < self._told and self.instance is not None:
             # Calls verify side by side. What was asked for earlier may be of a boot that is
             # gone: going back to it would count the channels of its successor twice.
@@ -219,7 +276,7 @@ class ClientCore:
         old, self.instance = self.instance, result
         if old is not None and old.claims_digest != result.claims_digest:
             new_boot = old.claims.boot_nonce != result.claims.boot_nonce
-            for name, topic in self._topics.items():
+            for name, topic in [*self._topics.items(), *self._resuming]:
                 if topic.conversation.session is not None:
                     self._open(name, topic, new_boot=new_boot)
         return result
@@ -262,6 +319,23 @@ class ClientCore:
             topic.strand = _new_strand()
         topic.conversation.use(self._session(name, topic), new_boot=new_boot)
         topic.box = None
+        if new_boot:
+            self._save(name, topic, topic.conversation.waiting())
+
+    def _save(self, name: str, topic: _Topic, items: list[Pending]) -> None:
+        """Write down what is about to leave. Raises StateError: it must not."""
+        if self.state is None or not items:
+            return
+        replaced = [item.saved for item in items if item.saved is not None]
+        self.state.sending(name, topic.strand, items, done=replaced)
+        for item in items:
+            item.saved = (topic.strand, item.sequence)
+
+    def _settle(self, item: Pending) -> None:
+        """Forget what is answered, or never will be. What an earlier process left stays until it is handed out."""
+        if self.state is not None and item.saved is not None and not item.resumed:
+            self.state.answered(item.saved)
+            item.saved = None
 
     def _session(self, name: str, topic: _Topic) -> ClientSession:
         assert self.instance is not None
@@ -291,6 +365,7 @@ class ClientCore:
             item.boots.append(boot)
             if item.failed is not None or item.abandoned:
                 conversation.forget(item)
+                self._settle(item)
 
     def _close(self, name: str, topic: _Topic, taken: int) -> None:
         """Begin another strand: the enclave gave up this one after that many requests (MAIL-51)."""
@@ -299,8 +374,10 @@ class ClientCore:
             if item.sequence < taken:
                 item.failed = TransportError("the enclave took the request, and no longer has its answer")
                 topic.conversation.forget(item)
+                self._settle(item)
         topic.strand = _new_strand()
         topic.conversation.use(self._session(name, topic), new_boot=True)
+        self._save(name, topic, topic.conversation.waiting())
 
     def _topic(self, name: str) -> _Topic:
         topic = self._topics.get(name)
@@ -328,25 +405,44 @@ class ClientCore:
 
     def forked(self) -> None:
         """Begin anew in a child process: the topics, and what waits in them, stay its parent's."""
-        self._topics = {}
+        self._topics, self._resuming = {}, []
+        self.close()
 
     # Mail ----------------------------------------------------------------------------
 
-    def mail(self, body: bytes, *, topic: str, envelope: bytes) -> Steps[list[ReceivedMail]]:
+    def mail(
+        self, body: bytes, *, topic: str, envelope: bytes, padding: Padding | None = None
+    ) -> Steps[list[ReceivedMail]]:
         """Send a mail; returns the enclave's replies to it.
+
+        Args:
+            padding: another one than this client's.
 
         Raises:
             CallError: the author's code refused or failed.
             MailError, TransportError, VerificationError, AppraisalError.
         """
-        replies = yield from self._request(RequestKind.MAIL, body, topic=topic, envelope=envelope, retry=True)
+        replies = yield from self._request(
+            RequestKind.MAIL, body, topic=topic, envelope=envelope, retry=True, padding=padding
+        )
         _raise_failure(replies[-1])
         return [ReceivedMail(r.body, r.envelope, r.sequence) for r in replies if r.kind == ReplyKind.MAIL]
 
-    def call(self, name: str, arguments: list[Any], *, returns: Any, topic: str, retry: bool) -> Steps[Any]:
+    def call(
+        self,
+        name: str,
+        arguments: list[Any],
+        *,
+        returns: Any,
+        topic: str,
+        retry: bool,
+        padding: Padding | None = None,
+    ) -> Steps[Any]:
         """Call an `@rpc` method; returns its result, decoded as `returns`."""
         body = encode_call(name, arguments)
-        replies = yield from self._request(RequestKind.CALL, body, topic=topic, envelope=b"", retry=retry)
+        replies = yield from self._request(
+            RequestKind.CALL, body, topic=topic, envelope=b"", retry=retry, padding=padding
+        )
         _raise_failure(replies[-1])
         if replies[-1].kind != ReplyKind.RESULT:
             raise FormatError("the enclave answered a call with something else than a result")
@@ -358,18 +454,24 @@ class ClientCore:
         Raises:
             CallError: the enclave does not accept it; the message says why.
         """
-        replies = yield from self._request(RequestKind.INTRODUCTION, info, topic=topic, envelope=b"", retry=True)
+        replies = yield from self._request(
+            RequestKind.INTRODUCTION, info, topic=topic, envelope=b"", retry=True, padding=None
+        )
         _raise_failure(replies[-1])
         if replies[-1].kind != ReplyKind.INTRODUCED:
             raise FormatError("the enclave answered an introduction with something else")
 
-    def open_stream(self, name: str, arguments: list[Any], *, topic: str, upload: bool) -> Steps[Opened]:
+    def open_stream(
+        self, name: str, arguments: list[Any], *, topic: str, upload: bool, padding: Padding | None = None
+    ) -> Steps[Opened]:
         """Encrypt a stream call, which is sent once at most."""
+        if self.only_topic is not None:
+            raise ValueError("a stream cannot be hidden in mails at a constant rate; use a client without pace for it")
         body = encode_call(name, arguments)
         if self._is_stale():
             yield from self.verify()
         place = self._topic(topic)
-        opened = place.conversation.open_stream(body, upload=upload)
+        opened = place.conversation.open_stream(body, upload=upload, padding=padding)
         return Opened(*opened, self.hosts.current, lambda taken: self._close(topic, place, taken))
 
     def stream_refused(self, status: int, *, topic: str) -> Steps[StreamError]:
@@ -385,15 +487,24 @@ class ClientCore:
         return StreamError(f"the stream did not begin, and stream calls are not retried: {_reason(answer)}")
 
     def _request(
-        self, kind: RequestKind, body: bytes, *, topic: str, envelope: bytes, retry: bool
+        self, kind: RequestKind, body: bytes, *, topic: str, envelope: bytes, retry: bool, padding: Padding | None
     ) -> Steps[list[Reply]]:
+        if self.only_topic is not None:
+            if topic != self.only_topic or envelope:
+                raise ValueError("at a constant rate mails have the one topic of the rate, and no envelope")
+            padding = None
         if self._is_stale():
             yield from self.verify()
         place = self._topic(topic)
         conversation = place.conversation
         assert self.instance is not None
-        item = conversation.add(kind, body, envelope=envelope, flags=0 if retry else 1)
+        item = conversation.add(kind, body, envelope=envelope, flags=0 if retry else 1, padding=padding)
         item.boots.append(self.instance.claims.boot_nonce)
+        try:
+            self._save(topic, place, [item])
+        except StateError:
+            conversation.retract(item)
+            raise
         try:
             yield from self._catch_up(conversation, item)
             yield from self._deliver(topic, place, item)
@@ -401,6 +512,18 @@ class ClientCore:
             if not item.done:
                 item.abandoned = True
         return item.replies
+
+    def cover(self) -> Steps[None]:
+        """Send a mail that means nothing, in the steps in which a call is sent (MAIL-42)."""
+        if self._is_stale():
+            yield from self.verify()
+        assert self.only_topic is not None
+        place = self._topic(self.only_topic)
+        item = place.conversation.cover()
+        try:
+            yield from self._deliver(self.only_topic, place, item)
+        finally:
+            place.conversation.uncover(item)
 
     def _catch_up(self, conversation: Conversation, item: Pending) -> Steps[None]:
         """Send again what an earlier caller gave up on: the channel is ordered behind it."""
@@ -421,11 +544,14 @@ class ClientCore:
                 refused, item.refused = item.refused, None
                 if refused.kind == ReplyKind.CLOSED:
                     self._close(topic, place, refused.expected)
+                    if item.failed is not None:
+                        raise item.failed
                     continue
                 if refused.kind == ReplyKind.SEQUENCE_ERROR:
-                    if not conversation.holds(refused.expected) or attempt + 1 == self._attempts:
+                    # An earlier one did not arrive, and is still to be sent; or arrived while this was said.
+                    again = conversation.holds(refused.expected) or conversation.passed(refused.expected)
+                    if not again or attempt + 1 == self._attempts:
                         raise SequenceError(expected=refused.expected, got=item.sequence)
-                    # An earlier one did not arrive, and is still to be sent.
                     yield self._pause(attempt)
                     yield from self._catch_up(conversation, item)
                     continue
@@ -464,7 +590,9 @@ class ClientCore:
     def _take(self, conversation: Conversation, body: bytes) -> None:
         for mail in split_mails(body):
             try:
-                conversation.receive(mail)
+                item = conversation.receive(mail)
+                if item is not None and item.done:
+                    self._settle(item)
             except (FormatError, MailError):
                 # Whatever the host put there, it is not from the enclave. Counting
                 # it as an error would let the host end a call with one byte.
@@ -495,6 +623,77 @@ class ClientCore:
             yield Exchange("POST", "/mail", conversation.acknowledgement(), mails=True, host=host)
             yield Exchange("DELETE", f"/outbox/{place.box}?below={conversation.session.seen_below}", host=host)
         return [ReceivedMail(r.body, r.envelope, r.sequence) for r in posted]
+
+    def resume(self) -> Steps[list[Resumed]]:
+        """Repeat what earlier processes left without an answer, in its order.
+
+        Raises:
+            TransportError, VerificationError, AppraisalError: all of it stays for another time.
+        """
+        if self.state is None or not self.state.left:
+            return []
+        if self.only_topic is not None:
+            raise ValueError("a constant rate does not hide what earlier processes left; resume it without pace")
+        if self._is_stale():
+            yield from self.verify()
+        work = [(name, place, item) for name, place in self._restore() for item in place.left]
+        try:
+            outcomes = []
+            for name, place, item in work:
+                outcomes.append((yield from self._repeat(name, place, item)))
+            # Only now: whoever dies over this finds it again.
+            self.state.answered(*(item.saved for _, _, item in work if item.saved is not None))
+            return outcomes
+        finally:
+            self._resuming = []
+            # Where it ends early, what moved to another boot has other numbers than before.
+            kept = (self.state.unanswered.get(item.saved) for _, _, item in work if item.saved is not None)
+            self.state.left = [left for left in kept if left is not None]
+
+    def _restore(self) -> list[tuple[str, _Topic]]:
+        """Strands of earlier processes, in sessions of this one."""
+        assert self.state is not None
+        assert self.instance is not None
+        places: dict[tuple[str, int, bytes], _Topic] = {}
+        for left in self.state.left:
+            place = places.setdefault((left.topic, left.strand, left.boots[-1]), _Topic())
+            place.strand = left.strand
+            padding = None if left.padding is None else Padding.parse(left.padding)
+            item = Pending(left.kind, left.flags, left.body, left.envelope, left.sequence, padding=padding)
+            item.boots, item.saved, item.resumed = list(left.boots), left.key, True
+            place.left.append(item)
+        self._resuming = []
+        for (name, _, boot), place in places.items():
+            place.conversation.restore(place.left)
+            if boot == self.instance.claims.boot_nonce:
+                place.conversation.use(self._session(name, place), new_boot=False)
+            else:
+                self._open(name, place, new_boot=True)
+            self._resuming.append((name, place))
+        return self._resuming
+
+    def _repeat(self, name: str, place: _Topic, item: Pending) -> Steps[Resumed]:
+        error: Error | None = item.failed
+        if error is None:
+            try:
+                yield from self._deliver(name, place, item)
+                _raise_failure(item.replies[-1])
+            except (MailError, CallError) as refused:
+                error = refused
+            except TransportError:
+                if item.failed is None:
+                    raise
+                error = item.failed
+        method, arguments, body = "", b"", item.body
+        if item.kind == RequestKind.CALL:
+            method, arguments = decode_call(item.body)
+            body = b""
+        return Resumed(name, method, body, error, arguments, item.replies)
+
+    def close(self) -> None:
+        """Let another process have the saved state."""
+        if self.state is not None:
+            self.state.close()
 
     def check_interface(self, interface: Interface) -> None:
         """Refuse a stub whose class differs from the measured interface.

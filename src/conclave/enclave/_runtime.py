@@ -22,7 +22,7 @@ from typing import Final, NoReturn
 
 from conclave import __version__, _crypto
 from conclave._crypto import SUITE_ID
-from conclave._framing import FrameReader, Kind, pack
+from conclave._framing import HEADER, FrameReader, Kind, head, pack
 from conclave.attestation.claims import InstanceClaims
 from conclave.bundle.manifest import Manifest, check_files, parse_manifest
 from conclave.enclave import _sandbox
@@ -39,6 +39,12 @@ _READ_SIZE: Final = 1024 * 1024
 _MAX_UNSENT: Final = 64 * 1024 * 1024
 # So many frames go out at once: the host goes on with them while we go on with the rest.
 _BATCH: Final = 32
+_BATCH_SIZE: Final = 128 * 1024
+# The kernel takes 1024 pieces at once.
+_PARTS: Final = 512
+# A block of this size, made and given back, has the C library keep as much for later use: without, each
+# mail of 64 KiB gets fresh pages from the kernel, which costs more than to copy it.
+_KEPT_MEMORY: Final = 8 * 1024 * 1024
 
 
 class StartError(Error):
@@ -175,12 +181,13 @@ def _load(manifest: Manifest) -> type[Enclave]:
 
 
 class _Output:
-    """Frames on their way to the host: one write for many of them."""
+    """Frames on their way to the host: one write for many of them, none copied but the small ones."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, channel: socket.socket) -> None:
         self._loop = loop
         self._channel = channel
-        self._buffer = bytearray()
+        self._parts: list[bytes | memoryview] = []
+        self._size = 0
         self._frames = 0
         self._scheduled = False
         self._blocked = False
@@ -189,9 +196,10 @@ class _Output:
 
     def send(self, kind: int, request: int, payload: bytes) -> None:
         """Queue one frame."""
-        self._buffer += pack(kind, request, payload)
+        self._parts += (head(kind, request, payload), payload)
+        self._size += HEADER.size + len(payload)
         self._frames += 1
-        if self._frames >= _BATCH and not self._blocked:
+        if (self._frames >= _BATCH or self._size >= _BATCH_SIZE) and not self._blocked:
             self.flush()
         elif not self._scheduled:
             self._scheduled = True
@@ -204,28 +212,29 @@ class _Output:
     def release(self) -> None:
         """Write what waits, unless the channel is full: then it goes when there is room."""
         self._scheduled = False
-        if self._buffer and not self._blocked:
+        if self._parts and not self._blocked:
             self.flush()
 
     @property
     def full(self) -> bool:
         """Whether the host must read before it may ask more."""
-        return len(self._buffer) > _MAX_UNSENT
+        return self._size > _MAX_UNSENT
 
     def flush(self) -> None:
         """Write what the channel takes now."""
         self._frames = 0
         try:
-            while self._buffer:
-                sent = self._channel.send(self._buffer)
-                del self._buffer[:sent]
+            while self._parts:
+                # The sandbox has no sendmsg, which could pass descriptors.
+                self._sent(os.writev(self._channel.fileno(), self._parts[:_PARTS]))
         except BlockingIOError:
             if not self._blocked:
                 self._blocked = True
                 self._loop.add_writer(self._channel, self.flush)
             return
         except OSError:
-            self._buffer.clear()
+            self._parts.clear()
+            self._size = 0
             self.closed.set()
         if self._blocked:
             self._blocked = False
@@ -233,6 +242,21 @@ class _Output:
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting()
+
+    def _sent(self, size: int) -> None:
+        """Forget what was written."""
+        self._size -= size
+        parts = self._parts
+        done = 0
+        while size and size >= len(parts[done]):
+            size -= len(parts[done])
+            done += 1
+        # A frame without a payload has an empty part.
+        while done < len(parts) and not len(parts[done]):
+            done += 1
+        del parts[:done]
+        if size:
+            parts[0] = memoryview(parts[0])[size:]
 
     def when_empty(self, work: Callable[[], None]) -> None:
         """Do that once everything that waits was written."""
@@ -271,9 +295,9 @@ async def _serve(channel: socket.socket, start: _Start) -> None:
     # Start-up objects live as long as the boot: keep the collector off them.
     gc.collect()
     gc.freeze()
-    reader = FrameReader(Kind)
     # One buffer for the whole boot: fresh pages for each read cost more than the read.
-    buffer = memoryview(bytearray(_READ_SIZE))
+    reader = FrameReader(Kind, buffer_size=_READ_SIZE, views=frozenset({Kind.MAIL}))
+    bytearray(_KEPT_MEMORY)
 
     def readable() -> None:
         if output.full:
@@ -282,7 +306,7 @@ async def _serve(channel: socket.socket, start: _Start) -> None:
             output.when_empty(lambda: loop.add_reader(channel, readable))
             return
         try:
-            size = channel.recv_into(buffer)
+            size = channel.recv_into(reader.space())
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -291,7 +315,7 @@ async def _serve(channel: socket.socket, start: _Start) -> None:
             output.closed.set()
             return
         try:
-            frames = reader.feed(buffer[:size])
+            frames = reader.received(size)
         except FormatError:
             # The host speaks another protocol; nothing it says can be trusted to
             # be framed. Closing the channel ends this boot (CHAN-1).

@@ -27,11 +27,13 @@ from conclave._crypto import DecryptionKey, SigningKey
 from conclave._framing import Frame, Kind
 from conclave.attestation.claims import InstanceClaims
 from conclave.enclave import _streams
+from conclave.enclave._release import Release
 from conclave.enclave.drivers import Evidence
 from conclave.enclave.sdk import Caller, Enclave, Mail, NotIntroduced, Roster, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
-from conclave.mail import MAX_BODY, Channel, Mailbox, Outcome, ReplyKind, Request, RequestKind
-from conclave.rpc.interface import CallFailure, Interface, Method, RpcError, decode_call
+from conclave.mail import MAX_BODY, Channel, EnclaveSession, Mailbox, Outcome, ReplyKind, Request, RequestKind
+from conclave.mail.padding import DoesNotFit, Padding, padme
+from conclave.rpc.interface import DOES_NOT_FIT, CallFailure, Interface, Method, RpcError, decode_call, error_body
 
 if TYPE_CHECKING:
     from conclave.attestation import Constraint
@@ -96,13 +98,23 @@ class Service:
         """
         self._make_claims = claims
         self._evidence = evidence
-        self._send = send
+        self._release = Release(enclave.release_every, send) if enclave.release_every else None
+        self._send = self._release.send if self._release else send
         self._debug = debug
         self._signing = SigningKey.generate()
         key = DecryptionKey.generate()
         self.claims = claims(key.public, self._signing.public)
         self._digest = self.claims.digest()
-        self._mailbox = Mailbox(key=key, claims_digest=self._digest, admit=self._admit)
+        self._padding = interface.padding or padme
+        self._paddings = {n.encode(): m.padding for n, m in interface.methods.items() if m.padding is not None}
+        self._mailbox = Mailbox(
+            key=key,
+            claims_digest=self._digest,
+            admit=self._admit,
+            padding=self._padding,
+            padding_of=self._padding_of,
+            seal=self._release.seal if self._release else EnclaveSession.encrypt,
+        )
         self._methods = {n: _Target(getattr(enclave, n), m) for n, m in interface.methods.items()}
         self._on_mail = _Target(enclave.on_mail)
         self._enclave = enclave
@@ -112,7 +124,7 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = ThreadPoolExecutor(enclave.threads) if enclave.threads > 1 else None
         self.streams = _streams.Streams(
-            send=send,
+            send=self._send,
             prepare=self._prepare_stream,
             failure=self._failure,
             pool=self._pool,
@@ -128,6 +140,8 @@ class Service:
             self._callers = Callers(enclave.callers, self._time())
         enclave._context = self
         enclave.on_start()
+        if self._release is not None:
+            self._release.start(self._loop)
 
     def announce(self, request: int = 0) -> None:
         """Send claims and evidence to the host."""
@@ -233,24 +247,42 @@ class Service:
         self._announce(frame.request, claims, evidence)
 
     def _mail(self, frame: Frame) -> None:
+        if self._release is not None:
+            self._release.arrived(frame.request)
         try:
             received = self._mailbox.receive(frame.payload, frame.request)
         except Error as error:
             word = next((w for kind, w in _WORDS if isinstance(error, kind)), b"format")
             self._send(Kind.ERROR, frame.request, word)
             return
-        for mail in received.mails:
+        # The last mail comes with DONE, so that every answer of one mail is one frame.
+        answered = received.outcome is Outcome.ANSWERED
+        mails, last = (received.mails[:-1], received.mails[-1:]) if answered else (received.mails, ())
+        for mail in mails:
             self._send(Kind.REPLY, frame.request, mail)
         if received.superseded_route and received.superseded_route != frame.request:
             self._send(Kind.DONE, received.superseded_route, b"")
-        if received.outcome is Outcome.ANSWERED:
-            self._send(Kind.DONE, frame.request, b"")
+        if answered:
+            self._send(Kind.DONE, frame.request, last[0] if last else b"")
         elif received.outcome is Outcome.RUN and received.channel and received.request:
             self._start(received.channel, received.request)
         elif received.outcome is Outcome.STREAM and received.session and received.request:
-            self.streams.start(received.request, received.session, received.counter, frame.request, sender=_sender)
+            self.streams.start(
+                received.request,
+                received.session,
+                received.counter,
+                frame.request,
+                sender=_sender,
+                padding=self._padding_of(received.request),
+            )
 
     # Handlers ------------------------------------------------------------------------
+
+    def _padding_of(self, request: Request) -> Padding:
+        """A call of an unknown method is padded like what is no call."""
+        if request.kind in (RequestKind.CALL, RequestKind.STREAM) and request.body:
+            return self._paddings.get(request.body[1 : 1 + request.body[0]], self._padding)
+        return self._padding
 
     def _admit(self, sender: bytes, topic: str) -> bool:
         try:
@@ -333,11 +365,12 @@ class Service:
         else:
             raise TypeError("on_mail returns bytes or None")
         if len(body) > MAX_BODY:
-            raise ValueError(f"a result of {len(body)} bytes exceeds {MAX_BODY}")
+            raise DoesNotFit(f"a result of {len(body)} bytes exceeds {MAX_BODY}")
         self._reply(channel, request, kind, body, last=True)
 
     def _fail(self, channel: Channel, request: Request, error: BaseException) -> None:
-        self._reply(channel, request, ReplyKind.CALL_ERROR, _codec.encode(self._failure(error)), last=True)
+        body, padding = error_body(self._failure(error), self._padding_of(request))
+        self._reply(channel, request, ReplyKind.CALL_ERROR, body, last=True, padding=padding)
 
     def _failure(self, error: BaseException) -> CallFailure:
         """What the caller learns of an error. Within the handler of its exception."""
@@ -346,6 +379,8 @@ class Service:
         if isinstance(error, FormatError):
             return CallFailure(type="InvalidCall", message=str(error)[:MAX_MESSAGE])
         self._report()
+        if isinstance(error, DoesNotFit):
+            return DOES_NOT_FIT
         return CallFailure(type="error", message="the enclave's code failed")
 
     def _reply(
@@ -357,8 +392,9 @@ class Service:
         *,
         envelope: bytes = b"",
         last: bool,
+        padding: Padding | None = None,
     ) -> None:
-        made = self._mailbox.reply(channel, request.sequence, kind, body, envelope=envelope, last=last)
+        made = self._mailbox.reply(channel, request.sequence, kind, body, envelope=envelope, last=last, padding=padding)
         if made is None:
             return
         route, mail = made

@@ -26,10 +26,11 @@ from conclave._chunkheader import MAX_CHUNKS, MAX_CONTENT, chunk_address, split_
 from conclave._framing import Frame, Kind
 from conclave._mailheader import NONE
 from conclave.errors import DecryptionError, FormatError, StreamError
-from conclave.mail._wire import FLAG_LAST, FLAG_OF_STREAM, FLAG_UPLOAD, Reply, ReplyKind, Request
+from conclave.mail._wire import FLAG_LAST, FLAG_OUTSIDE, FLAG_UPLOAD, Reply, ReplyKind, Request
+from conclave.mail.padding import Padding
 from conclave.mail.session import EnclaveSession
 from conclave.mail.stream import ChunkOpener, ChunkSealer, Items, pieces
-from conclave.rpc.interface import CallFailure, Method
+from conclave.rpc.interface import CallFailure, Method, error_body
 from conclave.rpc.types import StreamType
 
 # Chunks of a reply stream that go out before the host asked for more.
@@ -298,18 +299,21 @@ class Streams:
 
     # Frames --------------------------------------------------------------------------
 
-    def start(self, request: Request, session: EnclaveSession, counter: int, route: int, *, sender: Any) -> None:
+    def start(
+        self, request: Request, session: EnclaveSession, counter: int, route: int, *, sender: Any, padding: Padding
+    ) -> None:
         """Take a stream call.
 
         Args:
             counter: of the mail; names the stream together with the session.
             route: the host's request id.
             sender: the context variable that names the caller.
+            padding: of the method.
         """
         answers = (NONE, 0, counter, 0)
 
-        def refuse(kind: ReplyKind, body: bytes = b"") -> None:
-            reply = Reply(kind, FLAG_LAST | FLAG_OF_STREAM, *answers, body)
+        def refuse(kind: ReplyKind, body: bytes = b"", padding: Padding = padding) -> None:
+            reply = Reply(kind, FLAG_LAST | FLAG_OUTSIDE, *answers, body, padding=padding)
             self.send(Kind.DONE, route, session.encrypt(reply))
 
         if route in self._by_route:
@@ -324,10 +328,10 @@ class Streams:
             if bool(request.flags & FLAG_UPLOAD) != (method.upload is not None):
                 raise FormatError(f"{method.name}() takes {'a' if method.upload else 'no'} stream")
         except BaseException as error:
-            refuse(ReplyKind.CALL_ERROR, _codec.encode(self._failure(error)))
+            refuse(ReplyKind.CALL_ERROR, *error_body(self._failure(error), padding))
             return
         stream = _Stream(self, method, identity=session.identity, key=(session.session_id, counter), route=route)
-        head, stream.sealer = session.open_stream(Reply(ReplyKind.STREAM, FLAG_OF_STREAM, *answers, b""))
+        head, stream.sealer = session.open_stream(Reply(ReplyKind.STREAM, FLAG_OUTSIDE, *answers, b"", padding=padding))
         if method.upload is not None:
             stream.opener = session.stream_opener(counter)
         self.send(Kind.REPLY, route, head)

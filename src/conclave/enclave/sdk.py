@@ -11,14 +11,18 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from conclave.mail.padding import Padding
 from conclave.rpc.interface import RpcError
 
 if TYPE_CHECKING:
     from conclave.attestation import AttestationResult, Constraint, InstanceClaims
     from conclave.enclave._peers import Peer
 
+SHORTEST: Final = timedelta(milliseconds=1)
+LONGEST: Final = timedelta(hours=1)
 _sender: ContextVar[bytes] = ContextVar("conclave_sender")
 
 
@@ -162,6 +166,12 @@ class Enclave:
     Class attributes:
         threads: how many synchronous handlers may run at a time. With 1 (default)
             no handler ever runs beside another one.
+        padding: how mails are padded that are no calls of a method with a padding of
+            its own: `padme`, `fixed(…)` or `buckets(…)`. With None (default) replies
+            are padded by Padmé, and each client chooses for its requests.
+        release_every: a `timedelta` for replies and posted mail that leave at ticks
+            only, one to two of them after the request came. None: as soon as they are
+            ready.
         stream_idle_seconds: how long a stream waits for the client's next chunk, or
             for it to take the next item, before it breaks off.
         callers: which other enclaves may introduce themselves: a name for each kind of
@@ -170,14 +180,19 @@ class Enclave:
     """
 
     threads: int = 1
+    padding: Padding | None = None
+    release_every: timedelta | None = None
     stream_idle_seconds: float = 60.0
     callers: Mapping[str, str | None] = {}
     delivery = "at_least_once"
     _context: Context
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Refuse a class whose constraints do not parse, when it is built."""
+        """Raises TypeError, or an error of a constraint, for what the runtime could not follow: when it is built."""
         super().__init_subclass__(**options)
+        every = cls.release_every
+        if every is not None and not (isinstance(every, timedelta) and SHORTEST <= every <= LONGEST):
+            raise TypeError(f"{cls.__name__}.release_every is a timedelta of {SHORTEST} to {LONGEST}, or None")
         if cls.callers:
             # The verifiers are loaded by those alone who need them.
             from conclave.enclave._callers import check_declared

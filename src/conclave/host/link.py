@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
-from conclave._framing import Frame, FrameReader, Kind, pack
+from conclave._framing import Frame, FrameReader, Kind, head
 from conclave.errors import FormatError, TransportError
 from conclave.host.counts import Counts
 from conclave.host.streams import MOST_WAITING, held, is_chunk
@@ -22,6 +22,9 @@ MAX_ASKS: Final = 8192
 MAX_HELD: Final = 64 * 1024 * 1024
 # So many requests go out at once: the enclave begins with them while we take more.
 _BATCH: Final = 8
+# Below this one copy is cheaper than a write of many pieces.
+_JOIN: Final = 32 * 1024
+_READ_SIZE: Final = 512 * 1024
 _FINAL: Final = frozenset({Kind.DONE, Kind.ERROR, Kind.SIGNED, Kind.INSTANCE})
 
 
@@ -76,17 +79,18 @@ class Ask:
         return self.take()
 
 
-class Link(asyncio.Protocol):
+class Link(asyncio.BufferedProtocol):
     """One byte stream to one boot."""
 
     def __init__(self, unasked: Callable[[Frame], None], lost: Callable[[], None]) -> None:
         self.counts = Counts()
         self._unasked = unasked
         self._lost = lost
-        self._reader = FrameReader(Kind)
+        self._reader = FrameReader(Kind, buffer_size=_READ_SIZE)
         self._asks: dict[int, Ask] = {}
         self._next = 1
-        self._out: list[bytes] = []
+        self._out: list[bytes | bytearray] = []
+        self._waiting = 0
         self._scheduled = False
         self._held = 0
         self._paused = False
@@ -105,14 +109,18 @@ class Link(asyncio.Protocol):
             ask.end()
         self._lost()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """asyncio: where bytes of the enclave shall go."""
+        return self._reader.space()
+
+    def buffer_updated(self, nbytes: int) -> None:
         """asyncio: bytes of the enclave."""
         try:
-            frames = self._reader.feed(data)
+            frames = self._reader.received(nbytes)
         except FormatError:
             self.close()
             return
-        self.counts.to_host.add(len(frames), len(data))
+        self.counts.to_host.add(len(frames), nbytes)
         answered = []
         for frame in frames:
             ask = self._asks.get(frame.request) if frame.request else None
@@ -160,7 +168,7 @@ class Link(asyncio.Protocol):
         ask = Ask(request, self)
         self._asks[request] = ask
         self.counts.mails += kind == Kind.MAIL
-        self._send(pack(kind, request, payload))
+        self._send(kind, request, payload)
         return ask
 
     def waiting_since(self, request: int) -> list[Ask]:
@@ -181,7 +189,7 @@ class Link(asyncio.Protocol):
         """Give up a request; what still comes for it is dropped, and a stream's handler is cancelled."""
         if self._asks.pop(ask.request, None) is not None:
             if self._transport is not None:
-                self._send(pack(Kind.DROP, ask.request))
+                self._send(Kind.DROP, ask.request, b"")
             ask.end()
         # What was never taken is held no more.
         ask.take()
@@ -189,27 +197,28 @@ class Link(asyncio.Protocol):
     def tell(self, kind: Kind, request: int, payload: bytes) -> None:
         """Send what answers the enclave, or needs no answer; nothing if it is gone."""
         if self._transport is not None:
-            self._send(pack(kind, request, payload))
+            self._send(kind, request, payload)
 
     def credit(self, ask: Ask, chunks: int) -> None:
         """Take so many chunks more of a stream."""
         if ask.request in self._asks and self._transport is not None:
-            self._send(pack(Kind.CREDIT, ask.request, chunks.to_bytes(4, "big")))
+            self._send(Kind.CREDIT, ask.request, chunks.to_bytes(4, "big"))
 
     def stop(self) -> None:
         """Ask the enclave to end."""
         if self._transport is not None:
-            self._send(pack(Kind.STOP, 0))
+            self._send(Kind.STOP, 0, b"")
 
     def close(self) -> None:
         """End the boot by closing its channel."""
         if self._transport is not None:
             self._transport.close()
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, kind: Kind, request: int, payload: bytes | bytearray) -> None:
         # One write for many requests: under load a crossing costs a fraction.
-        self._out.append(data)
-        if len(self._out) >= _BATCH:
+        self._out += (head(kind, request, payload), payload)
+        self._waiting += len(payload)
+        if len(self._out) >= 2 * _BATCH:
             self._flush()
         elif not self._scheduled:
             self._scheduled = True
@@ -221,7 +230,12 @@ class Link(asyncio.Protocol):
 
     def _flush(self) -> None:
         out, self._out = self._out, []
-        if out and self._transport is not None:
-            data = out[0] if len(out) == 1 else b"".join(out)
-            self.counts.to_enclave.add(len(out), len(data))
-            self._transport.write(data)
+        waiting, self._waiting = self._waiting, 0
+        if not out or self._transport is None:
+            return
+        # Heads and payloads take turns.
+        self.counts.to_enclave.add(len(out) // 2, 8 * len(out) + waiting)
+        if waiting <= _JOIN:
+            self._transport.write(b"".join(out))
+        else:
+            self._transport.writelines(out)

@@ -12,7 +12,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ class Service:
         log: str = "console",
         drain_seconds: float = 20.0,
         show: Callable[[dict[str, Any]], None] | None = None,
+        peers: Iterable[str] = (),
     ) -> None:
         """Opens the store and reads the certificate; nothing listens before `run`.
 
@@ -59,6 +60,7 @@ class Service:
             log: one of `conclave.host.logs.FORMATS`.
             drain_seconds: how long a stop waits for what is under way.
             show: told each platform event, for what a debug enclave prints.
+            peers: URLs of hosts whose enclaves this one may call.
 
         Raises:
             FormatError, StoreError, TransportError: store or certificate cannot be used.
@@ -70,7 +72,7 @@ class Service:
         self._metrics = Metrics()
         opened = open_store(store, timeout_seconds=store_timeout_seconds) if store else None
         kept = None if opened is None else self._metrics.store(opened)
-        self.host = Host(launch, on_event=partial(self._told, show))
+        self.host = Host(launch, on_event=partial(self._told, show), peers=peers)
         self.health = Health(up=lambda: self.host.info is not None, store=kept)
         inner = Operation(self.health, metrics=None if operators else self._metrics, others=self.host)
         self._server = Server(inner, mail=self.host.mail, on_failure=self._log.failure)

@@ -4,7 +4,7 @@ from conclave._mailheader import MAX_ENVELOPE, MAX_MAIL, EncryptedMail, parse_ma
 from conclave.mail._wire import MAX_BODY, Reply, ReplyKind, Request, RequestKind
 from conclave.mail.conversation import Conversation, Pending
 from conclave.mail.mailbox import Bounds, Channel, Mailbox, Outcome, Received
-from conclave.mail.padding import buckets, fixed, padme
+from conclave.mail.padding import Padding, buckets, fixed, padme
 from conclave.mail.session import ClientSession, EnclaveSession
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "EncryptedMail",
     "Mailbox",
     "Outcome",
+    "Padding",
     "Pending",
     "Received",
     "Reply",

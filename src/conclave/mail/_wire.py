@@ -14,8 +14,9 @@ from typing import Final
 
 import msgspec
 
-from conclave._mailheader import NONE
+from conclave._mailheader import MAX_ENVELOPE, NONE
 from conclave.errors import FormatError
+from conclave.mail.padding import Padding
 
 PRIVATE: Final = struct.Struct(">BBHIQQQQ")
 SEALED_SIZE: Final = 1168
@@ -25,7 +26,7 @@ MAX_BODY: Final = 16 * 1024 * 1024 - 65536
 FLAG_NO_RETRY: Final = 1
 FLAG_UPLOAD: Final = 2
 FLAG_LAST: Final = 1
-FLAG_OF_STREAM: Final = 2
+FLAG_OUTSIDE: Final = 2
 
 _TOPIC = re.compile(rb"[A-Za-z0-9_./-]{1,255}\Z")
 
@@ -37,6 +38,7 @@ class RequestKind(IntEnum):
     CALL = 1
     ACKNOWLEDGE = 2
     STREAM = 3
+    COVER = 4
     INTRODUCTION = 5
 
 
@@ -51,14 +53,17 @@ class ReplyKind(IntEnum):
     ACCEPTED = 5
     NOT_ADMITTED = 6
     STREAM = 7
+    COVER = 8
     INTRODUCED = 9
     CLOSED = 10
 
 
 _REQUEST_KINDS: Final = frozenset(RequestKind)
 _REPLY_KINDS: Final = frozenset(ReplyKind)
-_OF_STREAM: Final = frozenset(
+_OUTSIDE: Final = frozenset({RequestKind.ACKNOWLEDGE, RequestKind.STREAM, RequestKind.COVER})
+_ANSWERS_OUTSIDE: Final = frozenset(
     {ReplyKind.STREAM, ReplyKind.CALL_ERROR, ReplyKind.OVERLOADED, ReplyKind.NOT_ADMITTED, ReplyKind.CLOSED}
+    | {ReplyKind.COVER}
 )
 
 
@@ -70,11 +75,20 @@ def check_topic(topic: str) -> bytes:
     return raw
 
 
+def check_sizes(body: bytes, envelope: bytes) -> None:
+    """Raises ValueError if no mail can carry them."""
+    if len(envelope) > MAX_ENVELOPE:
+        raise ValueError(f"an envelope has at most {MAX_ENVELOPE} bytes")
+    if len(body) > MAX_BODY:
+        raise ValueError(f"a mail body has at most {MAX_BODY} bytes")
+
+
 class Request(msgspec.Struct, frozen=True):
     """What a client says: authentic once decrypted.
 
     Attributes:
         strand: which numbering of the topic `sequence` belongs to; the session's.
+        padding: how this one is padded, where that is not the session's choice. Not sent.
     """
 
     kind: int
@@ -84,16 +98,18 @@ class Request(msgspec.Struct, frozen=True):
     body: bytes
     envelope: bytes = b""
     strand: int = 0
+    padding: Padding | None = None
 
 
 class Reply(msgspec.Struct, frozen=True):
     """What an enclave says: authentic once decrypted.
 
     Attributes:
-        answers: sequence of the request, or `NONE`; of a stream call, its counter.
+        answers: sequence of the request, or `NONE`; where `outside`, its counter.
         expected: for a sequence error, the sequence the enclave waits for; for a
             closed strand, the one it waited for; for a last reply, how many replies
             the request has.
+        padding: as in a request.
     """
 
     kind: int
@@ -104,6 +120,7 @@ class Reply(msgspec.Struct, frozen=True):
     expected: int
     body: bytes
     envelope: bytes = b""
+    padding: Padding | None = None
 
     @property
     def last(self) -> bool:
@@ -111,9 +128,9 @@ class Reply(msgspec.Struct, frozen=True):
         return bool(self.flags & FLAG_LAST)
 
     @property
-    def of_stream(self) -> bool:
-        """Whether it answers a stream call, and so nothing in the sequence."""
-        return bool(self.flags & FLAG_OF_STREAM)
+    def outside(self) -> bool:
+        """Whether it answers a stream call or a cover, and so nothing in the sequence."""
+        return bool(self.flags & FLAG_OUTSIDE)
 
 
 def _unpad(plaintext: bytes) -> tuple[tuple[int, ...], bytes]:
@@ -133,21 +150,21 @@ def parse_request(plaintext: bytes, envelope: bytes) -> Request:
     stream = kind == RequestKind.STREAM
     if kind not in _REQUEST_KINDS or flags & ~(FLAG_UPLOAD if stream else FLAG_NO_RETRY) or zero:
         raise FormatError("private header with an unknown kind or flag")
-    if (stream or kind == RequestKind.ACKNOWLEDGE) != (sequence == NONE):
-        raise FormatError("acknowledgements and stream calls are outside the sequence, everything else is in it")
+    if (kind in _OUTSIDE) != (sequence == NONE):
+        raise FormatError("acknowledgements, stream calls and covers are outside the sequence, the rest is in it")
     return Request(kind, flags, sequence, acknowledged, body, envelope, strand)
 
 
 def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
     """Read a decrypted mail of an enclave. Raises FormatError."""
     (kind, flags, _, _, sequence, acknowledged, answers, expected), body = _unpad(plaintext)
-    if kind not in _REPLY_KINDS or flags & ~(FLAG_LAST | FLAG_OF_STREAM):
+    if kind not in _REPLY_KINDS or flags & ~(FLAG_LAST | FLAG_OUTSIDE):
         raise FormatError("private header with an unknown kind or flag")
-    if flags & FLAG_OF_STREAM:
-        if kind not in _OF_STREAM or sequence != NONE or (expected and kind != ReplyKind.CLOSED):
-            raise FormatError("an answer to a stream call that cannot be one")
-    elif kind == ReplyKind.STREAM:
-        raise FormatError("a stream that answers no stream call")
+    if flags & FLAG_OUTSIDE:
+        if kind not in _ANSWERS_OUTSIDE or sequence != NONE or (expected and kind != ReplyKind.CLOSED):
+            raise FormatError("an answer outside the sequence that cannot be one")
+    elif kind in (ReplyKind.STREAM, ReplyKind.COVER):
+        raise FormatError("a stream or cover that answers nothing of its kind")
     return Reply(kind, flags, sequence, acknowledged, answers, expected, body, envelope)
 
 
@@ -176,3 +193,9 @@ def pack_reply(reply: Reply) -> bytes:
         )
         + reply.body
     )
+
+
+def pad(plaintext: bytes, packed: Request | Reply, default: Padding) -> bytes:
+    """What to encrypt of a packed request or reply. Raises ValueError if it is too large."""
+    check_sizes(packed.body, packed.envelope)
+    return plaintext.ljust((packed.padding or default)(len(plaintext)), b"\0")

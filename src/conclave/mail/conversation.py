@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from conclave._mailheader import NONE
-from conclave.errors import DecryptionError
-from conclave.mail._wire import FLAG_UPLOAD, Reply, Request, RequestKind
+from conclave._mailheader import NONE, address_of
+from conclave.errors import DecryptionError, Error
+from conclave.mail._wire import FLAG_UPLOAD, Reply, ReplyKind, Request, RequestKind
+from conclave.mail.padding import Padding
 from conclave.mail.session import ClientSession
 from conclave.mail.stream import ChunkSealer
 
@@ -32,6 +33,8 @@ class Pending:
         failed: why it will never be sent again.
         boots: nonces of the boots it may have reached: none gets it under a second
             number (MAIL-52).
+        saved: strand and sequence under which saved state knows it.
+        resumed: an earlier process sent it.
     """
 
     kind: int
@@ -44,8 +47,11 @@ class Pending:
     done: bool = False
     abandoned: bool = False
     refused: Reply | None = None
-    failed: Exception | None = None
+    failed: Error | None = None
     boots: list[bytes] = field(default_factory=list)
+    saved: tuple[int, int] | None = None
+    resumed: bool = False
+    padding: Padding | None = None
 
 
 class Conversation:
@@ -56,13 +62,17 @@ class Conversation:
         self.posted: list[Reply] = []
         self._next = 0
         self._pending: dict[int, Pending] = {}
+        # Cover mails under way, by their counter.
+        self._covers: dict[int, Pending] = {}
         self._received_below = 0
         self._above: set[int] = set()
+        self._quiet = False
+        self._reached = 0
 
     @property
     def acknowledged(self) -> int:
         """Every reply with a lower sequence was received."""
-        return self._received_below
+        return 0 if self._quiet else self._received_below
 
     def use(self, session: ClientSession, *, new_boot: bool) -> None:
         """Go on with a new session.
@@ -71,10 +81,13 @@ class Conversation:
             new_boot: the session carries another strand, which counts from 0.
         """
         self.session = session
+        covers, self._covers = self._covers, {}
+        for item in covers.values():
+            self._enter_cover(item)
         if new_boot:
             waiting = self.waiting()
             self._pending = {}
-            self._next = 0
+            self._next = self._reached = 0
             self._received_below = 0
             self._above = set()
             for item in waiting:
@@ -93,19 +106,57 @@ class Conversation:
         if self.session is None:
             raise RuntimeError("no session yet")
         return self.session.encrypt(
-            Request(item.kind, item.flags, item.sequence, self.acknowledged, item.body, item.envelope)
+            Request(
+                item.kind,
+                item.flags,
+                item.sequence,
+                self.acknowledged,
+                item.body,
+                item.envelope,
+                padding=item.padding,
+            )
         )
 
-    def add(self, kind: RequestKind, body: bytes, *, envelope: bytes = b"", flags: int = 0) -> Pending:
+    def add(
+        self, kind: RequestKind, body: bytes, *, envelope: bytes = b"", flags: int = 0, padding: Padding | None = None
+    ) -> Pending:
         """Take a place in the channel's order.
 
         Raises:
             ValueError: body or envelope do not fit a mail; no place was taken.
             SessionError: the session has ended in this process.
         """
-        item = Pending(kind, flags, body, envelope)
+        item = Pending(kind, flags, body, envelope, padding=padding)
         self._enter(item)
         return item
+
+    def cover(self) -> Pending:
+        """A mail that means nothing, outside the sequence (MAIL-42)."""
+        item = Pending(RequestKind.COVER, 0, b"", b"", sequence=NONE)
+        self._enter_cover(item)
+        return item
+
+    def _enter_cover(self, item: Pending) -> None:
+        item.encrypted = self._encrypt(item)
+        self._covers[address_of(item.encrypted)[2]] = item
+
+    def uncover(self, item: Pending) -> None:
+        """Wait for its answer no longer."""
+        self._covers = {counter: other for counter, other in self._covers.items() if other is not item}
+
+    def restore(self, items: list[Pending]) -> None:
+        """Repeat what another process left, under the numbers it gave; before `use`.
+
+        Nothing is acknowledged: whoever dies over this can repeat it again.
+        """
+        self._quiet = True
+        self._pending = {item.sequence: item for item in items}
+        self._next = max(self._pending) + 1
+
+    def retract(self, item: Pending) -> None:
+        """Give back the newest place: that request never left."""
+        del self._pending[item.sequence]
+        self._next = item.sequence
 
     def forget(self, item: Pending) -> None:
         """Drop a request that must not be sent to another boot."""
@@ -114,6 +165,10 @@ class Conversation:
     def holds(self, sequence: int) -> bool:
         """Whether that request is still without its last reply."""
         return sequence in self._pending
+
+    def passed(self, sequence: int) -> bool:
+        """Whether the enclave is known to have taken that request: it answered this or a later one."""
+        return sequence < self._reached
 
     def waiting(self) -> list[Pending]:
         """Requests without a last reply, in order."""
@@ -125,12 +180,14 @@ class Conversation:
             raise RuntimeError("no session yet")
         return self.session.encrypt(Request(RequestKind.ACKNOWLEDGE, 0, NONE, self.acknowledged, b""))
 
-    def open_stream(self, body: bytes, *, upload: bool) -> tuple[ClientSession, bytes, int, ChunkSealer]:
+    def open_stream(
+        self, body: bytes, *, upload: bool, padding: Padding | None = None
+    ) -> tuple[ClientSession, bytes, int, ChunkSealer]:
         """Encrypt a stream call, which takes no place in the order."""
         if self.session is None:
             raise RuntimeError("no session yet")
         flags = FLAG_UPLOAD if upload else 0
-        request = Request(RequestKind.STREAM, flags, NONE, self.acknowledged, body)
+        request = Request(RequestKind.STREAM, flags, NONE, self.acknowledged, body, padding=padding)
         return self.session, *self.session.open_stream(request)
 
     def receive(self, data: bytes) -> Pending | None:
@@ -145,9 +202,14 @@ class Conversation:
         if self.session is None:
             raise DecryptionError
         reply = self.session.decrypt(data)
-        if reply.of_stream:
-            # The host gave the head of a stream to whoever waits for something else.
-            raise DecryptionError
+        if reply.outside:
+            item = self._covers.get(reply.answers)
+            if item is None:
+                # The host gave the head of a stream to whoever waits for something else.
+                raise DecryptionError
+            item.done = reply.kind == ReplyKind.COVER
+            item.refused = None if item.done else reply
+            return item
         item = self._pending.get(reply.answers)
         if reply.sequence == NONE:
             if item is not None:
@@ -168,6 +230,7 @@ class Conversation:
         # The last reply says how many there are: the host may swap their order.
         if any(r.last and r.expected == len(item.replies) for r in item.replies):
             item.done = True
+            self._reached = max(self._reached, item.sequence + 1)
             item.replies.sort(key=lambda r: r.sequence)
             del self._pending[item.sequence]
         return item

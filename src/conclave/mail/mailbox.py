@@ -17,11 +17,11 @@ from enum import Enum
 import msgspec
 
 from conclave import _crypto, _mailheader
-from conclave._crypto import DecryptionKey
+from conclave._crypto import DecryptionKey, Marker
 from conclave._mailheader import NONE, EncryptedMail
 from conclave.errors import DecryptionError, FormatError, OverloadedError, SessionError
 from conclave.mail import _wire
-from conclave.mail._wire import FLAG_LAST, FLAG_OF_STREAM, Reply, ReplyKind, Request, RequestKind
+from conclave.mail._wire import FLAG_LAST, FLAG_OUTSIDE, PRIVATE, Reply, ReplyKind, Request, RequestKind
 from conclave.mail.padding import Padding, padme
 from conclave.mail.session import EnclaveSession
 
@@ -38,19 +38,20 @@ class Bounds:
     session_ids: int = 1_000_000
 
 
-def body_digest(request: Request) -> bytes:
-    """What makes two requests the same (spec section 7)."""
-    head = bytes((request.kind, request.flags)) + len(request.envelope).to_bytes(2, "big")
-    return _crypto.sha256(b"mail/1 body" + head + request.envelope, request.body)
+def _head(request: Request) -> bytes:
+    """What beside its body makes a request the same (spec section 7)."""
+    head = bytes((request.kind, request.flags))
+    return head + _crypto.sha256(request.envelope) if request.envelope else head
 
 
 @dataclass(slots=True)
 class _Handled:
     """One request that a handler was started for, until its replies are acknowledged."""
 
-    digest: bytes
+    mark: bytes
     session: EnclaveSession
     route: int
+    padding: Padding
     replies: list[Reply] = field(default_factory=list)
     count: int = 0
     done: bool = False
@@ -122,28 +123,48 @@ class Channel:
         """The request of that sequence, if its replies are not all acknowledged."""
         return self._handled.get(sequence)
 
-    def start(self, request: Request, digest: bytes, session: EnclaveSession, route: int) -> None:
+    def start(self, request: Request, marker: Marker, session: EnclaveSession, route: int, padding: Padding) -> None:
         """Take the next request. Raises OverloadedError, changing nothing."""
         if len(self._handled) + len(self.unasked) >= self._bounds.unacknowledged_replies or (
             len(self._owners) >= self._bounds.unacknowledged_replies or self._bytes >= self._bounds.unacknowledged_bytes
         ):
             raise OverloadedError("too many unacknowledged replies on this channel")
-        self._handled[request.sequence] = _Handled(digest, session, route)
+        mark = marker.mark(_head(request), request.body)
+        self._handled[request.sequence] = _Handled(mark, session, route, padding)
         self.next_request = request.sequence + 1
 
-    def reply(self, answers: int, kind: ReplyKind, body: bytes, envelope: bytes, *, last: bool) -> Reply | None:
-        """Number a reply and keep it until acknowledged; None once the request is done."""
+    def reply(
+        self,
+        answers: int,
+        kind: ReplyKind,
+        body: bytes,
+        envelope: bytes,
+        *,
+        last: bool,
+        padding: Padding | None = None,
+    ) -> Reply | None:
+        """Number a reply and keep it until acknowledged; None once the request is done.
+
+        Raises:
+            OverloadedError: too many replies; nothing changed.
+            ValueError: too large for a mail, or (DoesNotFit) for the padding; nothing changed.
+        """
         handled = self._handled.get(answers)
         if answers != NONE and (handled is None or handled.done):
             return None
         if len(self._owners) >= 2 * self._bounds.unacknowledged_replies and not last:
             raise OverloadedError("too many unacknowledged replies on this channel")
+        # Checked before it is numbered: a number that never arrives would stop its client.
+        _wire.check_sizes(body, envelope)
+        padding = padding or (handled.padding if handled is not None else None)
+        if padding is not None:
+            padding(PRIVATE.size + len(body))
         flags = FLAG_LAST if last else 0
         count = 0
         if handled is not None:
             handled.count += 1
             count = handled.count if last else 0
-        reply = Reply(kind, flags, self.next_reply, self.next_request, answers, count, body, envelope)
+        reply = Reply(kind, flags, self.next_reply, self.next_request, answers, count, body, envelope, padding)
         self.next_reply += 1
         self._owners[reply.sequence] = answers
         self._bytes += len(body)
@@ -186,11 +207,25 @@ class Mailbox:
         claims_digest: bytes,
         admit: Callable[[bytes, str], bool] = lambda _sender, _topic: True,
         padding: Padding = padme,
+        padding_of: Callable[[Request], Padding | None] = lambda _request: None,
+        seal: Callable[[EnclaveSession, Reply], bytes] = EnclaveSession.encrypt,
         bounds: Bounds | None = None,
     ) -> None:
+        """Nothing is open yet.
+
+        Args:
+            admit: whether an unknown identity may open a channel of that topic.
+            padding: how what belongs to no request is padded.
+            padding_of: how everything that answers a request is padded, refusals
+                included; None for `padding`.
+            seal: encrypts a reply, or gives what stands for it until it leaves.
+        """
+        self.seal = seal
         self._keys: list[tuple[DecryptionKey, bytes]] = [(key, claims_digest)]
+        self._marker = Marker()
         self._admit = admit
         self._padding = padding
+        self._padding_of = padding_of
         self._bounds = bounds or Bounds()
         self._sessions: dict[bytes, tuple[EnclaveSession, Channel]] = {}
         self._retired: set[bytes] = set()
@@ -246,6 +281,8 @@ class Mailbox:
         channel.acknowledge(request.acknowledged)
         if request.kind == RequestKind.ACKNOWLEDGE:
             return Received(Outcome.ANSWERED)
+        if request.kind == RequestKind.COVER:
+            return self._refuse(session, request, ReplyKind.COVER, 0, mail.counter)
         if stream:
             session.last_stream = mail.counter
             return Received(Outcome.STREAM, (), channel, request, 0, session, mail.counter)
@@ -253,18 +290,18 @@ class Mailbox:
 
     def _order(self, session: EnclaveSession, channel: Channel, request: Request, route: int) -> Received:
         expected = channel.next_request
-        digest = body_digest(request)
         handled = channel.known(request.sequence)
         if request.sequence == expected:
             try:
-                channel.start(request, digest, session, route)
+                padding = self._padding_of(request) or self._padding
+                channel.start(request, self._marker, session, route, padding)
             except OverloadedError:
                 return self._refuse(session, request, ReplyKind.OVERLOADED, expected)
             return Received(Outcome.RUN, channel=channel, request=request)
-        if handled is None or not _crypto.same(handled.digest, digest):
+        if handled is None or not self._marker.fits(handled.mark, _head(request), request.body):
             return self._refuse(session, request, ReplyKind.SEQUENCE_ERROR, expected)
         old, handled.route, handled.session = handled.route, route, session
-        mails = tuple(session.encrypt(reply) for reply in handled.replies)
+        mails = tuple(self.seal(session, reply) for reply in handled.replies)
         if handled.done:
             return Received(Outcome.ANSWERED, mails)
         return Received(Outcome.WAIT, mails, channel, request, superseded_route=old)
@@ -272,10 +309,12 @@ class Mailbox:
     def _refuse(
         self, session: EnclaveSession, request: Request, kind: ReplyKind, expected: int, counter: int = 0
     ) -> Received:
-        stream = request.kind == RequestKind.STREAM
-        flags, answers = (FLAG_LAST | FLAG_OF_STREAM, counter) if stream else (FLAG_LAST, request.sequence)
-        reply = Reply(kind, flags, NONE, expected, answers, expected, b"")
-        return Received(Outcome.ANSWERED, (session.encrypt(reply),))
+        padding, flags, answers = self._padding_of(request), FLAG_LAST, request.sequence
+        if answers == NONE:
+            # It has no sequence to be known by.
+            flags, answers = FLAG_LAST | FLAG_OUTSIDE, counter
+        reply = Reply(kind, flags, NONE, expected, answers, expected, b"", padding=padding)
+        return Received(Outcome.ANSWERED, (self.seal(session, reply),))
 
     def reply(
         self,
@@ -286,17 +325,24 @@ class Mailbox:
         *,
         envelope: bytes = b"",
         last: bool,
+        padding: Padding | None = None,
     ) -> tuple[int, bytes] | None:
         """Make a reply to a request, and say where it goes now.
 
+        Args:
+            padding: another one than the request's own.
+
         Returns:
             (route, encrypted mail), or None if the request is done already.
+
+        Raises:
+            OverloadedError, ValueError: too many, or too large; nothing changed.
         """
         handled = channel.known(answers)
-        reply = channel.reply(answers, kind, body, envelope, last=last)
+        reply = channel.reply(answers, kind, body, envelope, last=last, padding=padding)
         if reply is None or handled is None:
             return None
-        return handled.route, handled.session.encrypt(reply)
+        return handled.route, self.seal(handled.session, reply)
 
     def post(self, identity: bytes, topic: str, body: bytes, *, envelope: bytes = b"") -> bytes:
         """Make a mail that answers nothing, for the channel's newest session.
@@ -309,11 +355,11 @@ class Mailbox:
         if not channels:
             raise SessionError("that client has no session on that topic in this boot")
         channel = max(channels, key=lambda c: c.used)
-        reply = channel.reply(NONE, ReplyKind.MAIL, body, envelope, last=False)
+        reply = channel.reply(NONE, ReplyKind.MAIL, body, envelope, last=False, padding=self._padding)
         # A channel is registered with its first session, and what answers nothing is never done.
         assert reply is not None
         assert channel.latest is not None
-        return channel.latest.encrypt(reply)
+        return self.seal(channel.latest, reply)
 
     def _open(self, mail: EncryptedMail) -> EnclaveSession:
         if not mail.opening or mail.session_id in self._retired:

@@ -101,13 +101,7 @@ def _encrypt(
     opening: bytes,
     envelope: bytes,
     plaintext: bytes,
-    padding: Padding,
 ) -> bytes:
-    if len(envelope) > _mailheader.MAX_ENVELOPE:
-        raise ValueError(f"an envelope has at most {_mailheader.MAX_ENVELOPE} bytes")
-    size = padding(len(plaintext))
-    if len(plaintext) > _wire.MAX_BODY + _wire.PRIVATE.size:
-        raise ValueError(f"a mail body has at most {_wire.MAX_BODY} bytes")
     public = (
         _mailheader.HEADER.pack(
             _mailheader.MAGIC,
@@ -117,12 +111,12 @@ def _encrypt(
             session_id,
             counter,
             salt,
-            size + _crypto.TAG_SIZE,
+            len(plaintext) + _crypto.TAG_SIZE,
         )
         + opening
         + envelope
     )
-    return public + key.encrypt(_NONCE.pack(counter, 0), plaintext.ljust(size, b"\0"), public)
+    return public + key.encrypt(_NONCE.pack(counter, 0), plaintext, public)
 
 
 _client_sessions: weakref.WeakSet[ClientSession] = weakref.WeakSet()
@@ -222,6 +216,8 @@ class ClientSession:
         """
         if not self.usable:
             raise SessionError("this session has ended in this process; open a new one")
+        # Before a counter is taken: a gap would tell the host of a mail that did not fit.
+        plaintext = _wire.pad(_wire.pack_request(request, self._strand), request, self._padding)
         counter, self._counter = self._counter, self._counter + 1
         return _encrypt(
             self._send,
@@ -231,8 +227,7 @@ class ClientSession:
             salt=_mailheader.ZERO_SALT,
             opening=b"" if self._confirmed else self._opening,
             envelope=request.envelope,
-            plaintext=_wire.pack_request(request, self._strand),
-            padding=self._padding,
+            plaintext=plaintext,
         )
 
     def open_stream(self, request: Request) -> tuple[bytes, int, ChunkSealer]:
@@ -248,7 +243,7 @@ class ClientSession:
             direction=_mailheader.TO_ENCLAVE,
             session_id=self.session_id,
             counter=counter,
-            padding=self._padding,
+            padding=request.padding or self._padding,
             alive=lambda: not self._dead,
         )
         return mail, counter, sealer
@@ -340,7 +335,7 @@ class EnclaveSession:
             direction=_mailheader.TO_CLIENT,
             session_id=self.session_id,
             counter=self._counter - 1,
-            padding=self._padding,
+            padding=reply.padding or self._padding,
         )
         return mail, sealer
 
@@ -360,9 +355,15 @@ class EnclaveSession:
         return _wire.parse_request(plaintext, mail.envelope)
 
     def encrypt(self, reply: Reply) -> bytes:
-        """Encrypt a reply under the next counter, which is used up in any case."""
+        """Encrypt a reply under the next counter.
+
+        Raises:
+            SessionError: spent after 2^32 mails.
+            ValueError: body or envelope too large for the format or padding.
+        """
         if self._counter >= MAX_COUNTER:
             raise SessionError("this session is spent")
+        plaintext = _wire.pad(_wire.pack_reply(reply), reply, self._padding)
         counter, self._counter = self._counter, self._counter + 1
         return _encrypt(
             self._send,
@@ -372,6 +373,5 @@ class EnclaveSession:
             salt=self._salt,
             opening=b"",
             envelope=reply.envelope,
-            plaintext=_wire.pack_reply(reply),
-            padding=self._padding,
+            plaintext=plaintext,
         )

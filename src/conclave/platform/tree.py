@@ -44,6 +44,7 @@ ENCLAVE_MODULES: Final = (
     "bundle/__init__",
     "bundle/manifest",
     "enclave/__init__",
+    "enclave/_release",
     "enclave/_runtime",
     "enclave/_sandbox",
     "enclave/_service",

@@ -13,12 +13,13 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
 
 import msgspec
 
 from conclave import _codec, _crypto
 from conclave.errors import FormatError
+from conclave.mail.padding import Padding
 from conclave.rpc.types import StreamType, describe, stream_type
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,21 +39,34 @@ class RpcError(Exception):
 @overload
 def rpc(method: F, /) -> F: ...
 @overload
-def rpc(*, retry: bool = True, callers: str | tuple[str, ...] = ()) -> Callable[[F], F]: ...
-def rpc(method: Any = None, /, *, retry: bool = True, callers: str | tuple[str, ...] = ()) -> Any:
+def rpc(
+    *, retry: bool = True, padding: Padding | None = None, callers: str | tuple[str, ...] = ()
+) -> Callable[[F], F]: ...
+def rpc(
+    method: Any = None,
+    /,
+    *,
+    retry: bool = True,
+    padding: Padding | None = None,
+    callers: str | tuple[str, ...] = (),
+) -> Any:
     """Mark a method as callable by clients.
 
     Args:
         retry: whether a client may send the call again to a *new* instance when
             the old one went away without answering. With False it gets
             `TransportError` and decides itself.
+        padding: how everything of this method is padded: its calls (by typed
+            clients), results and errors; None for the class attribute `padding`.
         callers: names in the class's `callers`: only enclaves that introduced themselves
             as one of these may call. Everybody else gets `NotIntroduced`.
     """
+    if padding is not None and not isinstance(padding, Padding):
+        raise TypeError("padding is padme, fixed(…) or buckets(…)")
 
     def mark(function: Any) -> Any:
         names = (callers,) if isinstance(callers, str) else tuple(callers)
-        setattr(function, _MARK, {"retry": retry, "callers": names})
+        setattr(function, _MARK, {"retry": retry, "padding": padding, "callers": names})
         return function
 
     return mark if method is None else mark(method)
@@ -69,6 +83,7 @@ class Method:
     argument_types: tuple[Any, ...]
     defaults: tuple[Any, ...]
     return_type: Any
+    padding: Padding | None
     callers: tuple[str, ...]
     _all_arguments: msgspec.msgpack.Decoder[tuple[Any, ...]] = field(repr=False, compare=False)
     upload: StreamType | None = None
@@ -143,22 +158,35 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """All methods of one enclave class."""
+    """All methods of one enclave class.
+
+    Attributes:
+        padding: what the class declares for everything that is no call of a known
+            method; None if it declares nothing.
+    """
 
     methods: dict[str, Method]
+    padding: Padding | None = None
 
     def encode(self) -> bytes:
         """The interface schema in canonical form."""
         return _codec.encode(
             [
-                [m.name, [[n, t, optional] for n, t, optional in m.parameters], m.returns, m.retry]
-                for m in sorted(self.methods.values(), key=lambda m: m.name)
+                _text(self.padding),
+                [
+                    [m.name, list(map(list, m.parameters)), m.returns, m.retry, _text(m.padding)]
+                    for m in sorted(self.methods.values(), key=lambda m: m.name)
+                ],
             ]
         )
 
     def digest(self) -> bytes:
         """SHA-256 of the schema, as in the instance claims."""
         return interface_digest(self.encode())
+
+
+def _text(padding: Padding | None) -> str | None:
+    return None if padding is None else str(padding)
 
 
 def interface_digest(schema: bytes) -> bytes:
@@ -172,6 +200,9 @@ def interface_of(cls: type) -> Interface:
     Raises:
         TypeError: a method lacks annotations, or uses types that do not cross.
     """
+    padding = getattr(cls, "padding", None)
+    if padding is not None and not isinstance(padding, Padding):
+        raise TypeError(f"{cls.__name__}.padding is padme, fixed(…) or buckets(…)")
     methods = {}
     for name, function in inspect.getmembers(cls, inspect.isfunction):
         options = getattr(function, _MARK, None)
@@ -182,11 +213,13 @@ def interface_of(cls: type) -> Interface:
         unknown = [c for c in options["callers"] if c not in getattr(cls, "callers", {})]
         if unknown:
             raise TypeError(f"{cls.__name__}.{name}: the class's `callers` has no {', '.join(unknown)}")
-        methods[name] = _method(cls, name, function, options)
-    return Interface(methods)
+        methods[name] = _method(cls, name, function, options, padding)
+    return Interface(methods, padding)
 
 
-def _method(cls: type, name: str, function: Callable[..., Any], options: dict[str, Any]) -> Method:
+def _method(
+    cls: type, name: str, function: Callable[..., Any], options: dict[str, Any], padding: Padding | None
+) -> Method:
     where = f"{cls.__name__}.{name}"
     try:
         hints = typing.get_type_hints(function, include_extras=True)
@@ -228,6 +261,7 @@ def _method(cls: type, name: str, function: Callable[..., Any], options: dict[st
         tuple(kinds),
         tuple(defaults),
         returns if download is None else download.item,
+        options["padding"] or padding,
         options["callers"],
         everything,
         upload,
@@ -290,3 +324,27 @@ class CallFailure(_codec.Record, frozen=True):
 
     type: str
     message: str
+
+    def encode(self, room: int) -> bytes:
+        """As bytes, the message cut to what fits into `room` as far as that helps."""
+        body = _codec.encode(self)
+        if len(body) <= room:
+            return body
+        message = self.message.encode()
+        kept = message[: max(0, len(message) - (len(body) - room))].decode(errors="ignore")
+        return _codec.encode(CallFailure(type=self.type, message=kept))
+
+
+DOES_NOT_FIT: Final = CallFailure(
+    type="DoesNotFit", message="what the enclave answers is larger than this method's padding, or any mail, allows"
+)
+
+
+def error_body(failure: CallFailure, padding: Padding) -> tuple[bytes, Padding]:
+    """The body of a call error, and how it is padded (RPC-13)."""
+    if failure is not DOES_NOT_FIT:
+        body = failure.encode(padding.room)
+        if len(body) <= padding.room:
+            return body, padding
+    # In the size that the answer would have had, if any had been large enough.
+    return _codec.encode(DOES_NOT_FIT), padding.largest

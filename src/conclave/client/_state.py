@@ -1,0 +1,312 @@
+"""What a client keeps across restarts: requests without an answer, and its box.
+
+Runs at the relying party. The file is encrypted under a key derived from the
+identity's, each record under a key of its own; session keys are never in it. A
+copy of it or an older one gives away and breaks nothing: whoever goes on from it
+opens sessions and strands of its own.
+
+Spec: spec/mail.md section 12 (MAIL-53).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from conclave import _codec, _crypto
+from conclave.client.identity import Identity
+from conclave.errors import DecryptionError, FormatError, StateError, VerificationError, WrongKeyError
+from conclave.mail.conversation import Pending
+
+MAGIC: Final = b"conclave-state-1"
+LABEL: Final = b"conclave/1 client state"
+_HEADER_SIZE: Final = len(MAGIC) + 16
+_SIZE: Final = 4
+MAX_RECORD: Final = 2**31
+MAX_FILE: Final = 2**32
+_COMPACT_BYTES: Final = 1024 * 1024
+Key = tuple[int, int]
+
+
+class Unanswered(_codec.Record, frozen=True):
+    """One request that left, or was about to, and whose last reply did not come.
+
+    Attributes:
+        boots: nonces of the boots it may have reached; `strand` and `sequence` are of the last.
+        padding: the text form of its own padding; None for the client's.
+    """
+
+    topic: str
+    strand: int
+    sequence: int
+    kind: int
+    flags: int
+    body: bytes
+    envelope: bytes
+    padding: str | None
+    boots: list[bytes]
+
+    @property
+    def key(self) -> Key:
+        """What tells it from all others."""
+        return self.strand, self.sequence
+
+
+class _Change(_codec.Record, frozen=True):
+    """One record: what changed. The first of a file is everything. None: as before."""
+
+    claims_digest: bytes | None = None
+    reference: int | None = None
+    box: bytes | None = None
+    sent: tuple[Unanswered, ...] = ()
+    done: tuple[Key, ...] = ()
+
+
+class ClientState:
+    """The open state of one client, held by one process.
+
+    Attributes:
+        unanswered: requests without an answer, of this process and of earlier ones.
+        left: those that earlier processes left.
+        claims_digest: of the instance verified last; empty at first.
+        box: what receives posted mail, as its own bytes; empty if there is none.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], identity: Identity, *, durable: bool = False) -> None:
+        """Open, or begin if there is no file.
+
+        Args:
+            path: the file; `PATH.lock` and `PATH.new` beside it are used too.
+            identity: whose key encrypts the file.
+            durable: wait for the disk before each request leaves. Otherwise a process that is
+                killed loses nothing, and a machine that loses power the last seconds.
+
+        Raises:
+            StateError: in use by another process, damaged, or it cannot be written.
+            WrongKeyError: it belongs to another identity, or is no state.
+        """
+        self._path = Path(path)
+        self._secret = identity._key.derive(LABEL)
+        self._durable = durable
+        self.claims_digest = b""
+        self.reference = 0
+        self.box = b""
+        self.unanswered: dict[Key, Unanswered] = {}
+        self._file = -1
+        self._lock = self._take_lock()
+        try:
+            self._read()
+            self.left = list(self.unanswered.values())
+            self._compact()
+        except OSError as error:
+            self.close()
+            raise _trouble(error) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<ClientState with {len(self.unanswered)} unanswered requests>"
+
+    # Changes -------------------------------------------------------------------------
+
+    def sending(self, topic: str, strand: int, items: Iterable[Pending], *, done: Iterable[Key] = ()) -> None:
+        """Write down requests before they leave, instead of others. Raises StateError: then they must not."""
+        sent = tuple(
+            Unanswered(
+                topic=topic,
+                strand=strand,
+                sequence=item.sequence,
+                kind=item.kind,
+                flags=item.flags,
+                body=item.body,
+                envelope=item.envelope,
+                padding=None if item.padding is None else str(item.padding),
+                boots=list(item.boots),
+            )
+            for item in items
+        )
+        change = _Change(sent=sent, done=tuple(done))
+        self._write(change)
+        self._apply(change)
+
+    def answered(self, *keys: Key) -> None:
+        """Forget requests that have their answer.
+
+        What cannot be written is repeated after a restart, and answered by the enclave from memory.
+        """
+        for key in keys:
+            self.unanswered.pop(key, None)
+        with suppress(StateError):
+            self._write(_Change(done=keys))
+
+    def verified(self, claims_digest: bytes) -> None:
+        """Note the instance."""
+        if claims_digest != self.claims_digest:
+            self.claims_digest = claims_digest
+            with suppress(StateError):
+                self._write(_Change(claims_digest=claims_digest))
+
+    def accept_reference(self, number: int) -> None:
+        """Note the number of the reference values in use.
+
+        Raises:
+            VerificationError: `reference-rollback`: newer ones were used before.
+        """
+        if number < self.reference:
+            raise VerificationError(
+                f"reference values number {number} are older than those used before, number {self.reference}",
+                code="reference-rollback",
+            )
+        if number > self.reference:
+            self._write(_Change(reference=number))
+            self.reference = number
+
+    def keep_box(self, box: bytes) -> None:
+        """Note what receives posted mail. Raises StateError."""
+        self._write(_Change(box=box))
+        self.box = box
+
+    def close(self) -> None:
+        """Let another process have it."""
+        for descriptor in (self._file, self._lock):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._file = self._lock = -1
+
+    # File ----------------------------------------------------------------------------
+
+    def _take_lock(self) -> int:
+        try:
+            # A file of its own: the other one is replaced.
+            lock = os.open(_beside(self._path, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _trouble(error) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise StateError(
+                "the client state is in use by another client: close that one, or give each its own file"
+            ) from None
+        return lock
+
+    def _read(self) -> None:
+        try:
+            if self._path.stat().st_size > MAX_FILE:
+                raise StateError(f"the client state has more than {MAX_FILE} bytes")
+            data = memoryview(self._path.read_bytes())
+        except FileNotFoundError:
+            return
+        header = bytes(data[:_HEADER_SIZE])
+        if not header.startswith(MAGIC):
+            raise WrongKeyError("this file is no client state of a known version")
+        at, count, tag = _HEADER_SIZE, 0, b""
+        while at + _SIZE <= len(data):
+            size = int.from_bytes(data[at : at + _SIZE], "big")
+            record = data[at + _SIZE : at + _SIZE + size]
+            try:
+                plain = _crypto.open_record(self._secret, LABEL, record, _associated(header, count, tag))
+                change = _codec.decode(_Change, plain, max_size=MAX_RECORD, what="client state")
+            except (DecryptionError, FormatError):
+                # Whatever a crash left of the last writes. What came before stands by itself.
+                break
+            self._apply(change)
+            at, count, tag = at + _SIZE + size, count + 1, bytes(record[-_crypto.TAG_SIZE :])
+        if count == 0:
+            raise WrongKeyError(
+                "the client state cannot be decrypted: it was written by another identity, or is damaged"
+            )
+
+    def _apply(self, change: _Change) -> None:
+        if change.claims_digest is not None:
+            self.claims_digest = change.claims_digest
+        if change.reference is not None:
+            self.reference = change.reference
+        if change.box is not None:
+            self.box = change.box
+        for key in change.done:
+            self.unanswered.pop(key, None)
+        self.unanswered.update((item.key, item) for item in change.sent)
+
+    def _seal(self, change: _Change, header: bytes, count: int, tag: bytes) -> bytes:
+        record = _crypto.seal_record(self._secret, LABEL, _codec.encode(change), _associated(header, count, tag))
+        return len(record).to_bytes(_SIZE, "big") + record
+
+    def _compact(self) -> None:
+        """Replace the file by one with a single record: written aside, on the disk, then renamed."""
+        header = MAGIC + _crypto.random_bytes(16)
+        everything = _Change(
+            claims_digest=self.claims_digest,
+            reference=self.reference,
+            box=self.box,
+            sent=tuple(self.unanswered.values()),
+        )
+        data = self._seal(everything, header, 0, b"")
+        aside = _beside(self._path, ".new")
+        with suppress(FileNotFoundError):
+            os.unlink(aside)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        file = os.open(aside, flags, 0o600)
+        try:
+            _write_all(file, header + data)
+            os.fsync(file)
+            os.rename(aside, self._path)
+            _sync_directory(self._path.parent)
+        except BaseException:
+            os.close(file)
+            raise
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self._end = file, _HEADER_SIZE + len(data)
+        self._compact_at = self._end + max(_COMPACT_BYTES, self._end)
+        self._header, self._count, self._tag = header, 1, data[-_crypto.TAG_SIZE :]
+
+    def _write(self, change: _Change) -> None:
+        if self._file < 0:
+            raise StateError("the client state is not open here: it was closed, or stays with the parent process")
+        try:
+            if self._end > self._compact_at:
+                self._compact()
+            data = self._seal(change, self._header, self._count, self._tag)
+            _write_all(self._file, data)
+            if self._durable:
+                os.fdatasync(self._file)
+        except OSError as error:
+            with suppress(OSError):
+                # Half a record would end the file for whoever reads it.
+                os.ftruncate(self._file, self._end)
+                os.lseek(self._file, self._end, os.SEEK_SET)
+            raise _trouble(error) from None
+        self._end += len(data)
+        self._count, self._tag = self._count + 1, data[-_crypto.TAG_SIZE :]
+
+
+def _associated(header: bytes, count: int, tag: bytes) -> bytes:
+    return header + count.to_bytes(8, "big") + tag
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def _trouble(error: OSError) -> StateError:
+    return StateError(f"the client state cannot be read or written ({os.strerror(error.errno or 0)})")

@@ -1,0 +1,244 @@
+"""Saved state and identity files: what they keep, who may open them, what a crash leaves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+from conclave import _crypto
+from conclave.client import Client, Identity
+from conclave.client._state import ClientState, Unanswered
+from conclave.errors import FormatError, StateError, VerificationError, WrongKeyError
+from conclave.mail import Pending
+
+STRAND = 2**64 - 1
+
+
+def save(state: ClientState, *sequences: int, body: bytes = b"body") -> None:
+    items = [Pending(1, 0, body, b"", n, boots=[bytes(32)]) for n in sequences]
+    state.sending("t", STRAND, items)
+
+
+def request(sequence: int, body: bytes = b"body") -> Unanswered:
+    return Unanswered(
+        topic="t",
+        strand=STRAND,
+        sequence=sequence,
+        kind=1,
+        flags=0,
+        body=body,
+        envelope=b"",
+        padding=None,
+        boots=[bytes(32)],
+    )
+
+
+@pytest.fixture
+def me() -> Identity:
+    return Identity.generate()
+
+
+@pytest.mark.spec("MAIL-53")
+def test_what_was_written_is_there_again(tmp_path: Path, me: Identity) -> None:
+    state = ClientState(tmp_path / "s", me)
+    save(state, 0, 1)
+    state.answered(request(0).key)
+    state.verified(b"d" * 64)
+    state.accept_reference(7)
+    state.keep_box(b"box")
+    # Nothing waits for `close`.
+    shutil.copy(tmp_path / "s", tmp_path / "copy")
+    state.close()
+    for name in ("s", "copy"):
+        again = ClientState(tmp_path / name, me)
+        assert again.left == [request(1)]
+        assert (again.claims_digest, again.reference, again.box) == (b"d" * 64, 7, b"box")
+        with pytest.raises(VerificationError) as older:
+            again.accept_reference(6)
+        assert older.value.code == "reference-rollback"
+        again.close()
+    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o600
+
+
+@pytest.mark.spec("MAIL-53")
+def test_what_the_file_shows(tmp_path: Path, me: Identity) -> None:
+    state = ClientState(tmp_path / "s", me)
+    save(state, 0, body=b"PLAINTEXT")
+    state.close()
+    data = (tmp_path / "s").read_bytes()
+    assert b"PLAINTEXT" not in data
+    assert me.public not in data
+    with pytest.raises(WrongKeyError, match="another identity"):
+        ClientState(tmp_path / "s", Identity.generate())
+    # Refused, it is as it was.
+    assert (tmp_path / "s").read_bytes() == data
+    (tmp_path / "other").write_bytes(b"something else")
+    with pytest.raises(WrongKeyError, match="no client state"):
+        ClientState(tmp_path / "other", me)
+
+
+@pytest.mark.spec("MAIL-53")
+def test_every_place_where_a_crash_can_cut_it(tmp_path: Path, me: Identity) -> None:
+    path = tmp_path / "s"
+    state = ClientState(path, me)
+    sizes = [path.stat().st_size]
+    for n in range(3):
+        save(state, n)
+        sizes.append(path.stat().st_size)
+    state.close()
+    data = path.read_bytes()
+    for end in range(sizes[0], len(data)):
+        # Cut short, or filled with zeros that the file system did not write in time.
+        path.write_bytes(data[:end] + bytes(len(data) - end) * (end % 2))
+        again = ClientState(path, me)
+        whole = sum(size <= end for size in sizes) - 1
+        assert [left.sequence for left in again.left] == list(range(whole))
+        again.close()
+    # The first record was on the disk before the file had its name: that one is never torn.
+    path.write_bytes(data[: sizes[0] - 1])
+    with pytest.raises(WrongKeyError):
+        ClientState(path, me)
+
+
+@pytest.mark.spec("MAIL-53")
+def test_records_do_not_change_places(tmp_path: Path, me: Identity) -> None:
+    path = tmp_path / "s"
+    state = ClientState(path, me)
+    at = [path.stat().st_size]
+    for n in range(2):
+        save(state, n)
+        at.append(path.stat().st_size)
+    state.close()
+    data = path.read_bytes()
+    path.write_bytes(data[: at[0]] + data[at[1] :] + data[at[0] : at[1]])
+    again = ClientState(path, me)
+    assert again.left == []
+    again.close()
+
+
+@pytest.mark.spec("MAIL-53")
+def test_one_process_at_a_time(tmp_path: Path, me: Identity) -> None:
+    state = ClientState(tmp_path / "s", me)
+    with pytest.raises(StateError, match="in use by another client"):
+        ClientState(tmp_path / "s", me)
+    child = os.fork()
+    if child == 0:
+        try:
+            ClientState(tmp_path / "s", me)
+        except StateError:
+            os._exit(42)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+    state.close()
+    with pytest.raises(StateError, match="not open here"):
+        save(state, 0)
+    ClientState(tmp_path / "s", me).close()
+
+
+@pytest.mark.spec("MAIL-53")
+def test_it_does_not_grow_with_what_is_answered(tmp_path: Path, me: Identity) -> None:
+    state = ClientState(tmp_path / "s", me)
+    for n in range(60):
+        save(state, n, body=bytes(100_000))
+        state.answered(request(n).key)
+        assert (tmp_path / "s").stat().st_size < 1_300_000
+    save(state, 60)
+    state.close()
+    again = ClientState(tmp_path / "s", me)
+    assert again.left == [request(60)]
+    again.close()
+
+
+@pytest.mark.spec("MAIL-53")
+def test_a_full_disk_is_an_error_and_the_file_stays_whole(
+    tmp_path: Path, me: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = ClientState(tmp_path / "s", me)
+    save(state, 0)
+    write = os.write
+
+    def half(file: int, data: bytes) -> int:
+        write(file, bytes(data[: len(data) // 2]))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", half)
+    with pytest.raises(StateError, match="No space left"):
+        save(state, 1)
+    monkeypatch.undo()
+    save(state, 2)
+    state.close()
+    again = ClientState(tmp_path / "s", me)
+    assert [left.sequence for left in again.left] == [0, 2]
+    again.close()
+
+
+@pytest.mark.spec("MAIL-53", "MAIL-2")
+def test_copies_that_go_on_side_by_side_share_no_key(
+    tmp_path: Path, me: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uses: list[tuple[bytes, bytes]] = []
+    monkeypatch.setattr(_crypto, "on_encrypt", lambda key, nonce: uses.append((key, nonce)))
+    state = ClientState(tmp_path / "s", me)
+    save(state, 0)
+    state.close()
+    copies = []
+    for n in range(4):
+        shutil.copy(tmp_path / "s", tmp_path / f"copy{n}")
+        copies.append(ClientState(tmp_path / f"copy{n}", me))
+    for copy in copies:
+        save(copy, 1)
+        copy.close()
+    assert len(uses) == 2 + 2 * len(copies)
+    # Not one key serves for two records.
+    assert len({key for key, _ in uses}) == len(uses)
+
+
+def test_a_client_asks_for_the_identity_with_the_state(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="identity"):
+        Client("http://127.0.0.1:1", constraint="C:" + "0" * 64, state=tmp_path / "s")
+
+
+# Identities ------------------------------------------------------------------------
+
+
+def test_an_identity_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "me.identity"
+    made = Identity.load_or_create(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert Identity.load_or_create(path).public == made.public
+    assert os.listdir(tmp_path) == ["me.identity"]
+    for mode in (0o640, 0o604, 0o620, 0o601):
+        path.chmod(mode)
+        with pytest.raises(StateError, match=f"mode 0{mode:o}, expected 0600"):
+            Identity.load_or_create(path)
+    path.chmod(0o400)
+    assert Identity.load(path).public == made.public
+
+
+def test_an_identity_is_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "me.identity"
+    Identity.generate().save(path)
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError):
+        Identity.generate().save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["me.identity"]
+
+
+def test_what_is_no_identity(tmp_path: Path) -> None:
+    for name, data in {
+        "empty": b"",
+        "short": b"conclave-identity-1 00",
+        "bare": b"0" * 64,
+        "long": b"x" * 5000,
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(FormatError, match="not an identity"):
+            Identity.load(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(FormatError, match="ordinary file"):
+        Identity.load(tmp_path / "pipe")

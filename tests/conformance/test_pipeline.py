@@ -59,6 +59,7 @@ class Scorer(Enclave):
 """
 
 CLEANER = """
+import sys
 from conclave.enclave import Enclave, rpc
 from conclave.errors import Error
 
@@ -79,6 +80,10 @@ class Cleaner(Enclave):
     @rpc
     def number(self) -> int:
         return 42
+
+    @rpc
+    def loaded(self) -> list[str]:
+        return [m for m in ("conclave.attestation.verify", "conclave.client.core", "httpx2") if m in sys.modules]
 
     @rpc
     async def round_trip(self, url: str, constraint: str, own_url: str, own_constraint: str) -> int:
@@ -182,7 +187,10 @@ def test_an_enclave_without_callers_refuses_introductions(
         host(tmp_path / "a", cleaner, peers=[b.url + "/"]) as a,
         Client(a.url, constraint=only(cleaner)) as client,
     ):
+        # What verifies others is loaded by the first call to one, and no HTTP library ever.
+        assert client.call("loaded") == []
         said = client.call("call", b.url, only(cleaner), "number", True)
+        assert client.call("loaded") == ["conclave.attestation.verify", "conclave.client.core"]
         assert said == "CallError NotIntroduced: this enclave declares no callers; call it with introduce=False"
         # As an ordinary client it is served.
         assert client.call("call", b.url, only(cleaner), "number", False) == (
@@ -254,7 +262,7 @@ def test_restarts_of_either_side_under_calls(
     boots: Counter[str] = Counter()
 
     with (
-        host(tmp_path / "b", scorer, restart=True) as b,
+        host(tmp_path / "b", scorer, restart=True, renew_seconds=0.7) as b,
         host(tmp_path / "a", cleaner, restart=True, peers=[b.url], renew_seconds=0.5) as a,
     ):
 

@@ -146,6 +146,7 @@ def test_the_vectors_of_the_guide(tmp_path: Path) -> None:
         (("serve", "text.txt"), "not a bundle"),
         (("serve", "missing.enclave"), "no such file"),
         (("serve", "text.txt", "--tee", "sgx"), "no driver for the TEE 'sgx'"),
+        (("serve", "hello.enclave", "--peer", "host-b"), "begins with http:// or https://"),
         (("verify", "text.txt", "--constraint", "nonsense:"), "error (format)"),
         (("verify", "text.txt", "--constraint", "missing"), "no such file"),
         (("verify", "http://127.0.0.1:1", "--constraint", "C:" + "0" * 64), "is the host running?"),

@@ -11,12 +11,13 @@ import pytest
 from tests.unit.test_verify import INSECURE, NOW, claims, info
 
 from conclave import _codec
+from conclave._crypto import SigningKey
 from conclave._framing import Frame, Kind
 from conclave.enclave import Enclave, NotIntroduced, _callers, rpc
 from conclave.enclave._callers import MAX_INTRODUCTION, Callers, check_declared
 from conclave.enclave._clock import Clock
-from conclave.enclave._peers import MAX_OUTSTANDING, Fetch, Fetches
-from conclave.errors import FormatError
+from conclave.enclave._peers import MAX_OUTSTANDING, MAX_PEERS, Fetch, Fetches, Peer, Peers
+from conclave.errors import AppraisalError, FormatError, TransportError, VerificationError
 from conclave.platform.machine import Machine
 from conclave.rpc import interface_of
 
@@ -281,3 +282,93 @@ async def test_what_a_host_says() -> None:
     answer = await fetches.fetch(REQUEST, timeout_seconds=0)
     assert (answer.status, answer.text) == (0, "the host gave no answer within 0 seconds")
     assert not fetches._waiting
+
+
+# Calling -----------------------------------------------------------------------------
+
+
+class Hosts:
+    """The host of a calling enclave, which answers each FETCH with what is set for its address."""
+
+    def __init__(self, time: Time) -> None:
+        self.answers: dict[str, bytes] = {}
+        self.asked: list[Fetch] = []
+        self.clock = Clock(time)
+        self.signing = SigningKey.generate()
+        self.claims = claims(signing_key=self.signing.public)
+        self.peers = Peers(self, self.signing, self.clock, self.send)
+
+    def send(self, kind: int, number: int, payload: bytes) -> None:
+        request = _codec.decode(Fetch, payload, max_size=10**6, what="fetch")
+        self.asked.append(request)
+        answer = self.answers.get(request.url, b"\0\0connect")
+        asyncio.get_running_loop().call_soon(self.peers.fetches.fetched, Frame(Kind.FETCHED, number, answer))
+
+    def peer(self, url: str = "http://b", constraint: str = INSECURE) -> Peer:
+        return self.peers.peer(url, constraint, introduce=True, timeout_seconds=30, attempts=1)
+
+
+@pytest.mark.spec("MAIL-49")
+async def test_a_caller_raises_the_floor_by_what_it_verified(machine: Machine) -> None:
+    time = Time()
+    hosts = Hosts(time)
+    hosts.answers["http://b"] = b"\0\xc8" + info(machine)
+    time.now = NOW - timedelta(days=300)
+    with pytest.raises(VerificationError):
+        await hosts.peer().verify()
+    assert hosts.clock.now() == time.now
+    time.now = NOW
+    result = await hosts.peer().verify()
+    time.now = NOW - timedelta(days=300)
+    assert hosts.clock.now() == result.evidence.valid_from
+    assert (await hosts.peer().verify()).claims_digest == result.claims_digest
+    # What a constraint refuses raises nothing.
+    other = Hosts(Time())
+    other.answers["http://b"] = b"\0\xc8" + info(machine)
+    with pytest.raises(AppraisalError):
+        await other.peer(constraint=OTHER).verify()
+    assert other.clock._floor is None
+
+
+async def test_the_same_peer_each_time(machine: Machine) -> None:
+    hosts = Hosts(Time())
+    first = hosts.peer()
+    assert hosts.peer("http://b/") is first
+    assert hosts.peer("http://c") is not first
+    assert hosts.peer(constraint=OTHER) is not first
+    with pytest.raises(RuntimeError, match="nothing was verified yet"):
+        _ = first.instance
+    for number in range(MAX_PEERS):
+        hosts.peer(f"http://host-{number}")
+    assert len(hosts.peers._peers) == MAX_PEERS
+    assert hosts.peer() is not first
+    for url in ("ftp://b", "b", ""):
+        with pytest.raises(ValueError, match="http://"):
+            hosts.peer(url)
+
+
+@pytest.mark.spec("MAIL-46")
+async def test_nothing_is_sent_to_whom_the_constraint_refuses(machine: Machine) -> None:
+    hosts = Hosts(Time())
+    own = info(machine, hosts.claims)
+    hosts.answers = {"": b"\0\xc8" + own, "http://b": b"\0\xc8" + info(machine)}
+    with pytest.raises(AppraisalError):
+        await hosts.peer(constraint=OTHER).call("method", "a secret")
+    assert {(f.url, f.method, f.path) for f in hosts.asked} == {
+        ("", "GET", "/instance"),
+        ("http://b", "GET", "/instance"),
+    }
+    assert all(f.body == b"" for f in hosts.asked)
+
+
+@pytest.mark.parametrize("shown", ["another", "garbage", "large", "nothing"])
+async def test_instance_info_that_is_not_its_own(machine: Machine, shown: str) -> None:
+    hosts = Hosts(Time())
+    large = info(machine, hosts.claims, endorsements=bytes(MAX_INTRODUCTION))
+    body = {"another": info(machine), "garbage": b"x", "large": large, "nothing": b""}[shown]
+    hosts.answers[""] = b"\0\xc8" + body
+    with pytest.raises(TransportError, match="cannot introduce itself"):
+        await hosts.peers.own_info(timeout_seconds=30, attempts=1)
+    own = info(machine, hosts.claims)
+    hosts.answers[""] = b"\0\xc8" + own
+    assert await hosts.peers.own_info(timeout_seconds=30, attempts=1) == own

@@ -30,6 +30,7 @@ def build_and_serve(
     """Build in debug mode into a temporary place, and serve that."""
     from conclave.bundle import build
 
+    _check(peers)
     with tempfile.TemporaryDirectory(prefix="conclave-run-") as place:
         bundle = build(path, Path(place) / "run.enclave", mode="debug", on_progress=progress)
         line = constraint_for(bundle, simulated=True)
@@ -59,6 +60,7 @@ def serve_bundle(settings: Settings) -> int:
     """Serve a bundle that was built before."""
     from conclave.bundle import read_bundle
 
+    _check(settings.peer)
     if settings.tee != "simulated":
         raise PlatformError(f"no driver for the TEE '{settings.tee[:32]}' here; available: simulated")
     bundle = read_bundle(Path(settings.bundle))
@@ -70,6 +72,11 @@ def serve_bundle(settings: Settings) -> int:
         print(f"constraint  {line}", flush=True)
 
     return _serve(replace(settings, store=settings.store or outbox_store(bundle.code)), announce)
+
+
+def _check(peers: tuple[str, ...]) -> None:
+    if not all(url.startswith(("http://", "https://")) for url in peers):
+        raise PlatformError("--peer takes the URL of a host, which begins with http:// or https://")
 
 
 def _serve(settings: Settings, announce: Callable[[str], None], *, debug: bool = False) -> int:

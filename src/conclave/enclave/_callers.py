@@ -81,7 +81,7 @@ class Callers:
         if known is None:
             return None
         if self._clock.now() > known.until:
-            del self._known[identity]
+            self._known.pop(identity, None)
             return None
         return known.caller
 

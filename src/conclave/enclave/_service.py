@@ -210,9 +210,10 @@ class Service:
 
     def allow_caller(self, name: str, constraint: str) -> None:
         """See `Enclave.allow_caller`."""
-        if self._callers is None:
+        callers = self._callers
+        if callers is None:
             raise ValueError("this class declares no callers")
-        self._callers.allow(name, constraint)
+        self._at_home(lambda: callers.allow(name, constraint))
 
     def _at_home(self, work: Callable[[], None]) -> None:
         """Run where sessions and channels live: the author's threads may call from elsewhere."""

@@ -18,7 +18,7 @@ from conclave.client.core import split_mails
 from conclave.enclave import Enclave, rpc
 from conclave.errors import Error
 from conclave.host import Host
-from conclave.mail import ClientSession, Conversation, Mailbox, Outcome, Reply, ReplyKind, RequestKind
+from conclave.mail import ClientSession, Conversation, Mailbox, Outcome, ReplyKind, RequestKind
 from conclave.mail.padding import padme
 from conclave.mail.session import EnclaveSession, _encrypt
 from conclave.rpc.interface import CallFailure, decode_result, interface_of
@@ -104,7 +104,6 @@ def conversation(data: bytes) -> None:
         pair.conversation.receive(data)
     pair.conversation.add(RequestKind.MAIL, b"")
     pair.conversation.receive(pair.encrypted(data, to_enclave=False))
-    assert all(isinstance(r, Reply) for r in pair.conversation.posted)
 
 
 def arguments(data: bytes) -> None:

@@ -32,12 +32,14 @@ class Kind(IntEnum):
     CREDIT = 6
     DROP = 7
     FETCHED = 8
+    ROOM = 9
     INSTANCE = 65
     REPLY = 66
     DONE = 67
     ERROR = 68
     SIGNED = 69
     FAILED = 70
+    POST = 71
     FETCH = 72
 
 

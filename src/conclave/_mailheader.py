@@ -23,6 +23,11 @@ MAX_MAIL: Final = 16 * 1024 * 1024 + 8192
 NONE: Final = 2**64 - 1
 ZERO_SALT: Final = bytes(32)
 
+POST_MAGIC: Final = b"CMP1"
+# magic, zero, envelope size, box id, claims digest, sealed, ciphertext size
+POST_HEADER: Final = struct.Struct(">4sHH16s64s1168sI")
+SMALLEST_POST: Final = 312 + 64 + 16
+
 TO_ENCLAVE: Final = 1
 TO_CLIENT: Final = 2
 FLAG_OPENING: Final = 1
@@ -43,6 +48,23 @@ class EncryptedMail(msgspec.Struct, frozen=True):
     envelope: bytes
     associated: bytes
     ciphertext: bytes | memoryview
+
+
+class PostedMail(msgspec.Struct, frozen=True):
+    """A posted mail as the host sees it. Nothing in it is authentic yet.
+
+    Attributes:
+        box: for whom, as the host's outbox knows it.
+        claims_digest: of the instance that wrote it.
+        associated: every byte before the ciphertext, authenticated with it.
+    """
+
+    box: bytes
+    claims_digest: bytes
+    sealed: bytes
+    envelope: bytes
+    associated: bytes
+    ciphertext: bytes
 
 
 def address_of(data: bytes | bytearray | memoryview) -> tuple[int, bytes, int]:
@@ -90,3 +112,16 @@ def parse_mail(data: bytes | memoryview) -> EncryptedMail:
         associated,
         memoryview(data)[start:],
     )
+
+
+def parse_post(data: bytes) -> PostedMail:
+    """Read the public parts of a posted mail. Raises FormatError."""
+    if not POST_HEADER.size <= len(data) <= MAX_MAIL:
+        raise FormatError(f"not a posted mail: {len(data)} bytes, it has {POST_HEADER.size} to {MAX_MAIL}")
+    magic, zero, envelope_size, box, claims_digest, sealed, size = POST_HEADER.unpack_from(data)
+    if magic != POST_MAGIC or zero:
+        raise FormatError("not a posted mail: wrong magic, or a reserved field is set")
+    start = POST_HEADER.size + envelope_size
+    if envelope_size > MAX_ENVELOPE or size < SMALLEST_POST or len(data) != start + size:
+        raise FormatError("posted mail whose sizes do not add up: truncated or extended")
+    return PostedMail(box, claims_digest, sealed, data[POST_HEADER.size : start], data[:start], data[start:])

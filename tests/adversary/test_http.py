@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import socket
 import threading
@@ -69,14 +68,6 @@ def _still_serving(server: HostServer, bundle: Bundle, only: Callable[[Bundle], 
         ("POST", "/challenge", b"short", 400, "format"),
         ("POST", "/challenge", bytes(33), 400, "format"),
         ("POST", "/challenge", bytes(65), 413, "too large"),
-        ("POST", "/outbox/zz", b"", 400, "format"),
-        ("GET", "/outbox/0123", b"", 404, "no such resource"),
-        ("GET", "/outbox/0123?wait=never", b"", 400, "format"),
-        ("GET", "/outbox/0123?wait=-1", b"", 400, "format"),
-        ("GET", "/outbox/0123?wait=nan", b"", 400, "format"),
-        ("DELETE", "/outbox/0123?below=1e400", b"", 400, "format"),
-        ("DELETE", "/outbox/0123", b"", 404, "no such resource"),
-        ("PUT", "/outbox/0123", b"", 405, "method"),
     ],
 )
 def test_refusals(http: httpx2.Client, method: str, path: str, body: bytes, status: int, word: str) -> None:
@@ -135,18 +126,6 @@ def test_a_client_that_goes_away_in_the_middle(server: HostServer) -> None:
     for sent in (b"POST /mail HTTP/1.1\r\nHo", b"POST /mail HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf"):
         with socket.create_connection((address[0], int(address[1])), timeout=20) as raw:
             raw.sendall(sent)
-
-
-@pytest.mark.spec("HTTP-3")
-def test_an_outbox_is_given_once(http: httpx2.Client) -> None:
-    path = "/outbox/" + "ab" * 16
-    first = http.post(path)
-    assert first.status_code == 201
-    assert http.post(path).status_code == 409
-    box = first.json()["box"]
-    assert http.get(f"/outbox/{box}").content == b""
-    assert http.delete(f"/outbox/{box}?below=5").status_code == 204
-    assert json.loads(http.get("/readyz").content) == {"status": "ready"}
 
 
 @pytest.mark.spec("HTTP-1")

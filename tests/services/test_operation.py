@@ -147,6 +147,7 @@ def test_probes_and_figures(serving: Serving, bundle: Bundle, tmp_path: Path) ->
         assert after["conclave_enclave_up"] == 1
         assert after["conclave_enclave_starts_total"] == 1
         assert after["conclave_requests_in_flight"] == 0
+        assert after["conclave_outbox_mails"] == after["conclave_outbox_waiting"] == 0
         assert after['conclave_store_seconds_count{operation="get"}'] >= 1
         assert after["process_resident_memory_bytes"] > 0
 

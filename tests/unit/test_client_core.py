@@ -268,52 +268,6 @@ def test_a_challenge() -> None:
             instance.drive(client.challenge(), lambda e, changes=changes: signed(e, **changes))  # type: ignore[misc]
 
 
-def posted(instance: Instance, client: ClientCore) -> bytes:
-    """A mail that the enclave sends unasked, as the host would hand it out."""
-    instance.drive(call(client))
-    mail = instance.box.post(client.identity.public, "t", b"news")
-    return len(mail).to_bytes(4, "big") + mail
-
-
-def test_polling() -> None:
-    instance = Instance()
-    client = core(instance)
-    news = posted(instance, client)
-    answers = {"POST": Answer(201, b'{"box": "' + b"a" * 32 + b'"}'), "GET": Answer(200, news), "DELETE": Answer(204)}
-
-    def host(exchange: Exchange) -> Answer:
-        return instance.answer(exchange) if exchange.path == "/mail" else answers[exchange.method]
-
-    mails = instance.drive(client.poll(topic="t", wait_seconds=0), host)
-    assert [m.body for m in mails] == [b"news"]
-    assert [e.method for e in instance.exchanges] == ["POST", "POST", "GET", "POST", "DELETE"]
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        Answer(200, b'{"box": "' + b"a" * 32 + b'"}'),
-        Answer(201, b'{"box": "' + b"a" * 31 + b'"}'),
-        Answer(201, b'{"box": "' + b"a" * 31 + b'/"}'),
-    ],
-)
-def test_what_is_no_outbox(given: Answer) -> None:
-    instance = Instance()
-    with pytest.raises(TransportError, match="gives no outbox"):
-        instance.drive(core(instance).poll(topic="t", wait_seconds=0), lambda _: given)
-    assert len(instance.exchanges) == 1
-
-
-def test_a_refused_poll_takes_nothing() -> None:
-    instance = Instance()
-    client = core(instance)
-    news = posted(instance, client)
-    client._topics["t"].box = "a" * 32
-    with pytest.raises(TransportError, match="gives no mail"):
-        instance.drive(client.poll(topic="t", wait_seconds=0), lambda _: Answer(404, news))
-    assert client._topics["t"].conversation.posted == []
-
-
 def test_a_stub_of_another_interface() -> None:
     class Other(Enclave):
         @rpc

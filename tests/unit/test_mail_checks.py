@@ -116,7 +116,6 @@ def private(*fields: int) -> bytes:
         private(0, 2, 0, 0, 0, 0, 0, 0),
         private(0, 0, 1, 0, 0, 0, 0, 0),
         private(0, 0, 0, 217, 0, 0, 0, 0),
-        private(0, 0, 0, 0, 0, 0, 1, 0),
         private(0, 0, 0, 0, NONE, 0, 0, 0),
         private(2, 0, 0, 0, 0, 0, 0, 0),
         private(0, 0, 0, 0, 0, 0, 0, 0)[:-1] + b"\1",
@@ -126,6 +125,7 @@ def test_private_headers_of_requests_of_another_form(plain: bytes) -> None:
     assert parse_request(private(0, 1, 0, 216, 0, 0, 0, 0), b"").body == bytes(216)
     assert parse_request(private(2, 0, 0, 0, NONE, 0, 0, 0), b"").sequence == NONE
     assert parse_request(private(0, 0, 0, 0, 0, 0, 0, 7), b"").strand == 7
+    assert parse_request(private(0, 0, 0, 0, 0, 0, 5, 0), b"").posted == 5
     with pytest.raises(FormatError):
         parse_request(plain, b"")
 
@@ -283,8 +283,7 @@ def test_a_request_that_is_done_takes_no_reply() -> None:
     assert box.reply(channel, 0, ReplyKind.MAIL, b"", last=True) is not None
     assert box.reply(channel, 0, ReplyKind.MAIL, b"", last=True) is None
     assert box.reply(channel, 1, ReplyKind.MAIL, b"", last=True) is None
-    assert (channel.next_reply, channel.unasked) == (1, [])
-    # What answers nothing has no route; it waits in the channel.
+    assert channel.next_reply == 1
     assert box.reply(channel, NONE, ReplyKind.MAIL, b"", last=False) is None
 
 
@@ -304,8 +303,6 @@ def test_mails_that_belong_to_no_session_here() -> None:
     liar.session_id = bytes(16)
     with pytest.raises(SessionError, match="does not belong"):
         box.receive(liar.encrypt(request()), 1)
-    with pytest.raises(SessionError, match="has no session"):
-        box.post(SigningKey.generate().public, "t", b"")
 
 
 @pytest.mark.spec("MAIL-7", "MAIL-13")
@@ -363,7 +360,6 @@ def test_replies_that_come_again_count_once() -> None:
 
     for sequence in (1, 1, 0, 0, 1):
         assert arrives(sequence) is None
-    assert [r.sequence for r in conversation.posted] == [1, 0]
     assert conversation.acknowledged == 2
     # An answer to what was given up is taken note of, and belongs to nobody.
     conversation.forget(item)

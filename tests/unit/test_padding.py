@@ -230,17 +230,6 @@ def test_a_reply_that_no_mail_carries_takes_no_number() -> None:
     assert received.channel.next_reply == 0
 
 
-def test_posted_mail_that_does_not_fit_takes_no_number() -> None:
-    wire = Wire(padme)
-    received = wire.box.receive(wire.request(b""), 1)
-    channel = received.channel
-    assert channel is not None
-    with pytest.raises(DoesNotFit):
-        wire.box.post(channel.identity, channel.topic, bytes(473))
-    assert len(wire.box.post(channel.identity, channel.topic, bytes(472))) == 68 + 512 + 16
-    assert channel.next_reply == 1
-
-
 # Interface ---------------------------------------------------------------------------
 
 

@@ -199,18 +199,23 @@ def open_record(secret: Secret, label: bytes, record: bytes | memoryview, associ
 class DecryptionKey(_Hidden):
     """An X-Wing private key that opens secrets sealed to its public half."""
 
-    __slots__ = ("_key", "public")
+    __slots__ = ("_key", "_seed", "public")
 
     def __init__(self, mlkem_seed: bytes, x25519_private: bytes) -> None:
         kem = mlkem.MLKEM768PrivateKey.from_seed_bytes(mlkem_seed)
         dh = x25519.X25519PrivateKey.from_private_bytes(x25519_private)
         self._key = hpke.MLKEM768X25519PrivateKey(kem, dh)
+        self._seed = mlkem_seed + x25519_private
         self.public = kem.public_key().public_bytes_raw() + dh.public_key().public_bytes_raw()
 
     @classmethod
     def generate(cls) -> DecryptionKey:
         """A fresh key pair."""
         return cls(os.urandom(64), os.urandom(32))
+
+    def insecure_seed(self) -> bytes:
+        """Both private parts, 64 and 32 bytes, for a client that saves its reply key."""
+        return self._seed
 
     def open_secret(self, sealed: bytes, info: bytes) -> Secret:
         """Open a sealed 32-byte secret. Raises DecryptionError."""

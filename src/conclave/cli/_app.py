@@ -236,7 +236,7 @@ def serve(
         port: TCP port; 0 takes a free one (default: 8765).
         platform: directory of the simulated machine.
         sandbox: auto, namespaces or landlock (default: auto).
-        store: where posted mail is kept: file:DIR, sqlite:FILE, s3:BUCKET/PREFIX or postgresql://…
+        store: where posted mail is kept, of this host alone: file:DIR, sqlite:FILE, s3:BUCKET/PREFIX or postgresql://…
             (default: a directory under the user's state, one for each program).
         store_timeout_seconds: how long an operation of the store may take (default: 10).
         tls_cert: PEM file with the certificate chain; read again on SIGHUP.

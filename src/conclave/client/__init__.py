@@ -11,6 +11,7 @@ from conclave._lazy import lazily
 from conclave.mail.padding import Padding, buckets, fixed, padme
 
 if TYPE_CHECKING:
+    from conclave.client._box import Box
     from conclave.client._hosts import ClientEvent
     from conclave.client._pace import ConstantRate
     from conclave.client._streams import AsyncStream, Stream
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncClient",
     "AsyncStream",
+    "Box",
     "Client",
     "ClientEvent",
     "ConstantRate",
@@ -39,6 +41,7 @@ __getattr__ = lazily(
     {
         "AsyncClient": "client",
         "AsyncStream": "_streams",
+        "Box": "_box",
         "Client": "client",
         "ClientEvent": "_hosts",
         "ConstantRate": "_pace",

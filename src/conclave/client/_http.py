@@ -51,8 +51,10 @@ class Addresses:
         connect = min(timeout_seconds, _CONNECT_SECONDS)
         timeout = {"connect": connect, "read": timeout_seconds, "write": timeout_seconds, "pool": timeout_seconds}
         headers = _HEADERS
+        if step.bearer:
+            headers = [*_HEADERS, (b"authorization", b"Bearer " + step.bearer.encode())]
         if not isinstance(content, bytes):
-            headers = [*_HEADERS, (b"content-length", str(len(step.body)).encode())]
+            headers = [*headers, (b"content-length", str(len(step.body)).encode())]
         return httpx2.Request(
             step.method,
             url,

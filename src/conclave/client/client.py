@@ -6,13 +6,14 @@ Runs at the relying party. See `core` for what is trusted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from typing import Any, Generic, NoReturn, Self, TypeVar, cast
 import httpx2
 
 from conclave.attestation import AttestationResult, Constraint, ReferenceValues
+from conclave.client._box import Box
 from conclave.client._hosts import MAX_HOSTS, ClientEvent, Hosts
 from conclave.client._http import (
     Addresses,
@@ -96,6 +98,7 @@ class _Base:
         deadline_seconds: float | None = None,
         attempts: int = 6,
         reference: ReferenceValues | None = None,
+        box: Box | None = None,
         on_event: Callable[[ClientEvent], None] | None = None,
         state: str | os.PathLike[str] | None = None,
         durable: bool = False,
@@ -115,10 +118,12 @@ class _Base:
             attempts: how often a request is sent before `TransportError`.
             reference: which measurements are which release, from `load_reference_values`;
                 None for what this library knows by itself.
+            box: where posted mail is received, from `Box.restore`; None: the one that the
+                saved state has, or else one that is gone with this object, with what is posted to it.
             on_event: is told what the client does besides: verify, wait, try again, fail over.
                 It runs in the caller's thread; what it raises is logged and changes nothing.
-            state: a file that keeps requests without an answer across restarts (`resume`),
-                encrypted under the identity's key, which must be given too. One client at a time.
+            state: a file that keeps requests without an answer (`resume`) and the box across
+                restarts, encrypted under the identity's key, which must be given too. One client at a time.
             durable: wait for the disk before each request leaves: then not even a loss of
                 power loses one; costs some milliseconds each.
 
@@ -152,6 +157,7 @@ class _Base:
                 attempts=attempts,
                 reference=reference,
                 hosts=Hosts(len(urls)),
+                box=box,
                 state=saved,
             )
         except BaseException:
@@ -176,6 +182,8 @@ class _Base:
 
     def _after_fork(self) -> None:
         self._core.forked()
+        # What keeps a constant rate does not run in the child: waiting for its turn would never end.
+        self._closed = self._closed or self._pace is not None
 
     def _begin(self, timeout_seconds: float | None) -> _Deadline:
         if self._closed:
@@ -210,13 +218,18 @@ class _Base:
         return self._core.identity
 
     @property
+    def box(self) -> Box:
+        """Where posted mail is received."""
+        return self._core.box
+
+    @property
     def unanswered(self) -> int:
         """How many requests earlier processes left in the saved state; `resume` repeats them."""
         return 0 if self._core.state is None else len(self._core.state.left)
 
     @property
     def refused_mails(self) -> int:
-        """How many things the host passed off as the enclave's mail."""
+        """How many things the host passed off as the enclave's mail, or gave a second time."""
         return self._core.refused_mails
 
     @property
@@ -266,12 +279,16 @@ class Client(_Base):
     @property
     def _http(self) -> httpx2.Client:
         with self._lock:
+            if self._closed:
+                # By another thread, in the middle of a call.
+                raise RuntimeError("this client is closed; make another one")
             if self._http_client is None:
                 self._http_client = httpx2.Client(limits=_LIMITS)
             return self._http_client
 
     def _after_fork(self) -> None:
         super()._after_fork()
+        self._ticker = None
         # Another thread of the parent may have held the lock; its connections stay the parent's.
         self._lock, self._http_client, self._background = threading.Lock(), None, None
 
@@ -466,8 +483,36 @@ class Client(_Base):
         return self._run(self._core.resume, timeout_seconds=timeout_seconds)
 
     def poll(self, *, topic: str = "default", wait_seconds: float = 0.0) -> list[ReceivedMail]:
-        """Mail the enclave sent on a topic without being asked."""
+        """Mail that was posted on a topic without being asked for, in this boot or an earlier one.
+
+        Each is handed out once. The next poll of the topic acknowledges what this one
+        gave; until then enclave and host keep it, for a client that fails before it
+        was done with it. One thread at a time polls a topic.
+
+        Raises:
+            TransportError: the host gives no mail.
+        """
         return self._run(lambda: self._core.poll(topic=topic, wait_seconds=wait_seconds))
+
+    def listen(self, *, topic: str = "default") -> Iterator[ReceivedMail]:
+        """Mail that was posted on a topic, as it comes, for as long as it is asked for.
+
+        Goes on when the host is away for a while. What was taken is acknowledged when
+        more is waited for.
+
+        Raises:
+            VerificationError, AppraisalError: the instance that runs now is refused.
+        """
+        while True:
+            mails: list[ReceivedMail] = []
+            # What ends with the deadline of a call is tried anew, as anything that the host does.
+            with contextlib.suppress(TransportError):
+                mails = self._run(lambda: self._core.listen(topic=topic))
+            yield from mails
+
+    def acknowledge(self, *, topic: str = "default") -> None:
+        """Be done with what the last poll of a topic gave, as its next one would be."""
+        self._run(lambda: self._core.acknowledge(topic=topic))
 
     def stub(self, cls: type[E], *, topic: str = "default") -> E:
         """Typed calls: an object with the `@rpc` methods of an enclave class.
@@ -527,6 +572,7 @@ class AsyncClient(_Base):
 
     def _after_fork(self) -> None:
         super()._after_fork()
+        self._ticker = None
         self._loop = self._http_client = None
 
     async def _run(
@@ -666,6 +712,19 @@ class AsyncClient(_Base):
     async def poll(self, *, topic: str = "default", wait_seconds: float = 0.0) -> list[ReceivedMail]:
         """See `Client.poll`."""
         return await self._run(lambda: self._core.poll(topic=topic, wait_seconds=wait_seconds))
+
+    async def listen(self, *, topic: str = "default") -> AsyncIterator[ReceivedMail]:
+        """See `Client.listen`."""
+        while True:
+            mails: list[ReceivedMail] = []
+            with contextlib.suppress(TransportError):
+                mails = await self._run(lambda: self._core.listen(topic=topic))
+            for mail in mails:
+                yield mail
+
+    async def acknowledge(self, *, topic: str = "default") -> None:
+        """See `Client.acknowledge`."""
+        await self._run(lambda: self._core.acknowledge(topic=topic))
 
     async def stub(self, cls: type[E], *, topic: str = "default") -> Any:
         """Typed calls; each method of the stub is awaited. See `Client.stub`."""

@@ -12,18 +12,19 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from conclave import _codec, _crypto
-from conclave._crypto import DecryptionKey
 from conclave._mailheader import HEADER, SMALLEST_CIPHERTEXT
 from conclave.attestation import AttestationResult, Constraint, InstanceClaims, ReferenceValues, verify_instance
 from conclave.attestation.reference import built_in
+from conclave.client._box import Box, Collector
 from conclave.client._hosts import Hosts, delay_seconds
 from conclave.client.identity import Identity
 from conclave.errors import (
     AppraisalError,
+    BindingError,
     CallError,
     Error,
     FormatError,
@@ -56,6 +57,10 @@ _HINTS: Final = {
     502: "the host says that the enclave ended while it handled the mail",
     503: "the host says that the enclave is not running at the moment",
 }
+# What a client remembers of other boots that posted mail to it.
+_MAX_SENDERS: Final = 64
+# How long a host is asked to wait for mail; it may wait for less.
+MOST_WAIT_SECONDS: Final = 25.0
 CHALLENGE_ANSWER: Final = 96
 _SMALLEST_MAIL: Final = HEADER.size + SMALLEST_CIPHERTEXT
 # How many times more a client asks for the instance while the host says that it starts.
@@ -70,6 +75,7 @@ class Exchange:
     Attributes:
         mails: the answer is a list of mails rather than bytes.
         host: number of the host it goes to.
+        bearer: a capability, in hex, that goes along in a header.
         wait_seconds: how long the host was asked to wait before it answers.
     """
 
@@ -78,6 +84,7 @@ class Exchange:
     body: bytes = b""
     mails: bool = False
     host: int = 0
+    bearer: str = ""
     wait_seconds: float = 0.0
 
 
@@ -194,12 +201,11 @@ class Opened:
 
 
 class _Topic:
-    __slots__ = ("box", "conversation", "left", "strand")
+    __slots__ = ("conversation", "left", "strand")
 
     def __init__(self) -> None:
         self.conversation = Conversation()
         self.strand = _new_strand()
-        self.box: str | None = None
         # What an earlier process left in this strand.
         self.left: list[Pending] = []
 
@@ -221,6 +227,7 @@ class ClientCore:
         attempts: int = 6,
         reference: ReferenceValues | None = None,
         hosts: Hosts | None = None,
+        box: Box | None = None,
         state: ClientState | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -231,20 +238,36 @@ class ClientCore:
         self._attempts = attempts
         self._reference = reference
         self._now = now
-        self._reply_key = DecryptionKey.generate()
+        if box is None:
+            box = Box.restore(state.box) if state is not None and state.box else Box.generate()
+        self.box = box
         self._topics: dict[str, _Topic] = {}
         self.hosts = hosts or Hosts()
         self.state = state
         self._resuming: list[tuple[str, _Topic]] = []
         if state is not None:
             state.accept_reference((reference or built_in()).number)
+            if state.box != (exported := box.export()):
+                state.keep_box(exported)
             if state.left:
                 self.hosts.tell("unanswered", reason=f"an earlier process left {len(state.left)} requests")
         self._asked = self._told = 0
         # Where mails leave at a constant rate: in one topic and one size.
         self.only_topic: str | None = None
-        # How often the host passed off something else as the enclave's mail.
-        self.refused_mails = 0
+        self._collector = Collector(
+            self.box,
+            self.identity.public,
+            ask=self._ask,
+            sender=self._sender,
+            host=lambda: self.hosts.current,
+        )
+        self._senders: dict[bytes, AttestationResult] = {}
+        self._refused = 0
+
+    @property
+    def refused_mails(self) -> int:
+        """How often the host passed off something else as mail of the enclave, or gave posted mail again."""
+        return self._refused + self._collector.refused
 
     # Instance ------------------------------------------------------------------------
 
@@ -318,7 +341,6 @@ class ClientCore:
             self._move(topic.conversation)
             topic.strand = _new_strand()
         topic.conversation.use(self._session(name, topic), new_boot=new_boot)
-        topic.box = None
         if new_boot:
             self._save(name, topic, topic.conversation.waiting())
 
@@ -343,7 +365,7 @@ class ClientCore:
             claims_digest=self.instance.claims_digest,
             encryption_key=self.instance.claims.encryption_key,
             identity=self.identity._key,
-            reply_key=self._reply_key.public,
+            reply_key=self.box.reply_key.public,
             topic=name,
             log_id=self.instance.claims.log_id,
             padding=self._padding,
@@ -596,33 +618,91 @@ class ClientCore:
             except (FormatError, MailError):
                 # Whatever the host put there, it is not from the enclave. Counting
                 # it as an error would let the host end a call with one byte.
-                self.refused_mails += 1
+                self._refused += 1
+
+    # Posted mail ---------------------------------------------------------------------
 
     def poll(self, *, topic: str, wait_seconds: float) -> Steps[list[ReceivedMail]]:
-        """Fetch mail the enclave sent without being asked."""
+        """Fetch mail the enclave sent without being asked, and acknowledge what the last poll gave.
+
+        Raises:
+            TransportError: the host gives no mail.
+            VerificationError, AppraisalError: the instance that runs now is refused.
+        """
+        yield from self.acknowledge(topic=topic)
+        until = self._now() + timedelta(seconds=wait_seconds)
+        while True:
+            left = max((until - self._now()).total_seconds(), 0.0)
+            place = self._collector.place
+            posts = yield from self._collector.fetch(topic, min(left, MOST_WAIT_SECONDS))
+            if posts or self._now() >= until:
+                return [ReceivedMail(p.body, p.envelope, p.number) for p in posts]
+            if place == self._collector.place:
+                # It brought nothing, whether the host waited or not.
+                yield Pause(min(left, 0.05))
+
+    def listen(self, *, topic: str) -> Steps[list[ReceivedMail]]:
+        """Wait for mail on a topic for as long as it takes, through whatever the host does."""
+        attempt = 0
+        while True:
+            try:
+                mails = yield from self.poll(topic=topic, wait_seconds=MOST_WAIT_SECONDS)
+                if mails:
+                    return mails
+            except TransportError as error:
+                self.hosts.leave(self.hosts.current, str(error))
+            # After a wait that was one, this changes nothing; a host that does not wait is not asked in a loop.
+            yield Pause(delay_seconds(attempt))
+            attempt += 1
+
+    def acknowledge(self, *, topic: str) -> Steps[None]:
+        """What was handed out on a topic is done with: enclave and host need to keep it no more."""
         if self._is_stale():
             yield from self.verify()
-        place = self._topic(topic)
-        conversation = place.conversation
-        assert conversation.session is not None
-        if place.box is None:
-            answer = yield Exchange("POST", f"/outbox/{conversation.session.session_id.hex()}", host=self.hosts.current)
-            box = answer.body.decode("ascii", "replace").removeprefix('{"box": "').removesuffix('"}')
-            if answer.status != 201 or len(box) != 32 or not box.isalnum():
-                raise TransportError(f"the host gives no outbox: {_reason(answer)}")
-            place.box = box
-        host = self.hosts.current
-        answer = yield Exchange(
-            "GET", f"/outbox/{place.box}?wait={wait_seconds:g}", mails=True, host=host, wait_seconds=wait_seconds
-        )
+        if not (yield from self._collector.settle(topic)):
+            return
+        if self.state is not None:
+            # What cannot be written is handed out again after a restart.
+            with suppress(StateError):
+                self.state.keep_box(self.box.export())
+        assert self.instance is not None
+        below = self.box.received_below(self.instance.claims.boot_nonce, topic)
+        if below:
+            conversation = self._topic(topic).conversation
+            conversation.posted = below
+            acknowledgement = conversation.acknowledgement()
+            answer = yield Exchange("POST", "/mail", acknowledgement, mails=True, host=self.hosts.current)
+            if answer.status == 200:
+                self._take(conversation, answer.body)
+
+    def _ask(
+        self, method: str, path: str, body: bytes = b"", *, bearer: str = "", wait_seconds: float = 0.0
+    ) -> Steps[Answer]:
+        mails, host = method == "GET", self.hosts.current
+        return (yield Exchange(method, path, body, mails=mails, host=host, bearer=bearer, wait_seconds=wait_seconds))
+
+    def _sender(self, digest: bytes) -> Steps[InstanceClaims]:
+        """Verified claims of whoever says that it posted a mail: of the instance that runs, or of another boot.
+
+        Raises:
+            TransportError: the host does not give them now.
+            FormatError, VerificationError, AppraisalError: they are refused.
+        """
+        known = self._senders.get(digest)
+        if self.instance is not None and self.instance.claims_digest == digest:
+            known = self.instance
+        if known is not None and self._now() <= known.evidence.valid_until:
+            return known.claims
+        answer = yield Exchange("GET", f"/instance/{digest.hex()}", host=self.hosts.current)
         if answer.status != 200:
-            raise TransportError(f"the host gives no mail: {_reason(answer)}")
-        self._take(conversation, answer.body)
-        posted, conversation.posted = conversation.posted, []
-        if posted:
-            yield Exchange("POST", "/mail", conversation.acknowledgement(), mails=True, host=host)
-            yield Exchange("DELETE", f"/outbox/{place.box}?below={conversation.session.seen_below}", host=host)
-        return [ReceivedMail(r.body, r.envelope, r.sequence) for r in posted]
+            raise TransportError(f"the host does not say who posted a mail: {_reason(answer)}")
+        result = verify_instance(answer.body, self.constraint, now=self._now(), reference=self._reference)
+        if result.claims_digest != digest:
+            raise BindingError("the host gave the instance info of another instance")
+        self._senders[digest] = result
+        if len(self._senders) > _MAX_SENDERS:
+            del self._senders[next(iter(self._senders))]
+        return result.claims
 
     def resume(self) -> Steps[list[Resumed]]:
         """Repeat what earlier processes left without an answer, in its order.

@@ -1,6 +1,6 @@
 """The SDK for enclave authors."""
 
-from conclave.enclave.sdk import Caller, Enclave, Mail, NotInRoster, NotIntroduced, Roster, WrongInstance
+from conclave.enclave.sdk import Caller, Enclave, Mail, NotInRoster, NotIntroduced, Post, Roster, WrongInstance
 from conclave.mail.padding import Padding, buckets, fixed, padme
 from conclave.rpc.interface import RpcError, rpc
 
@@ -11,6 +11,7 @@ __all__ = [
     "NotInRoster",
     "NotIntroduced",
     "Padding",
+    "Post",
     "Roster",
     "RpcError",
     "WrongInstance",

@@ -16,7 +16,7 @@ import inspect
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,9 +27,10 @@ from conclave._crypto import DecryptionKey, SigningKey
 from conclave._framing import Frame, Kind
 from conclave.attestation.claims import InstanceClaims
 from conclave.enclave import _streams
+from conclave.enclave._posts import Posts
 from conclave.enclave._release import Release
 from conclave.enclave.drivers import Evidence
-from conclave.enclave.sdk import Caller, Enclave, Mail, NotIntroduced, Roster, _sender
+from conclave.enclave.sdk import Caller, Enclave, Mail, NotIntroduced, Post, Roster, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
 from conclave.mail import MAX_BODY, Channel, EnclaveSession, Mailbox, Outcome, ReplyKind, Request, RequestKind
 from conclave.mail.padding import DoesNotFit, Padding, padme
@@ -111,9 +112,17 @@ class Service:
             key=key,
             claims_digest=self._digest,
             admit=self._admit,
+            opened=lambda session: self._posts.opened(session),
+            posted=lambda session, below: self._posts.acknowledge(session, below),
             padding=self._padding,
             padding_of=self._padding_of,
             seal=self._release.seal if self._release else EnclaveSession.encrypt,
+        )
+        self._posts = Posts(
+            signer=self._signing,
+            claims_digest=self._digest,
+            send=lambda payload: self._send(Kind.POST, 0, payload),
+            padding=self._padding,
         )
         self._methods = {n: _Target(getattr(enclave, n), m) for n, m in interface.methods.items()}
         self._on_mail = _Target(enclave.on_mail)
@@ -167,6 +176,8 @@ class Service:
             self._challenge(frame)
         elif frame.kind == Kind.RENEW:
             self._renew(frame)
+        elif frame.kind == Kind.ROOM:
+            self._room(frame)
         elif frame.kind == Kind.FETCHED:
             if self._peers is not None:
                 self._peers.fetches.fetched(frame)
@@ -178,9 +189,14 @@ class Service:
 
     # Context for the author's object -------------------------------------------------
 
-    def post(self, to: bytes, topic: str, body: bytes, envelope: bytes) -> None:
-        """See `Enclave.post`."""
-        self._at_home(lambda: self._send(Kind.REPLY, 0, self._mailbox.post(to, topic, body, envelope=envelope)))
+    def post(self, posts: Sequence[Post]) -> None:
+        """See `Enclave.post_together`."""
+        self._at_home(lambda: self._posts.post(posts))
+
+    def address(self, identity: bytes, topic: str) -> bytes:
+        """See `Enclave.address`."""
+        # One look-up: nothing that another thread could see half done.
+        return self._posts.address(identity, topic)
 
     def sign(self, data: bytes) -> bytes:
         """See `Enclave.sign`."""
@@ -232,6 +248,12 @@ class Service:
         signature = self._signing.sign("challenge", self._digest, frame.payload + nonce)
         self._send(Kind.SIGNED, frame.request, nonce + signature)
 
+    def _room(self, frame: Frame) -> None:
+        try:
+            self._posts.room(frame.payload)
+        except FormatError:
+            self._send(Kind.ERROR, frame.request, b"format")
+
     def _renew(self, frame: Frame) -> None:
         key = DecryptionKey.generate()
         claims = self._make_claims(key.public, self._signing.public)
@@ -244,6 +266,7 @@ class Service:
             return
         self.claims, self._digest = claims, digest
         self._mailbox.renew(key, digest)
+        self._posts.renew(digest)
         self.roster.renewed(digest)
         self._announce(frame.request, claims, evidence)
 

@@ -8,7 +8,7 @@ key `sender` names.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -48,6 +48,23 @@ class Mail:
     def reply(self, body: bytes, *, envelope: bytes = b"") -> None:
         """Send one more reply to this mail, before the handler returns."""
         self._reply(body, envelope)
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """One mail for `Enclave.post_together`.
+
+    Attributes:
+        to: the client's public key (32 bytes), or what `Enclave.address` gave.
+        body: only the client will know it.
+        topic: on which of the client's topics; an address has its own.
+        envelope: bytes the host can read but not alter.
+    """
+
+    to: bytes
+    body: bytes = field(repr=False)
+    topic: str = "default"
+    envelope: bytes = b""
 
 
 class NotInRoster(RpcError):
@@ -147,7 +164,8 @@ class Context(Protocol):
     claims: InstanceClaims
     roster: Roster
 
-    def post(self, to: bytes, topic: str, body: bytes, envelope: bytes) -> None: ...
+    def post(self, posts: Sequence[Post]) -> None: ...
+    def address(self, identity: bytes, topic: str) -> bytes: ...
     def sign(self, data: bytes) -> bytes: ...
     def caller(self, sender: bytes) -> Caller | None: ...
     def allow_caller(self, name: str, constraint: str) -> None: ...
@@ -269,13 +287,45 @@ class Enclave:
         return self._context.roster
 
     def post(self, to: bytes, body: bytes, *, topic: str = "default", envelope: bytes = b"") -> None:
-        """Mail a client that has a session in this boot, without being asked.
+        """Mail a client without being asked: it is kept in the host's outbox until fetched.
+
+        A reply that the enclave sends after this leaves the host only when the
+        mail is on the host's store.
+
+        Args:
+            to: the public key (32 bytes) of a client that had a session on the topic in
+                this boot, or what `address` gave, in this boot or another.
+            topic: ignored for an address, which has its own.
 
         Raises:
-            SessionError: it has none on that topic.
-            OverloadedError: it has left too many replies unacknowledged.
+            SessionError: that client had no session on that topic in this boot.
+            OverloadedError: too much lies in its box unacknowledged, or in all boxes.
+            FormatError: not an address.
         """
-        self._context.post(to, topic, body, envelope)
+        self._context.post((Post(to, body, topic, envelope),))
+
+    def post_together(self, posts: Iterable[Post]) -> None:
+        """Mail several clients: all equally large, visible at one moment, or none.
+
+        Bodies of any sizes are padded to that of the largest, so that neither host
+        nor network sees who got which. Raises what `post` does, and ValueError
+        for more than 17 MiB in all; then nothing was posted.
+        """
+        self._context.post(tuple(posts))
+
+    def address(self, client: bytes, topic: str = "default") -> bytes:
+        """Where a client is reached later, without a session, also from another boot.
+
+        About 1.3 KiB that an author keeps. It is authentic when given, and
+        afterwards only as far as it was kept where nobody else can write: whoever
+        can put another one in its place gets the mail. Whoever has it can write to
+        the client's box, as far as their own enclave satisfies the client's
+        constraint; it is no secret to protect mail by.
+
+        Raises:
+            SessionError: that client had no session on that topic in this boot.
+        """
+        return self._context.address(client, topic)
 
     def sign(self, data: bytes) -> bytes:
         """Sign under purpose `app` with the instance's attested key: 64 bytes."""

@@ -24,14 +24,18 @@ _PROBE: Final = "readyz"
 class Health:
     """What `/readyz` says."""
 
-    def __init__(self, *, up: Callable[[], bool], store: BlobStore | None = None) -> None:
+    def __init__(
+        self, *, up: Callable[[], bool], keeps: Callable[[], bool] = lambda: True, store: BlobStore | None = None
+    ) -> None:
         """Nothing runs by itself.
 
         Args:
             up: whether there is an enclave with evidence.
+            keeps: whether the last posted mail could be kept.
             store: asked whether it answers; None where posted mail is kept in memory.
         """
         self._up = up
+        self._keeps = keeps
         self._store = store
         self._asked = -FRESH_SECONDS
         self._answers = True
@@ -43,7 +47,7 @@ class Health:
         found = {
             "draining": self.draining,
             "enclave": not self._up(),
-            "store": not await self._store_answers(),
+            "store": not (await self._store_answers() and self._keeps()),
         }
         return [word for word, holds in found.items() if holds]
 

@@ -27,10 +27,12 @@ from conclave.host.exchange import Exchange, Receive, Scope, Send
 from conclave.host.fetch import Fetcher
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
+from conclave.host.outbox import Outbox, OutboxLimits
 from conclave.host.routes import Routes
 
 if TYPE_CHECKING:
     from conclave.host.endorsements import EndorsementSource
+    from conclave.host.stores import BlobStore
 
 FORMATS: Final = frozenset({"sgx", "tdx", "snp", "nitro"})
 START_SECONDS: Final = 120.0
@@ -70,6 +72,8 @@ class Host:
         renew_seconds: float = RENEW_SECONDS,
         patience_seconds: float | None = None,
         endorsements: EndorsementSource | None = None,
+        store: BlobStore | None = None,
+        outbox: OutboxLimits | None = None,
         peers: Iterable[str] = (),
     ) -> None:
         """Nothing runs before `start`.
@@ -82,14 +86,19 @@ class Host:
             patience_seconds: how long an early mail waits for those before it.
             endorsements: where the vendor's endorsements come from; without, the
                 platform gives its own, as the simulated one does.
+            store: where posted mail is kept, of this host alone; closed by `stop`. None:
+                in memory, so that a host that ends loses it.
+            outbox: how much posted mail, and how long.
             peers: URLs of hosts whose enclaves this one may call.
         """
         self._launch = launch
         self._on_event = on_event or (lambda event: None)
         self._restart = restart
         self._renew_seconds = renew_seconds
+        self.outbox = Outbox(store, limits=outbox, on_event=self._on_event, tell=self._tell)
         self._routes = Routes(
             Reorder() if patience_seconds is None else Reorder(patience_seconds),
+            outbox=self.outbox,
             link=lambda: None if self.info is None else self._link,
             info=lambda: self.info,
         )
@@ -118,7 +127,9 @@ class Host:
 
         Raises:
             BundleError, PlatformError: the platform or the enclave refused.
+            StoreError: the store of posted mail cannot be read.
         """
+        await self.outbox.start()
         if self._source is not None:
             self._stapler = asyncio.create_task(self._staple(self._source))
         try:
@@ -126,6 +137,7 @@ class Host:
         except BaseException:
             if self._stapler is not None:
                 self._stapler.cancel()
+            await self.outbox.stop()
             raise
         self._supervisor = asyncio.create_task(self._supervise())
         self._sweeper = asyncio.create_task(self._sweep())
@@ -138,6 +150,7 @@ class Host:
                 with suppress(asyncio.CancelledError):
                     await task
         await self._end()
+        await self.outbox.stop()
         await self._fetcher.close()
 
     async def _end(self) -> None:
@@ -215,8 +228,12 @@ class Host:
         loop = asyncio.get_running_loop()
         # What a boot still says when the next one has begun is not of that one.
         gone = partial(self._gone, self._ready)
-        _, self._link = await loop.create_connection(lambda: Link(self._unasked, gone), sock=launched.channel)
+        _, self._link = await loop.create_connection(
+            lambda: Link(self._unasked, gone, self.outbox.put), sock=launched.channel
+        )
         self._link.counts = self.counts
+        for payload in self.outbox.fullness():
+            self._tell(payload)
         self._follow(launched.process, self._ready)
         try:
             async with asyncio.timeout(START_SECONDS):
@@ -310,6 +327,10 @@ class Host:
         # The platform's own word, if it has one, arrives a moment later.
         loop.call_later(1.0, self._fail, boot, PlatformError("the enclave ended before it was ready"))
 
+    def _tell(self, payload: bytes) -> None:
+        if self._link is not None:
+            self._link.tell(Kind.ROOM, 0, payload)
+
     def _unasked(self, frame: Frame) -> None:
         if frame.kind == Kind.INSTANCE:
             # Once a boot: more would have an enclave decide how often a vendor is asked.
@@ -320,8 +341,6 @@ class Host:
         elif frame.kind == Kind.FETCH:
             if self._link is not None:
                 self._fetcher.take(frame.payload, partial(self._link.tell, Kind.FETCHED, frame.request))
-        elif frame.kind == Kind.REPLY:
-            self._routes.post(frame.payload)
         elif frame.kind == Kind.FAILED:
             self._fail(
                 self._ready, PlatformError(f"the enclave refused to start: {frame.payload.decode('utf-8', 'replace')}")
@@ -357,6 +376,7 @@ class Host:
                 "claims": given.claims,
             }
         )
+        self.outbox.announce(given.claims, self.info)
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
 
@@ -400,5 +420,7 @@ def log_to_stderr(event: dict[str, Any]) -> None:
         print(f"  {event.get('text')}", file=sys.stderr)
     elif event.get("event") == "output":
         sys.stderr.write(str(event.get("text")))
+    elif event.get("event") == "store":
+        print(f"  store: {event.get('text')}", file=sys.stderr)
     elif event.get("event") == "endorsements":
         print(f"  endorsements: {event.get('text')}", file=sys.stderr)

@@ -15,6 +15,7 @@ from typing import Final, cast
 from conclave._framing import Frame, FrameReader, Kind, head
 from conclave.errors import FormatError, TransportError
 from conclave.host.counts import Counts
+from conclave.host.gate import Gate, Keep
 from conclave.host.streams import MOST_WAITING, held, is_chunk
 
 MAX_ASKS: Final = 8192
@@ -82,10 +83,13 @@ class Ask:
 class Link(asyncio.BufferedProtocol):
     """One byte stream to one boot."""
 
-    def __init__(self, unasked: Callable[[Frame], None], lost: Callable[[], None]) -> None:
+    def __init__(
+        self, unasked: Callable[[Frame], None], lost: Callable[[], None], keep: Keep = lambda _, done: done()
+    ) -> None:
         self.counts = Counts()
         self._unasked = unasked
         self._lost = lost
+        self._gate = Gate(keep, self._deliver)
         self._reader = FrameReader(Kind, buffer_size=_READ_SIZE)
         self._asks: dict[int, Ask] = {}
         self._next = 1
@@ -104,6 +108,7 @@ class Link(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the enclave is gone; everybody who waits learns it."""
         self._transport = None
+        self._gate.close()
         asks, self._asks = self._asks, {}
         for ask in asks.values():
             ask.end()
@@ -121,6 +126,9 @@ class Link(asyncio.BufferedProtocol):
             self.close()
             return
         self.counts.to_host.add(len(frames), nbytes)
+        self._deliver([frame for frame in frames if not self._gate.holds(frame)])
+
+    def _deliver(self, frames: list[Frame]) -> None:
         answered = []
         for frame in frames:
             ask = self._asks.get(frame.request) if frame.request else None
@@ -143,16 +151,21 @@ class Link(asyncio.BufferedProtocol):
                 self._unasked(frame)
         for ask in answered:
             ask.tell()
-        if self._held > MAX_HELD and not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        self._flow()
 
     def taken(self, size: int) -> None:
         """So much of the answers was taken on."""
         self._held -= size
-        if self._paused and self._held <= MAX_HELD and self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
+        self._flow()
+
+    def _flow(self) -> None:
+        full = self._held + self._gate.held > MAX_HELD
+        if full != self._paused and self._transport is not None:
+            self._paused = full
+            if full:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
 
     def ask(self, kind: Kind, payload: bytes | bytearray = b"") -> Ask:
         """Send a request.

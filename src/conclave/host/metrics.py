@@ -32,6 +32,12 @@ OPERATIONS: Final = ("put", "get", "list", "delete")
 ERRORS: Final = {StoreConflict: "conflict", StoreFull: "full", StoreUnavailable: "unavailable"}
 DIRECTIONS: Final = ("to_enclave", "to_host")
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_OUTBOX: Final = {
+    "boxes": "Boxes with posted mail, or that had some.",
+    "mails": "Posted mails that wait for their readers.",
+    "bytes": "Bytes of them.",
+    "waiting": "Frames of posted mail that are not on the store yet.",
+}
 # Every value that a label can have, beside the bounds of buckets.
 LABELS: Final = {
     "route": frozenset({*ROUTES.values(), OTHER}),
@@ -119,6 +125,8 @@ class Metrics(Collector):
         yield GaugeMetricFamily(
             "conclave_requests_in_flight", "Requests that the enclave has not answered.", value=host.in_flight
         )
+        for name, value in host.outbox.sizes().items():
+            yield GaugeMetricFamily(f"conclave_outbox_{name}", _OUTBOX[name], value=value)
         ways = dict(zip(DIRECTIONS, (counts.to_enclave, counts.to_host), strict=True))
         frames = CounterMetricFamily("conclave_channel_frames", "Frames on the host channel.", labels=["direction"])
         size = CounterMetricFamily("conclave_channel_bytes", "Bytes on the host channel.", labels=["direction"])

@@ -1,102 +1,590 @@
-"""Mail that answers no request in flight, kept for its client to fetch.
+"""Posted mail, kept on a store until its client fetched it, or it expired.
 
-Runs in the untrusted host, in memory: session keys do not outlive the enclave's
-boot, so neither need these mails. Nobody relies on it: a client believes only
-what decrypts.
+Runs in the untrusted host. Nobody relies on it: a client believes only what
+decrypts and is signed. What it owes its enclave is durability: replies that come
+after posted mail leave only once that mail is on the store (`gate`).
 
-Spec: spec/http.md (HTTP-3).
+Spec: spec/http.md section 2 (HTTP-13 to HTTP-19), spec/host-channel.md section 2.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import re
 import secrets
-from collections import OrderedDict
+import struct
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any, Final
 
-from conclave._mailheader import address_of
-from conclave.errors import FormatError
+from conclave._mailheader import POST_HEADER, parse_post
+from conclave.errors import FormatError, StoreConflict, StoreError, StoreFull
+from conclave.host.stores import BlobStore
 
-MAX_BOXES = 100_000
-MAX_MAILS = 1024
-MAX_BYTES = 64 * 1024 * 1024
-KEEP_SECONDS = 3600.0
+MAILS: Final = "outbox/mails/"
+CLAIMS: Final = "outbox/claims/"
+INSTANCES: Final = "outbox/instances/"
+# So much goes into one blob: a blob is deleted when none of its mails is wanted any more.
+GROUP_BYTES: Final = 1024 * 1024
+CACHE_BYTES: Final = 64 * 1024 * 1024
+SWEEP_SECONDS: Final = 30.0
+RETRY_SECONDS: Final = 0.1
+MOST_RETRY_SECONDS: Final = 5.0
+ROOM, FULL = b"\0", b"\1"
+_MAGIC: Final = b"CMO1"
+_HEAD: Final = struct.Struct(">4sQ")
+_MAIL: Final = struct.Struct(">QI")
+_LOADS: Final = 16
+_FINAL_SECONDS: Final = 5.0
+_INSTANCE: Final = re.compile(re.escape(INSTANCES) + "[0-9a-f]{128}")
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxLimits:
+    """What a host keeps at most (HTTP-17).
+
+    A box that is half full is announced to the enclave, which then posts no more
+    to it: what it had posted until then still fits.
+    """
+
+    keep_seconds: float = 7 * 86_400.0
+    mails_per_box: int = 4096
+    bytes_per_box: int = 128 * 1024 * 1024
+    mails: int = 1_000_000
+    bytes: int = 2 * 1024 * 1024 * 1024
+    claims: int = 200_000
+    readers: int = 4096
+    readers_per_box: int = 8
+
+
+class InMemory:
+    """A store that lasts as long as the host: for development and tests."""
+
+    def __init__(self) -> None:
+        self._blobs: dict[str, bytes] = {}
+
+    async def put(self, name: str, data: bytes, *, expected: str | None = None) -> str:
+        """See `BlobStore`."""
+        have = self._blobs.get(name)
+        if expected is not None and expected != ("" if have is None else hashlib.sha256(have).hexdigest()):
+            raise StoreConflict("the blob is another than expected")
+        self._blobs[name] = data
+        return hashlib.sha256(data).hexdigest()
+
+    async def get(self, name: str) -> tuple[bytes, str] | None:
+        """See `BlobStore`."""
+        have = self._blobs.get(name)
+        return None if have is None else (have, hashlib.sha256(have).hexdigest())
+
+    async def list(self, prefix: str) -> list[str]:
+        """See `BlobStore`."""
+        return sorted(n for n in self._blobs if n.startswith(prefix))
+
+    async def delete(self, name: str) -> None:
+        """See `BlobStore`."""
+        self._blobs.pop(name, None)
+
+    async def close(self) -> None:
+        """See `BlobStore`."""
+
+
+def split_posts(payload: bytes) -> Iterator[bytes]:
+    """The mails of a POST frame, as far as they are whole."""
+    at = 0
+    while at + 4 <= len(payload):
+        size = int.from_bytes(payload[at : at + 4], "big")
+        if at + 4 + size > len(payload):
+            return
+        yield payload[at + 4 : at + 4 + size]
+        at += 4 + size
+
+
+@dataclass(slots=True)
+class _Blob:
+    """One blob of mails and those of them that still wait."""
+
+    name: str
+    at: float
+    waiting: set[tuple[bytes, int]] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    blob: _Blob
+    offset: int
+    size: int
+    digest: bytes
 
 
 @dataclass(slots=True)
 class _Box:
-    mails: OrderedDict[int, tuple[bytes, float]] = field(default_factory=OrderedDict)
+    entries: dict[int, _Entry] = field(default_factory=dict)
     size: int = 0
-    capability: str | None = None
+    last: int = 0
+    full: bool = False
+    readers: int = 0
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+@dataclass(slots=True)
+class _Group:
+    """What one POST frame brought: visible at one moment."""
+
+    mails: list[bytes]
+    size: int
+    durable: Callable[[], None]
+
+
 class Outbox:
-    """One box per session, reached by a random capability."""
+    """Boxes of posted mail over one store, which no other host may use."""
 
-    def __init__(self) -> None:
-        self._boxes: OrderedDict[bytes, _Box] = OrderedDict()
-        self._by_capability: dict[str, _Box] = {}
+    def __init__(
+        self,
+        store: BlobStore | None = None,
+        *,
+        limits: OutboxLimits | None = None,
+        now: Callable[[], float] = time.time,
+        on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+        tell: Callable[[bytes], None] = lambda payload: None,
+    ) -> None:
+        """Nothing is read before `start`.
 
-    def clear(self) -> None:
-        """Forget everything: the boot whose keys these mails need is gone."""
-        self._boxes.clear()
-        self._by_capability.clear()
+        Args:
+            store: where mails lie; None keeps them in memory.
+            now: seconds since 1970. A clock that jumps changes when mails expire, no more.
+            on_event: told when the store fails and when it works again.
+            tell: has the enclave told which boxes are full (payload of a ROOM frame).
+        """
+        self._store: BlobStore = store or InMemory()
+        self.limits = limits or OutboxLimits()
+        self._now = now
+        self._on_event = on_event
+        self._tell = tell
+        self._boxes: dict[bytes, _Box] = {}
+        self._blobs: dict[str, _Blob] = {}
+        self._cache: OrderedDict[str, bytes] = OrderedDict()
+        self._cached = 0
+        self._mails = self._size = 0
+        self._all_full = False
+        self._next = 0
+        self._pending: deque[_Group] = deque()
+        self._work = asyncio.Event()
+        self._owners: OrderedDict[bytes, bytes] = OrderedDict()
+        self._capabilities: dict[bytes, bytes] = {}
+        self._readers = 0
+        self._infos: OrderedDict[bytes, bytes] = OrderedDict()
+        self._info_names: set[str] = set()
+        self._wanted: dict[bytes, int] = {}
+        self._to_delete: set[str] = set()
+        self._to_store: dict[str, bytes] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self.dropped = 0
+        # Why nothing is written at the moment; empty while all is well.
+        self.trouble = ""
 
-    def put(self, data: bytes, now: float) -> None:
-        """Keep a mail of the enclave; what is none, or finds no room, is dropped."""
+    # Life ----------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Read what lies on the store, and begin to keep mail.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        for name in await self._store.list(CLAIMS):
+            box, _, digest = name.removeprefix(CLAIMS).partition("-")
+            with suppress(ValueError):
+                self._own(bytes.fromhex(box), bytes.fromhex(digest))
+        self._info_names = {n for n in await self._store.list(INSTANCES) if _INSTANCE.fullmatch(n)}
+        names = await self._store.list(MAILS)
+        for at in range(0, len(names), _LOADS):
+            some = names[at : at + _LOADS]
+            for name, found in zip(some, await asyncio.gather(*map(self._store.get, some)), strict=True):
+                self._next = max(self._next, _sequence(name) + 1)
+                if found is not None:
+                    self._index(name, found[0])
+        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._sweep())]
+
+    async def stop(self) -> None:
+        """Write what waits, as far as the store takes it now, and stop."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FINAL_SECONDS):
+                while self._pending and not self.trouble:
+                    await asyncio.sleep(0.01)
+        for task in self._tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await self._store.close()
+
+    # Keeping -------------------------------------------------------------------------
+
+    def sizes(self) -> dict[str, int]:
+        """Boxes, mails and their bytes that are kept, and frames of mail that are not on the store yet."""
+        return {"boxes": len(self._boxes), "mails": self._mails, "bytes": self._size, "waiting": len(self._pending)}
+
+    def put(self, payload: bytes, durable: Callable[[], None]) -> None:
+        """Keep what a POST frame brought; `durable` is called once it is on the store.
+
+        What is no posted mail is dropped, and so is what exceeds the limits: an
+        enclave that heeds ROOM frames never sends it.
+        """
+        mails = [mail for mail in split_posts(payload) if self._take(mail)]
+        self._pending.append(_Group(mails, len(payload), durable))
+        self._work.set()
+
+    def _take(self, mail: bytes) -> bool:
         try:
-            _, session_id, counter = address_of(data)
+            header = parse_post(mail)
         except FormatError:
-            return
-        box = self._box(session_id)
-        for counter, (old, at) in list(box.mails.items()):
-            if now - at > KEEP_SECONDS:
-                del box.mails[counter]
-                box.size -= len(old)
-        if len(box.mails) < MAX_MAILS and box.size + len(data) <= MAX_BYTES:
-            box.mails[counter] = (data, now)
-            box.size += len(data)
-            box.arrived.set()
+            return False
+        box = self._boxes.get(header.box)
+        limits = self.limits
+        if (
+            self._mails > limits.mails + limits.mails // 8
+            or self._size > limits.bytes + limits.bytes // 8
+            or (
+                box is not None
+                and (len(box.entries) >= limits.mails_per_box or box.size + len(mail) > limits.bytes_per_box)
+            )
+        ):
+            self.dropped += 1
+            return False
+        return True
 
-    def _box(self, session_id: bytes) -> _Box:
-        box = self._boxes.get(session_id)
-        if box is None:
-            box = self._boxes[session_id] = _Box()
-            if len(self._boxes) > MAX_BOXES:
-                _, old = self._boxes.popitem(last=False)
-                if old.capability is not None:
-                    self._by_capability.pop(old.capability, None)
+    async def _write(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._pending:
+                groups = [self._pending[0]]
+                size = groups[0].size
+                for group in list(self._pending)[1:256]:
+                    size += group.size
+                    if size > GROUP_BYTES:
+                        break
+                    groups.append(group)
+                await self._commit(groups)
+                for group in groups:
+                    self._pending.popleft()
+                    group.durable()
+
+    async def _commit(self, groups: list[_Group]) -> None:
+        """One blob for all of them, tried until it is there; then all are visible."""
+        mails = [mail for group in groups for mail in group.mails]
+        if not mails:
+            return
+        delay = RETRY_SECONDS
+        now = self._now()
+        blob = self._pack(mails, now)
+        while True:
+            try:
+                for digest in {_digest(mail) for mail in mails}:
+                    await self._keep_info(digest)
+                name = f"{MAILS}{self._next:020d}"
+                self._next += 1
+                # Never over another blob: it may be the one whose writing seemed to fail.
+                await self._store.put(name, blob, expected="")
+                break
+            except StoreConflict:
+                continue
+            except StoreError as error:
+                self._fails(error)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, MOST_RETRY_SECONDS)
+        if self.trouble:
+            self.trouble = ""
+            self._on_event({"event": "store", "text": "the store takes posted mail again"})
+        self._index(name, blob)
+
+    def _fails(self, error: StoreError) -> None:
+        if not self.trouble:
+            why = "full" if isinstance(error, StoreFull) else "not reachable"
+            self.trouble = f"the host's store is {why}: posted mail and the replies after it wait"
+            self._on_event({"event": "store", "code": error.code, "text": f"{self.trouble}; {error}"})
+
+    def _pack(self, mails: list[bytes], now: float) -> bytes:
+        parts = [_HEAD.pack(_MAGIC, int(now))]
+        last: dict[bytes, int] = {}
+        for mail in mails:
+            box = _box_of(mail)
+            known = self._boxes.get(box)
+            # Times, so that a host whose store was lost does not begin again below what clients have.
+            before = last.get(box, known.last if known is not None else 0)
+            last[box] = number = max(before + 1, int(now * 1e6))
+            parts += [_MAIL.pack(number, len(mail)), mail]
+        return b"".join(parts)
+
+    def _index(self, name: str, data: bytes) -> None:
+        """Make the mails of a blob visible, all at one moment."""
+        if len(data) < _HEAD.size or data[:4] != _MAGIC:
+            return
+        blob = _Blob(name, float(_HEAD.unpack_from(data)[1]))
+        at = _HEAD.size
+        woken = []
+        while at + _MAIL.size <= len(data):
+            number, size = _MAIL.unpack_from(data, at)
+            at += _MAIL.size
+            mail = data[at : at + size]
+            if len(mail) < size or size < POST_HEADER.size:
+                break
+            key = _box_of(mail)
+            box = self._boxes.setdefault(key, _Box())
+            if number not in box.entries:
+                box.entries[number] = _Entry(blob, at, size, digest := _digest(mail))
+                box.last = max(box.last, number)
+                box.size += size
+                self._mails += 1
+                self._size += size
+                self._wanted[digest] = self._wanted.get(digest, 0) + 1
+                blob.waiting.add((key, number))
+                woken.append((key, box))
+            at += size
+        if not blob.waiting:
+            self._to_delete.add(name)
+            return
+        self._blobs[name] = blob
+        self._remember(name, data)
+        for key, box in woken:
+            box.arrived.set()
+            self._fullness(key, box)
+
+    def _remember(self, name: str, data: bytes) -> None:
+        if name not in self._cache:
+            self._cache[name] = data
+            self._cached += len(data)
+        self._cache.move_to_end(name)
+        while self._cached > CACHE_BYTES and len(self._cache) > 1:
+            self._cached -= len(self._cache.popitem(last=False)[1])
+
+    # Fullness ------------------------------------------------------------------------
+
+    def _fullness(self, key: bytes, box: _Box) -> None:
+        limits = self.limits
+        share = max(len(box.entries) / limits.mails_per_box, box.size / limits.bytes_per_box)
+        if not box.full and share >= 0.5:
+            box.full = True
+            self._tell(FULL + key)
+        elif box.full and share < 0.25:
+            box.full = False
+            self._tell(ROOM + key)
+        whole = max(self._mails / limits.mails, self._size / limits.bytes)
+        if self._all_full != (whole >= 1 or (self._all_full and whole >= 0.9)):
+            self._all_full = not self._all_full
+            self._tell(FULL if self._all_full else ROOM)
+
+    def fullness(self) -> list[bytes]:
+        """Payloads of the ROOM frames that a new boot has to be told."""
+        full = [key for key, box in self._boxes.items() if box.full]
+        payloads = [FULL] if self._all_full else []
+        return payloads + ([FULL + b"".join(full)] if full else [])
+
+    # Clients -------------------------------------------------------------------------
+
+    async def claim(self, box: bytes, capability: bytes) -> bool:
+        """Give a box to whoever has that capability. False: somebody else has it.
+
+        Raises:
+            StoreError: the claim could not be written.
+        """
+        digest = hashlib.sha256(capability).digest()
+        owner = self._owners.get(box)
+        if owner is not None:
+            return secrets.compare_digest(owner, digest)
+        if digest in self._capabilities:
+            return False
+        # Taken before it is written: of two at the same time one must lose.
+        self._own(box, digest)
+        try:
+            await self._store.put(_claim_name(box, digest), b"1")
+        except BaseException:
+            self._disown(box)
+            raise
+        if len(self._owners) > self.limits.claims:
+            idle = next((b for b in self._owners if b not in self._boxes), box)
+            self._to_delete.add(_claim_name(idle, self._owners[idle]))
+            self._disown(idle)
+        return box in self._owners
+
+    def _own(self, box: bytes, digest: bytes) -> None:
+        if box not in self._owners and len(box) == 16 and len(digest) == 32:
+            self._owners[box] = digest
+            self._capabilities[digest] = box
+
+    def _disown(self, box: bytes) -> None:
+        digest = self._owners.pop(box, None)
+        if digest is not None:
+            self._capabilities.pop(digest, None)
+
+    def box_of(self, capability: bytes) -> bytes | None:
+        """Which box that capability opens."""
+        box = self._capabilities.get(hashlib.sha256(capability).digest())
+        if box is not None:
+            self._owners.move_to_end(box)
         return box
 
-    def claim(self, session_id: bytes) -> str | None:
-        """The capability of a session's box; None if it was given already."""
-        box = self._box(session_id)
-        if box.capability is not None:
-            return None
-        box.capability = secrets.token_hex(16)
-        self._by_capability[box.capability] = box
-        return box.capability
+    async def read(self, key: bytes, after: int, *, most_bytes: int) -> list[tuple[int, bytes]]:
+        """Mails of a box with a higher number, in order; at least one if there is any.
 
-    async def read(self, capability: str, wait_seconds: float) -> list[bytes] | None:
-        """Mails in the box, waiting for the first; None if there is no such box."""
-        box = self._by_capability.get(capability)
-        if box is None:
-            return None
-        if not box.mails and wait_seconds > 0:
-            box.arrived.clear()
-            try:
-                async with asyncio.timeout(wait_seconds):
-                    await box.arrived.wait()
-            except TimeoutError:
-                pass
-        return [data for data, _ in box.mails.values()]
+        A number that no mail has reached is of a history that this host has lost,
+        and then counts as none.
 
-    def delete(self, capability: str, below: int) -> bool:
-        """Drop mails with a lower counter. False if there is no such box."""
-        box = self._by_capability.get(capability)
+        Raises:
+            StoreError: the store does not give them.
+        """
+        box = self._boxes.get(key)
         if box is None:
+            return []
+        after = 0 if after > box.last else after
+        found: list[tuple[int, bytes]] = []
+        size = 0
+        for number, entry in sorted((n, e) for n, e in list(box.entries.items()) if n > after):
+            size += entry.size
+            if found and size > most_bytes:
+                break
+            data = self._cache.get(entry.blob.name)
+            if data is None:
+                blob = await self._store.get(entry.blob.name)
+                if blob is None:
+                    self._remove(key, number)
+                    continue
+                data = blob[0]
+            self._remember(entry.blob.name, data)
+            found.append((number, data[entry.offset : entry.offset + entry.size]))
+        return found
+
+    def crowded(self, key: bytes) -> bool:
+        """Whether no more may wait for that box."""
+        box = self._boxes.get(key)
+        full = box is not None and box.readers >= self.limits.readers_per_box
+        return full or self._readers >= self.limits.readers
+
+    async def wait(self, key: bytes, seconds: float) -> bool:
+        """Wait for something new in a box. False: too many wait already."""
+        if self.crowded(key):
             return False
-        for counter in [c for c in box.mails if c < below]:
-            box.size -= len(box.mails.pop(counter)[0])
+        box = self._boxes.setdefault(key, _Box())
+        self._readers += 1
+        box.readers += 1
+        try:
+            box.arrived.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await box.arrived.wait()
+        finally:
+            self._readers -= 1
+            box.readers -= 1
+            self._forget(key, box)
         return True
+
+    def delete(self, key: bytes, below: int) -> None:
+        """Drop mails with a lower number; the store follows when it can."""
+        box = self._boxes.get(key)
+        for number in [n for n in box.entries if n < below] if box is not None else ():
+            self._remove(key, number)
+
+    def _remove(self, key: bytes, number: int) -> None:
+        box = self._boxes[key]
+        entry = box.entries.pop(number, None)
+        if entry is None:
+            return
+        box.size -= entry.size
+        self._mails -= 1
+        self._size -= entry.size
+        self._wanted[entry.digest] -= 1
+        if not self._wanted[entry.digest]:
+            del self._wanted[entry.digest]
+        entry.blob.waiting.discard((key, number))
+        if not entry.blob.waiting:
+            del self._blobs[entry.blob.name]
+            self._to_delete.add(entry.blob.name)
+            gone = self._cache.pop(entry.blob.name, None)
+            self._cached -= 0 if gone is None else len(gone)
+        self._fullness(key, box)
+        self._forget(key, box)
+
+    def _forget(self, key: bytes, box: _Box) -> None:
+        if not box.entries and not box.readers and self._boxes.get(key) is box:
+            del self._boxes[key]
+
+    # Senders -------------------------------------------------------------------------
+
+    def announce(self, claims: bytes, info: bytes) -> None:
+        """Instance info as it is handed out now; kept while mail of that instance is."""
+        digest = hashlib.sha512(b"conclave/1 instance-claims\0" + claims).digest()
+        self._infos[digest] = info
+        self._infos.move_to_end(digest)
+        if len(self._infos) > 4:
+            self._infos.popitem(last=False)
+        if digest in self._wanted or _info_name(digest) in self._info_names:
+            self._to_store[_info_name(digest)] = info
+
+    async def info(self, digest: bytes) -> bytes | None:
+        """Instance info of a boot that posted mail, by its claims digest. Raises StoreError."""
+        known = self._infos.get(digest)
+        if known is not None or _info_name(digest) not in self._info_names:
+            return known
+        found = await self._store.get(_info_name(digest))
+        return None if found is None else found[0]
+
+    async def _keep_info(self, digest: bytes) -> None:
+        name = _info_name(digest)
+        if name not in self._info_names and digest in self._infos:
+            await self._store.put(name, self._infos[digest])
+            self._info_names.add(name)
+            self._to_delete.discard(name)
+
+    # Tidying -------------------------------------------------------------------------
+
+    async def _sweep(self) -> None:
+        while True:
+            self.expire()
+            await self._tidy()
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    def expire(self) -> None:
+        """Drop what is older than may be kept, and what no mail needs any more."""
+        oldest = self._now() - self.limits.keep_seconds
+        for blob in [b for b in self._blobs.values() if b.at < oldest]:
+            for key, number in list(blob.waiting):
+                self._remove(key, number)
+        for name in self._info_names:
+            digest = bytes.fromhex(name.removeprefix(INSTANCES))
+            if digest not in self._wanted and digest not in self._infos:
+                self._to_delete.add(name)
+
+    async def _tidy(self) -> None:
+        """Bring the store up to date, as far as it takes that now."""
+        with suppress(StoreError):
+            for name, info in list(self._to_store.items()):
+                await self._store.put(name, info)
+                self._info_names.add(name)
+                self._to_store.pop(name, None)
+            for name in list(self._to_delete):
+                await self._store.delete(name)
+                self._info_names.discard(name)
+                self._to_delete.discard(name)
+
+
+def _sequence(name: str) -> int:
+    digits = name.removeprefix(MAILS)
+    return int(digits) if digits.isdigit() else 0
+
+
+def _claim_name(box: bytes, digest: bytes) -> str:
+    return f"{CLAIMS}{box.hex()}-{digest.hex()}"
+
+
+def _info_name(digest: bytes) -> str:
+    return INSTANCES + digest.hex()
+
+
+def _box_of(mail: bytes) -> bytes:
+    return mail[8:24]
+
+
+def _digest(mail: bytes) -> bytes:
+    return mail[24:88]

@@ -7,8 +7,6 @@ Spec: spec/http.md.
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
@@ -18,10 +16,12 @@ from conclave._framing import Frame, Kind
 from conclave._mailheader import MAX_MAIL, TO_ENCLAVE, address_of
 from conclave.errors import FormatError, TransportError
 from conclave.host import streams
+from conclave.host.answers import Refusal, read_body, refuse, respond
 from conclave.host.exchange import Exchange, Receive, Scope, Send
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
 from conclave.host.outbox import Outbox
+from conclave.host.pickup import Pickup
 
 INFO_TYPE: Final = b"application/vnd.conclave.instance-info"
 MAILS_TYPE: Final = b"application/vnd.conclave.mails"
@@ -31,32 +31,32 @@ _STATUS: Final = {
     b"session": (409, "the enclave does not know this session; verify the instance again"),
     b"overloaded": (429, "the enclave has no room; try later"),
     b"stopping": (503, "the enclave is stopping"),
+    b"store": (503, "the host's store takes no posted mail, and the reply waits for it; send the same mail again"),
 }
 
 
-class Refusal(Exception):
-    """An HTTP error answer."""
-
-    def __init__(self, status: int, word: str, detail: str) -> None:
-        self.status = status
-        self.word = word
-        self.detail = detail
-        super().__init__(detail)
-
-
 class Routes:
-    """The resources of one host, and the mail that waits in it."""
+    """The resources of one host."""
 
-    def __init__(self, order: Reorder, *, link: Callable[[], Link | None], info: Callable[[], bytes | None]) -> None:
+    def __init__(
+        self,
+        order: Reorder,
+        *,
+        outbox: Outbox,
+        link: Callable[[], Link | None],
+        info: Callable[[], bytes | None],
+    ) -> None:
         """Nothing runs by itself.
 
         Args:
             order: puts early mails back in order.
+            outbox: where posted mail waits for its clients.
             link: the enclave that runs now and has shown its evidence, or None.
             info: its instance info.
         """
         self._order = order
-        self._outbox = Outbox()
+        self._pickup = Pickup(outbox)
+        self._outbox = outbox
         self._link = link
         self._info = info
 
@@ -65,25 +65,20 @@ class Routes:
         self._order.clear()
 
     def clear(self) -> None:
-        """Forget everything of the boot before."""
+        """Forget everything of the boot before. Posted mail is kept."""
         self._order.clear()
-        self._outbox.clear()
-
-    def post(self, mail: bytes) -> None:
-        """Keep a mail that answers no request."""
-        self._outbox.put(mail, time.monotonic())
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
         try:
             if scope["path"] == "/mail" and scope["method"] == "POST":
-                await self._mail(await _body(scope, receive, MAX_MAIL), receive, send)
+                await self._mail(await read_body(scope, receive, MAX_MAIL), receive, send)
             elif scope["path"] == "/stream" and scope["method"] == "POST":
-                await self._upload(await _body(scope, receive, MAX_UPLOAD), receive, send)
+                await self._upload(await read_body(scope, receive, MAX_UPLOAD), receive, send)
             else:
                 await self._other(scope, receive, send)
         except Refusal as refusal:
-            await _refuse(send, refusal)
+            await refuse(send, refusal)
 
     def take(self, data: bytes | bytearray, exchange: Exchange) -> bool:
         """The short way of a mail: from the server's callback to the enclave and back.
@@ -120,7 +115,7 @@ class Routes:
         try:
             await self._answer(ask, receive, send)
         except Refusal as refusal:
-            await _refuse(send, refusal)
+            await refuse(send, refusal)
 
     def _linked(self) -> Link:
         link = self._link()
@@ -152,7 +147,7 @@ class Routes:
         if not frames or frames[0].kind == Kind.ERROR:
             raise _refusal(frames)
         if ask.done:
-            await _respond(send, 200, MAILS_TYPE, _join(frames))
+            await respond(send, 200, MAILS_TYPE, _join(frames))
             return
         reply = streams.Reply(ask)
         ask.leaves = None
@@ -175,49 +170,24 @@ class Routes:
         frames = await ask.more()
         if not streams.answered(frames):
             raise _refusal(frames)
-        await _respond(send, 204, b"text/plain", b"")
+        await respond(send, 204, b"text/plain", b"")
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
         if path == "/instance" and method == "GET":
             self._linked()
-            await _respond(send, 200, INFO_TYPE, self._info() or b"")
+            await respond(send, 200, INFO_TYPE, self._info() or b"")
         elif path == "/challenge" and method == "POST":
-            frames = await self._ask(Kind.CHALLENGE, await _body(scope, receive, 64)).more()
+            frames = await self._ask(Kind.CHALLENGE, await read_body(scope, receive, 64)).more()
             if not frames or frames[0].kind != Kind.SIGNED:
                 raise Refusal(400, "format", "a challenge has 32 bytes")
-            await _respond(send, 200, b"application/octet-stream", frames[0].payload)
-        elif path.startswith("/outbox/"):
-            await self._box(scope, path.removeprefix("/outbox/"), send)
+            await respond(send, 200, b"application/octet-stream", frames[0].payload)
+        elif path == "/outbox" or path.startswith(("/outbox/", "/instance/")):
+            await self._pickup.serve(scope, receive, send)
         elif path in ("/mail", "/stream", "/instance", "/challenge"):
             raise Refusal(405, "method", f"{path} does not take {method}")
         else:
             raise Refusal(404, "no such resource", "see spec/http.md for what a host serves")
-
-    async def _box(self, scope: Scope, name: str, send: Send) -> None:
-        query = dict(p.split("=", 1) for p in scope["query_string"].decode("ascii", "replace").split("&") if "=" in p)
-        if scope["method"] == "POST":
-            try:
-                session_id = bytes.fromhex(name)
-            except ValueError:
-                session_id = b""
-            if len(session_id) != 16:
-                raise Refusal(400, "format", "a session id is 32 hex digits")
-            box = self._outbox.claim(session_id)
-            if box is None:
-                raise Refusal(409, "session", "this session's outbox was claimed already")
-            await _respond(send, 201, b"application/json", json.dumps({"box": box}).encode())
-        elif scope["method"] == "GET":
-            mails = await self._outbox.read(name, min(_number(query.get("wait", "0")), 30.0))
-            if mails is None:
-                raise Refusal(404, "no such resource", "no such outbox")
-            await _respond(send, 200, MAILS_TYPE, b"".join(len(m).to_bytes(4, "big") + m for m in mails))
-        elif scope["method"] == "DELETE":
-            if not self._outbox.delete(name, int(_number(query.get("below", "0")))):
-                raise Refusal(404, "no such resource", "no such outbox")
-            await _respond(send, 204, b"text/plain", b"")
-        else:
-            raise Refusal(405, "method", "an outbox takes POST, GET and DELETE")
 
 
 def _refusal(frames: list[Frame]) -> Refusal:
@@ -232,16 +202,6 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 2**53:
-        raise Refusal(400, "format", "not a number in range")
-    return value
-
-
 def _parts(frames: Iterable[Frame]) -> list[bytes]:
     """Mails with their sizes before them, not joined."""
     parts: list[bytes] = []
@@ -253,35 +213,3 @@ def _parts(frames: Iterable[Frame]) -> list[bytes]:
 
 def _join(frames: Iterable[Frame]) -> bytes:
     return b"".join(_parts(frames))
-
-
-async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value) > limit:
-            raise Refusal(413, "too large", f"at most {limit} bytes are taken")
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if message.get("more_body"):
-        parts = [body]
-        size = len(body)
-        while message.get("more_body"):
-            message = await receive()
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
-                raise Refusal(413, "too large", f"at most {limit} bytes are taken")
-        body = b"".join(parts)
-    if len(body) > limit:
-        raise Refusal(413, "too large", f"at most {limit} bytes are taken")
-    return body
-
-
-async def _refuse(send: Send, refusal: Refusal) -> None:
-    body = json.dumps({"error": refusal.word, "detail": refusal.detail}).encode()
-    await _respond(send, refusal.status, b"application/json", body)
-
-
-async def _respond(send: Send, status: int, content_type: bytes, body: bytes) -> None:
-    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -72,8 +72,10 @@ class Service:
         self._metrics = Metrics()
         opened = open_store(store, timeout_seconds=store_timeout_seconds) if store else None
         kept = None if opened is None else self._metrics.store(opened)
-        self.host = Host(launch, on_event=partial(self._told, show), peers=peers)
-        self.health = Health(up=lambda: self.host.info is not None, store=kept)
+        self.host = Host(launch, on_event=partial(self._told, show), peers=peers, store=kept)
+        self.health = Health(
+            up=lambda: self.host.info is not None, keeps=lambda: not self.host.outbox.trouble, store=kept
+        )
         inner = Operation(self.health, metrics=None if operators else self._metrics, others=self.host)
         self._server = Server(inner, mail=self.host.mail, on_failure=self._log.failure)
         self._desk = Server(Operation(self.health, metrics=self._metrics), on_failure=self._log.failure)

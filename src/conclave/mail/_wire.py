@@ -87,6 +87,7 @@ class Request(msgspec.Struct, frozen=True):
     """What a client says: authentic once decrypted.
 
     Attributes:
+        posted: posted mails with a lower number were received.
         strand: which numbering of the topic `sequence` belongs to; the session's.
         padding: how this one is padded, where that is not the session's choice. Not sent.
     """
@@ -97,6 +98,7 @@ class Request(msgspec.Struct, frozen=True):
     acknowledged: int
     body: bytes
     envelope: bytes = b""
+    posted: int = 0
     strand: int = 0
     padding: Padding | None = None
 
@@ -146,13 +148,13 @@ def _unpad(plaintext: bytes) -> tuple[tuple[int, ...], bytes]:
 
 def parse_request(plaintext: bytes, envelope: bytes) -> Request:
     """Read a decrypted mail of a client. Raises FormatError."""
-    (kind, flags, _, _, sequence, acknowledged, zero, strand), body = _unpad(plaintext)
+    (kind, flags, _, _, sequence, acknowledged, posted, strand), body = _unpad(plaintext)
     stream = kind == RequestKind.STREAM
-    if kind not in _REQUEST_KINDS or flags & ~(FLAG_UPLOAD if stream else FLAG_NO_RETRY) or zero:
+    if kind not in _REQUEST_KINDS or flags & ~(FLAG_UPLOAD if stream else FLAG_NO_RETRY):
         raise FormatError("private header with an unknown kind or flag")
     if (kind in _OUTSIDE) != (sequence == NONE):
         raise FormatError("acknowledgements, stream calls and covers are outside the sequence, the rest is in it")
-    return Request(kind, flags, sequence, acknowledged, body, envelope, strand)
+    return Request(kind, flags, sequence, acknowledged, body, envelope, posted, strand)
 
 
 def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
@@ -172,7 +174,14 @@ def pack_request(request: Request, strand: int) -> bytes:
     """Private header and body, not yet padded."""
     return (
         PRIVATE.pack(
-            request.kind, request.flags, 0, len(request.body), request.sequence, request.acknowledged, 0, strand
+            request.kind,
+            request.flags,
+            0,
+            len(request.body),
+            request.sequence,
+            request.acknowledged,
+            request.posted,
+            strand,
         )
         + request.body
     )

@@ -59,7 +59,8 @@ class Conversation:
 
     def __init__(self) -> None:
         self.session: ClientSession | None = None
-        self.posted: list[Reply] = []
+        # Posted mails of this boot with a lower number were received.
+        self.posted = 0
         self._next = 0
         self._pending: dict[int, Pending] = {}
         # Cover mails under way, by their counter.
@@ -87,7 +88,7 @@ class Conversation:
         if new_boot:
             waiting = self.waiting()
             self._pending = {}
-            self._next = self._reached = 0
+            self._next = self._reached = self.posted = 0
             self._received_below = 0
             self._above = set()
             for item in waiting:
@@ -113,6 +114,7 @@ class Conversation:
                 self.acknowledged,
                 item.body,
                 item.envelope,
+                self.posted,
                 padding=item.padding,
             )
         )
@@ -178,7 +180,7 @@ class Conversation:
         """A mail that only acknowledges."""
         if self.session is None:
             raise RuntimeError("no session yet")
-        return self.session.encrypt(Request(RequestKind.ACKNOWLEDGE, 0, NONE, self.acknowledged, b""))
+        return self.session.encrypt(Request(RequestKind.ACKNOWLEDGE, 0, NONE, self.acknowledged, b"", b"", self.posted))
 
     def open_stream(
         self, body: bytes, *, upload: bool, padding: Padding | None = None
@@ -194,7 +196,7 @@ class Conversation:
         """Take one mail from the host.
 
         Returns:
-            The request it answers, or None for a posted mail or a repetition.
+            The request it answers, or None for a repetition.
 
         Raises:
             FormatError, DecryptionError: not authentic, or a replay.
@@ -221,9 +223,6 @@ class Conversation:
         while self._received_below in self._above:
             self._above.remove(self._received_below)
             self._received_below += 1
-        if reply.answers == NONE:
-            self.posted.append(reply)
-            return None
         if item is None:
             return None
         item.replies.append(reply)

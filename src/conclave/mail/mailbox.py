@@ -71,12 +71,10 @@ class Channel:
         "_handled",
         "_owners",
         "identity",
-        "latest",
         "next_reply",
         "next_request",
         "strand",
         "topic",
-        "unasked",
         "used",
     )
 
@@ -87,8 +85,6 @@ class Channel:
         self.used = 0
         self.next_request = 0
         self.next_reply = 0
-        self.latest: EnclaveSession | None = None
-        self.unasked: list[Reply] = []
         self._handled: dict[int, _Handled] = {}
         self._bounds = bounds
         self._acknowledged = 0
@@ -102,11 +98,10 @@ class Channel:
         while self._acknowledged < below:
             owner = self._owners.pop(self._acknowledged)
             self._acknowledged += 1
-            handled = self._handled.get(owner)
+            handled = self._handled[owner]
             # Replies are acknowledged in their order, so it is always the first.
-            reply = self.unasked.pop(0) if handled is None else handled.replies.pop(0)
-            self._bytes -= len(reply.body)
-            if handled is not None and handled.done and not handled.replies:
+            self._bytes -= len(handled.replies.pop(0).body)
+            if handled.done and not handled.replies:
                 del self._handled[owner]
 
     @property
@@ -125,7 +120,7 @@ class Channel:
 
     def start(self, request: Request, marker: Marker, session: EnclaveSession, route: int, padding: Padding) -> None:
         """Take the next request. Raises OverloadedError, changing nothing."""
-        if len(self._handled) + len(self.unasked) >= self._bounds.unacknowledged_replies or (
+        if len(self._handled) >= self._bounds.unacknowledged_replies or (
             len(self._owners) >= self._bounds.unacknowledged_replies or self._bytes >= self._bounds.unacknowledged_bytes
         ):
             raise OverloadedError("too many unacknowledged replies on this channel")
@@ -150,29 +145,23 @@ class Channel:
             ValueError: too large for a mail, or (DoesNotFit) for the padding; nothing changed.
         """
         handled = self._handled.get(answers)
-        if answers != NONE and (handled is None or handled.done):
+        if handled is None or handled.done:
             return None
         if len(self._owners) >= 2 * self._bounds.unacknowledged_replies and not last:
             raise OverloadedError("too many unacknowledged replies on this channel")
         # Checked before it is numbered: a number that never arrives would stop its client.
         _wire.check_sizes(body, envelope)
-        padding = padding or (handled.padding if handled is not None else None)
-        if padding is not None:
-            padding(PRIVATE.size + len(body))
+        padding = padding or handled.padding
+        padding(PRIVATE.size + len(body))
         flags = FLAG_LAST if last else 0
-        count = 0
-        if handled is not None:
-            handled.count += 1
-            count = handled.count if last else 0
+        handled.count += 1
+        count = handled.count if last else 0
         reply = Reply(kind, flags, self.next_reply, self.next_request, answers, count, body, envelope, padding)
         self.next_reply += 1
         self._owners[reply.sequence] = answers
         self._bytes += len(body)
-        if handled is None:
-            self.unasked.append(reply)
-        else:
-            handled.replies.append(reply)
-            handled.done = last
+        handled.replies.append(reply)
+        handled.done = last
         return reply
 
 
@@ -206,6 +195,8 @@ class Mailbox:
         key: DecryptionKey,
         claims_digest: bytes,
         admit: Callable[[bytes, str], bool] = lambda _sender, _topic: True,
+        opened: Callable[[EnclaveSession], None] = lambda _session: None,
+        posted: Callable[[EnclaveSession, int], None] = lambda _session, _below: None,
         padding: Padding = padme,
         padding_of: Callable[[Request], Padding | None] = lambda _request: None,
         seal: Callable[[EnclaveSession, Reply], bytes] = EnclaveSession.encrypt,
@@ -224,6 +215,8 @@ class Mailbox:
         self._keys: list[tuple[DecryptionKey, bytes]] = [(key, claims_digest)]
         self._marker = Marker()
         self._admit = admit
+        self._opened = opened
+        self._posted = posted
         self._padding = padding
         self._padding_of = padding_of
         self._bounds = bounds or Bounds()
@@ -279,6 +272,7 @@ class Mailbox:
         self._mails += 1
         channel.used = self._mails
         channel.acknowledge(request.acknowledged)
+        self._posted(session, request.posted)
         if request.kind == RequestKind.ACKNOWLEDGE:
             return Received(Outcome.ANSWERED)
         if request.kind == RequestKind.COVER:
@@ -344,23 +338,6 @@ class Mailbox:
             return None
         return handled.route, self.seal(handled.session, reply)
 
-    def post(self, identity: bytes, topic: str, body: bytes, *, envelope: bytes = b"") -> bytes:
-        """Make a mail that answers nothing, for the channel's newest session.
-
-        Raises:
-            SessionError: that client has no session on that topic in this boot.
-            OverloadedError: too many unacknowledged replies.
-        """
-        channels = [c for c in self._owned.get(identity, ()) if c.topic == topic]
-        if not channels:
-            raise SessionError("that client has no session on that topic in this boot")
-        channel = max(channels, key=lambda c: c.used)
-        reply = channel.reply(NONE, ReplyKind.MAIL, body, envelope, last=False, padding=self._padding)
-        # A channel is registered with its first session, and what answers nothing is never done.
-        assert reply is not None
-        assert channel.latest is not None
-        return self.seal(channel.latest, reply)
-
     def _open(self, mail: EncryptedMail) -> EnclaveSession:
         if not mail.opening or mail.session_id in self._retired:
             raise SessionError("no such session in this boot")
@@ -404,9 +381,9 @@ class Mailbox:
 
     def _register(self, session: EnclaveSession, channel: Channel) -> None:
         self._sessions[session.session_id] = (session, channel)
-        # The newest session gets what is posted; a replayed mail of an older one must
-        # not draw it there.
-        channel.latest = session
+        # What is posted goes to the newest session's reply key; a replayed mail of an older
+        # one must not draw it there.
+        self._opened(session)
         mine = self._per_identity.setdefault(session.identity, [])
         mine.append(session.session_id)
         if len(mine) > self._bounds.sessions_per_identity:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import struct
 import weakref
+from collections.abc import Iterable
 from typing import Final
 
 from conclave import _crypto, _mailheader
@@ -39,9 +40,10 @@ class CounterWindow:
     __slots__ = ("_above", "_below")
     _LIMIT = 65536
 
-    def __init__(self) -> None:
-        self._below = 0
-        self._above: set[int] = set()
+    def __init__(self, *, below: int = 0, above: Iterable[int] = ()) -> None:
+        self._below = below
+        self._above = {counter for counter in above if counter >= below}
+        self._close_up()
 
     def __contains__(self, counter: int) -> bool:
         return counter < self._below or counter in self._above
@@ -51,14 +53,31 @@ class CounterWindow:
         """Every counter below this was seen."""
         return self._below
 
+    @property
+    def above(self) -> list[int]:
+        """The single ones above, in order."""
+        return sorted(self._above)
+
     def add(self, counter: int) -> None:
         """Mark as seen. Forgets nothing: at the bound the gap is given up."""
-        self._above.add(counter)
+        if counter >= self._below:
+            self._above.add(counter)
+        self._close_up()
+        if len(self._above) > self._LIMIT:
+            self._below = min(self._above)
+            self._close_up()
+
+    def advance(self, below: int) -> None:
+        """Mark all below that as seen."""
+        if below > self._below:
+            self._below = below
+            self._above = {counter for counter in self._above if counter >= below}
+            self._close_up()
+
+    def _close_up(self) -> None:
         while self._below in self._above:
             self._above.remove(self._below)
             self._below += 1
-        if len(self._above) > self._LIMIT:
-            self._below = min(self._above)
 
 
 def _session_id(sealed: bytes) -> bytes:
@@ -317,7 +336,7 @@ class EnclaveSession:
             raise DecryptionError
         self.session_id = _session_id(sealed)
         self.identity = identity
-        self.reply_key = reply_key
+        self.reply_key: bytes = reply_key
         self.log_id = log_id if log_flag else None
         self._receive = AeadKey(prk.expand(LABEL_C2E))
         self._salt = _crypto.random_bytes(32)

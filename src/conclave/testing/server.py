@@ -38,7 +38,7 @@ class HostServer:
     def __init__(self, host: Host, *, hostile: bool = False, limits: Limits | None = None) -> None:
         self.host = host
         self.operator = HostileHost(host)
-        self.health = Health(up=lambda: host.info is not None)
+        self.health = Health(up=lambda: host.info is not None, keeps=lambda: not host.outbox.trouble)
         # An operator who looks into each mail has no short way for it.
         self.server = (
             Server(self.operator)

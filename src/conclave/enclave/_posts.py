@@ -1,0 +1,214 @@
+"""What one boot posts: numbers, bounds, and batches that become visible together.
+
+Runs inside the enclave, without IO. A client that never fetches, or never
+acknowledges, is bounded by what it holds of its own box; a host that says a box
+is full only stops mail that it could as well have dropped.
+
+Spec: spec/mail.md section 11 (MAIL-33 to MAIL-37).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from conclave._crypto import SigningKey
+from conclave._framing import MAX_PAYLOAD
+from conclave.enclave.sdk import Post
+from conclave.errors import FormatError, OverloadedError, SessionError
+from conclave.mail import EnclaveSession, post
+from conclave.mail._wire import check_topic
+from conclave.mail.padding import Padding, padme
+from conclave.mail.post import Address, box_id
+
+IDENTITY_SIZE: Final = 32
+ROOM, FULL = 0, 1
+BOX_SIZE: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PostBounds:
+    """What one boot posts at most before it is acknowledged (MAIL-35)."""
+
+    mails_per_box: int = 1024
+    bytes_per_box: int = 32 * 1024 * 1024
+    lines: int = 200_000
+
+
+@dataclass(slots=True)
+class _Box:
+    mails: int = 0
+    size: int = 0
+
+
+@dataclass(slots=True)
+class _Line:
+    """Mail of this boot for one reply key, client and topic."""
+
+    box: _Box
+    next: int = 0
+    # Sizes of what is not acknowledged; the newest has the number `next - 1`.
+    sizes: deque[int] = field(default_factory=deque)
+
+    @property
+    def acknowledged(self) -> int:
+        return self.next - len(self.sizes)
+
+
+class Posts:
+    """All mail that this boot posted and that may still lie in the outbox."""
+
+    def __init__(
+        self,
+        *,
+        signer: SigningKey,
+        claims_digest: bytes,
+        send: Callable[[bytes], None],
+        padding: Padding = padme,
+        bounds: PostBounds | None = None,
+    ) -> None:
+        """Nothing is posted yet.
+
+        Args:
+            send: queues the payload of one POST frame.
+        """
+        self._signer = signer
+        self._digest = claims_digest
+        self._send = send
+        self._padding = padding
+        self._bounds = bounds or PostBounds()
+        self._boxes: dict[bytes, _Box] = {}
+        # Where clients of this boot are reached: what their newest sessions brought.
+        self._reply_keys: dict[tuple[bytes, str], bytes] = {}
+        self._lines: dict[tuple[bytes, bytes, str], _Line] = {}
+        self._full: set[bytes] = set()
+        self._all_full = False
+
+    def renew(self, claims_digest: bytes) -> None:
+        """Sign under renewed claims; the numbers go on, as it is the same boot."""
+        self._digest = claims_digest
+
+    def opened(self, session: EnclaveSession) -> None:
+        """A client opened a session: from now on its mail goes to the reply key of that one."""
+        key = (session.identity, session.topic)
+        self._reply_keys.pop(key, None)
+        self._reply_keys[key] = session.reply_key
+        if len(self._reply_keys) > self._bounds.lines:
+            del self._reply_keys[next(iter(self._reply_keys))]
+
+    def address(self, identity: bytes, topic: str) -> bytes:
+        """See `Enclave.address`."""
+        return Address(identity, self._reply_key(identity, topic), topic).encode()
+
+    def post(self, posts: Sequence[Post]) -> None:
+        """Make all of them, equally large, and queue them as one; or nothing.
+
+        Raises:
+            SessionError, OverloadedError: see `Enclave.post`; nothing was posted.
+            ValueError: one does not fit a mail, or all together do not fit a frame.
+        """
+        if not posts:
+            return
+        addresses = [self._resolve(item) for item in posts]
+        inner = self._padding(max(post.inner_size(item.body) for item in posts))
+        sizes = [post.wire_size(inner, item.envelope) for item in posts]
+        if (total := sum(sizes) + 4 * len(sizes)) > MAX_PAYLOAD:
+            raise ValueError(f"posted together these have {total} bytes, at most {MAX_PAYLOAD} leave at one moment")
+        self._reserve(addresses, sizes)
+        parts = []
+        for item, address, size in zip(posts, addresses, sizes, strict=True):
+            line = self._line(address)
+            try:
+                made = post.make_post(
+                    address,
+                    item.body,
+                    number=line.next,
+                    acknowledged=line.acknowledged,
+                    signer=self._signer,
+                    claims_digest=self._digest,
+                    size=inner,
+                    envelope=item.envelope,
+                )
+            except FormatError:
+                # A client whose reply key is none has chosen to get no mail. It
+                # shall not keep the others from theirs.
+                continue
+            line.next += 1
+            line.sizes.append(size)
+            line.box.mails += 1
+            line.box.size += size
+            parts += [len(made).to_bytes(4, "big"), made]
+        if parts:
+            self._send(b"".join(parts))
+
+    def acknowledge(self, session: EnclaveSession, below: int) -> None:
+        """The client of that session has all mail of its channel with a lower number."""
+        line = self._lines.get((box_id(session.reply_key), session.identity, session.topic)) if below else None
+        if line is None:
+            return
+        # An identity that claims mail it cannot have harms only itself.
+        while line.acknowledged < below and line.sizes:
+            line.box.mails -= 1
+            line.box.size -= line.sizes.popleft()
+
+    def room(self, payload: bytes) -> None:
+        """The host says which boxes are full and which are no longer. Raises FormatError."""
+        state, boxes = payload[:1], payload[1:]
+        if state not in (bytes((ROOM,)), bytes((FULL,))) or len(boxes) % BOX_SIZE:
+            raise FormatError("not a list of boxes")
+        named = {boxes[at : at + BOX_SIZE] for at in range(0, len(boxes), BOX_SIZE)}
+        if not named:
+            self._all_full = state[0] == FULL
+        elif state[0] == ROOM:
+            self._full -= named
+        elif len(self._full | named) <= self._bounds.lines:
+            self._full |= named
+
+    def _reply_key(self, identity: bytes, topic: str) -> bytes:
+        found = self._reply_keys.get((identity, topic))
+        if found is None:
+            raise SessionError("that client had no session on that topic in this boot; post to a kept address")
+        return found
+
+    def _resolve(self, item: Post) -> Address:
+        if len(item.to) != IDENTITY_SIZE:
+            return post.parse_address(item.to)
+        check_topic(item.topic)
+        return Address(item.to, self._reply_key(item.to, item.topic), item.topic)
+
+    def _reserve(self, addresses: list[Address], sizes: list[int]) -> None:
+        """Whether all of them fit, counted together."""
+        new: dict[bytes, _Box] = {}
+        fresh = set()
+        for address, size in zip(addresses, sizes, strict=True):
+            box = address.box
+            if self._all_full or box in self._full:
+                raise OverloadedError("the host's outbox is full; its clients must fetch, or mail expire, before more")
+            have, more = self._boxes.get(box, _Box()), new.setdefault(box, _Box())
+            more.mails += 1
+            more.size += size
+            if (
+                have.mails + more.mails > self._bounds.mails_per_box
+                or have.size + more.size > self._bounds.bytes_per_box
+            ):
+                raise OverloadedError(
+                    f"the client's box is full: it has not acknowledged {have.mails} mails of {have.size} bytes; "
+                    f"at most {self._bounds.mails_per_box} mails and {self._bounds.bytes_per_box} bytes wait for it"
+                )
+            if self._key(address) not in self._lines:
+                fresh.add(self._key(address))
+        if len(self._lines) + len(fresh) > self._bounds.lines:
+            raise OverloadedError(f"this boot has posted on {self._bounds.lines} channels, and on no further one")
+
+    @staticmethod
+    def _key(address: Address) -> tuple[bytes, bytes, str]:
+        return address.box, address.identity, address.topic
+
+    def _line(self, address: Address) -> _Line:
+        line = self._lines.get(self._key(address))
+        if line is None:
+            box = self._boxes.setdefault(address.box, _Box())
+            line = self._lines[self._key(address)] = _Line(box)
+        return line

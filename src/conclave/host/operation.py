@@ -37,7 +37,7 @@ class Operation:
         if answer is not None and scope["method"] in ("GET", "HEAD"):
             await answer(send)
         elif answer is not None:
-            await _refuse(send, 405, "method", f"{scope['path']} takes GET")
+            await _refuse(send, 405, "method", f"{scope['path']} takes GET", (b"allow", b"GET, HEAD"))
         elif self._others is not None:
             await self._others(scope, receive, send)
         else:
@@ -58,11 +58,16 @@ class Operation:
         await _respond(send, 200, CONTENT_TYPE, self._metrics.text())
 
 
-async def _refuse(send: Send, status: int, word: str, detail: str) -> None:
-    await _respond(send, status, _JSON, json.dumps({"error": word, "detail": detail}).encode())
+async def _refuse(send: Send, status: int, word: str, detail: str, *more: tuple[bytes, bytes]) -> None:
+    await _respond(send, status, _JSON, json.dumps({"error": word, "detail": detail}).encode(), *more)
 
 
-async def _respond(send: Send, status: int, content_type: bytes, body: bytes) -> None:
-    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
+async def _respond(send: Send, status: int, content_type: bytes, body: bytes, *more: tuple[bytes, bytes]) -> None:
+    headers = [
+        (b"content-type", content_type),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        *more,
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

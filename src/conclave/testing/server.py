@@ -6,6 +6,7 @@ For tests and demonstrations: the server is real, clients reach it over HTTP.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import tempfile
 import threading
 from collections.abc import Coroutine, Iterator
@@ -35,7 +36,9 @@ class HostServer:
         server: the HTTP server.
     """
 
-    def __init__(self, host: Host, *, hostile: bool = False, limits: Limits | None = None) -> None:
+    def __init__(
+        self, host: Host, *, hostile: bool = False, limits: Limits | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.host = host
         self.operator = HostileHost(host)
         self.health = Health(up=lambda: host.info is not None, keeps=lambda: not host.outbox.trouble)
@@ -45,6 +48,7 @@ class HostServer:
             if hostile
             else Server(Operation(self.health, others=host), mail=host.mail, limits=limits)
         )
+        self._tls = tls
         self._stop = asyncio.Event()
         self._started: Future[str] = Future()
         self._thread = threading.Thread(target=self._main, daemon=True)
@@ -62,7 +66,7 @@ class HostServer:
             self._started.set_exception(error)
             return
         try:
-            self._started.set_result(await self.server.start("127.0.0.1", 0))
+            self._started.set_result(await self.server.start("127.0.0.1", 0, tls=self._tls))
             await self._stop.wait()
             await self.server.stop(0)
         finally:

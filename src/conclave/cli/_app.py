@@ -212,6 +212,8 @@ def serve(
     sandbox: str = "auto",
     store: str | None = None,
     peer: tuple[str, ...] = (),
+    certificate: Path | None = None,
+    key: Path | None = None,
 ) -> int:
     """Serve a bundle over HTTP under a TEE.
 
@@ -228,11 +230,22 @@ def serve(
             s3:BUCKET/PREFIX or postgresql://USER@HOST/DATABASE (default: a directory
             under the user's state, one for each program).
         peer: URL of a host whose enclave this one may call; may be repeated.
+        certificate: PEM file with the certificate for TLS and those above it; without, HTTP is in the clear.
+        key: PEM file with its private key.
     """
     from conclave.cli._serve import serve_bundle
 
     return serve_bundle(
-        bundle, tee=tee, port=port, address=host, platform=platform, sandbox=sandbox, store=store, peers=peer
+        bundle,
+        tee=tee,
+        port=port,
+        address=host,
+        platform=platform,
+        sandbox=sandbox,
+        store=store,
+        peers=peer,
+        certificate=certificate,
+        key=key,
     )
 
 

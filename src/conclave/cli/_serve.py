@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from conclave.cli._build import constraint_for, progress
 from conclave.cli._places import outbox_store, platform_directory
-from conclave.errors import PlatformError
+from conclave.errors import PlatformError, TransportError
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     from conclave.platform import Launched
 
 
@@ -58,6 +60,8 @@ def serve_bundle(
     sandbox: str,
     store: str | None,
     peers: tuple[str, ...] = (),
+    certificate: Path | None = None,
+    key: Path | None = None,
 ) -> int:
     """Serve a bundle that was built before."""
     from conclave.bundle import read_bundle
@@ -73,7 +77,15 @@ def serve_bundle(
         print(f"serving     {url}")
         print(f"constraint  {line}", flush=True)
 
-    return _serve(bundle, port, address, platform, sandbox, announce, peers, store or outbox_store(made.code))
+    tls = None
+    if certificate is not None or key is not None:
+        if certificate is None or key is None:
+            raise TransportError("TLS takes both --certificate and --key")
+        from conclave.host.server import tls_context
+
+        tls = tls_context(certificate, key)
+    kept = store or outbox_store(made.code)
+    return _serve(bundle, port, address, platform, sandbox, announce, peers, kept, tls)
 
 
 def _check(peers: tuple[str, ...]) -> None:
@@ -90,6 +102,7 @@ def _serve(
     announce: Callable[[str], None],
     peers: tuple[str, ...],
     store: str | None = None,
+    tls: SSLContext | None = None,
 ) -> int:
     from conclave.host.stores import open_store
     from conclave.platform import start_platform
@@ -115,7 +128,7 @@ def _serve(
         await host.start()
         server = Server(host, mail=host.mail)
         try:
-            url = await server.start(address, port)
+            url = await server.start(address, port, tls=tls)
             stop = asyncio.Event()
 
             def end(number: int) -> None:

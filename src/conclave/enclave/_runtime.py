@@ -186,7 +186,7 @@ class _Output:
     def __init__(self, loop: asyncio.AbstractEventLoop, channel: socket.socket) -> None:
         self._loop = loop
         self._channel = channel
-        self._parts: list[bytes | memoryview] = []
+        self._parts: list[bytes | bytearray | memoryview] = []
         self._size = 0
         self._frames = 0
         self._scheduled = False
@@ -194,7 +194,7 @@ class _Output:
         self._waiting: Callable[[], None] | None = None
         self.closed = asyncio.Event()
 
-    def send(self, kind: int, request: int, payload: bytes) -> None:
+    def send(self, kind: int, request: int, payload: bytes | bytearray) -> None:
         """Queue one frame."""
         self._parts += (head(kind, request, payload), payload)
         self._size += HEADER.size + len(payload)
@@ -296,7 +296,7 @@ async def _serve(channel: socket.socket, start: _Start) -> None:
     gc.collect()
     gc.freeze()
     # One buffer for the whole boot: fresh pages for each read cost more than the read.
-    reader = FrameReader(Kind, buffer_size=_READ_SIZE, views=frozenset({Kind.MAIL}))
+    reader = FrameReader(Kind, buffer_size=_READ_SIZE, views=frozenset({Kind.MAIL, Kind.CHUNKS}))
     bytearray(_KEPT_MEMORY)
 
     def readable() -> None:

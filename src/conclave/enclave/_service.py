@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from conclave.enclave._clock import Clock
     from conclave.enclave._peers import Peer, Peers
 
-Send = Callable[[int, int, bytes], None]
+Send = Callable[[int, int, bytes | bytearray], None]
 MAX_MESSAGE: Final = 4096
 _WORDS: Final = (
     (DecryptionError, b"decryption"),

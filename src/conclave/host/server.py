@@ -16,42 +16,19 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 from conclave.errors import TransportError
 from conclave.host.connection import Connection, Limits
 from conclave.host.exchange import App, Exchange
 
-__all__ = ["DRAIN_SECONDS", "Limits", "Server", "tls_context"]
+__all__ = ["DRAIN_SECONDS", "Limits", "Server"]
 
 DRAIN_SECONDS: Final = 20.0
 # Descriptors that a host needs beside its clients' connections.
 _RESERVED: Final = 64
 _BACKLOG: Final = 2048
 _HANDSHAKE_SECONDS: Final = 10
-
-
-def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """A server's TLS 1.2 and 1.3, for `Server.start`. It hides metadata from the network, nothing from the host.
-
-    Args:
-        certificate: PEM: the server's certificate, then those that lead to its authority.
-        key: PEM: its private key, not encrypted.
-
-    Raises:
-        TransportError: one of them cannot be read, or they do not belong together.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(certificate, key, password="")
-    except (OSError, ssl.SSLError, ValueError):
-        raise TransportError(
-            "the TLS certificate or its key cannot be used; expected two PEM files that belong together"
-        ) from None
-    return context
-
 
 # Takes a mail that came whole; False: not now, or none, and the application says why.
 TakeMail = Callable[[bytes | bytearray, Exchange], bool]
@@ -64,6 +41,7 @@ class Server:
         connections: all that are open.
         collected: bytes of mails that are on their way in.
         refused: how many requests the server itself refused, by status.
+        answers: how many were answered, by route and status.
         draining: nothing new is taken.
     """
 
@@ -91,6 +69,7 @@ class Server:
         self.connections: set[Connection] = set()
         self.collected = 0
         self.refused: Counter[int] = Counter()
+        self.answers: Counter[tuple[str, int]] = Counter()
         self.draining = False
         self._on_failure = on_failure or (lambda error: None)
         self._listener: asyncio.Server | None = None

@@ -34,7 +34,8 @@ def build_and_serve(
     with tempfile.TemporaryDirectory(prefix="conclave-run-") as place:
         bundle = build(path, Path(place) / "run.enclave", mode="debug", on_progress=progress)
         line = constraint_for(bundle, simulated=True)
-        target = constraint_file or path.with_suffix(".constraint")
+        # Beside the enclave, also where that is `module:attribute`.
+        target = constraint_file or path.with_name(path.name.partition(":")[0]).with_suffix(".constraint")
 
         def announce(url: str) -> None:
             target.write_text(line + "\n")

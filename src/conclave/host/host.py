@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 FORMATS: Final = frozenset({"sgx", "tdx", "snp", "nitro"})
 START_SECONDS: Final = 120.0
+# An enclave takes at most five for its author's `on_stop`.
+STOP_SECONDS: Final = 6.0
 SWEEP_SECONDS: Final = 2.0
 RENEW_SECONDS: Final = 86_400.0
 # The certificates of a Nitro document are valid for three hours: whoever comes later could not verify it.
@@ -158,7 +160,9 @@ class Host:
         link, process = self._link, self._process
         if link is not None:
             link.stop()
-            await asyncio.sleep(0)
+            if process is not None and not self._lost.is_set():
+                with suppress(subprocess.TimeoutExpired):
+                    await asyncio.to_thread(process.wait, STOP_SECONDS)
             link.close()
         if process is not None:
             with suppress(ProcessLookupError):

@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench fuzz mutation docs clean lock install
+.PHONY: demo test check bench load fuzz mutation docs clean lock install
 
 demo: $(STAMP)
 	@$(BIN)/conclave demo
@@ -23,6 +23,11 @@ check: $(STAMP)
 
 bench: $(STAMP) $(VENV)/.bench
 	@for f in bench/bench_*.py; do $(BIN)/python $$f || exit 1; done
+
+# Load and faults at full size, MINUTES for the longest; prints figures.
+MINUTES ?= 2
+load: $(STAMP)
+	@$(BIN)/python -m tests.load $(MINUTES)
 
 # Coverage-guided, SECONDS for each target; `make fuzz TARGETS=wheel SECONDS=600` for one.
 SECONDS ?= 60

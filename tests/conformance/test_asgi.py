@@ -23,12 +23,14 @@ SOURCE = """
 # [tool.conclave]
 # entry = "served:app"
 # ///
-import asyncio, contextvars, json
+import asyncio, contextvars, json, resource
 
 started = []
 after = []
 gate = asyncio.Event()
 released = asyncio.Event()
+listened = asyncio.Event()
+left = []
 who = contextvars.ContextVar("who")
 
 
@@ -147,6 +149,45 @@ async def stays(scope, receive, send):
 async def releases(scope, receive, send):
     released.set()
     await answer(send, b"")
+
+
+async def slowly(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"first", "more_body": True})
+    await listened.wait()
+    await send({"type": "http.response.body", "body": b"second"})
+
+
+async def listens(scope, receive, send):
+    listened.set()
+    await answer(send, b"")
+
+
+async def endless(scope, receive, send):
+    await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+    left.append((await receive())["type"])
+
+
+async def who_left(scope, receive, send):
+    while not left:
+        await asyncio.sleep(0.01)
+    await answer(send, left.pop().encode())
+
+
+async def sums(scope, receive, send):
+    before, size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
+    while (message := await receive())["type"] == "http.request":
+        size += len(message["body"])
+        if not message["more_body"]:
+            break
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    part = bytes(1024 * 1024)
+    for _ in range(size // len(part)):
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    await send({"type": "http.response.body", "body": b"%012d" % grown})
 
 
 async def meet(scope, receive, send):
@@ -270,6 +311,57 @@ def test_what_has_no_body(client: httpx2.Client) -> None:
     assert (head.content, head.headers["content-length"]) == (b"", "11")
     for status in (204, 304):
         assert client.get(f"/empty?{status}").content == b""
+
+
+def test_a_response_comes_as_it_is_made(client: httpx2.Client) -> None:
+    with client.stream("GET", "/slowly") as response:
+        parts = response.iter_raw()
+        assert next(parts) == b"first"
+        # It goes on only now: nothing had waited for the end.
+        client.get("/listens")
+        assert b"".join(parts) == b"second"
+
+
+@pytest.mark.spec("ASGI-9")
+def test_a_client_that_leaves_is_a_disconnect(client: httpx2.Client) -> None:
+    with client.stream("GET", "/endless") as response:
+        assert next(response.iter_raw()) == b"begun"
+    assert client.get("/who_left").text == "http.disconnect"
+
+    # In the middle of its upload, too: that is never the end of a body (ASGI-6).
+    def parts() -> Iterator[bytes]:
+        yield b"some"
+        raise ValueError("the caller's own")
+
+    with pytest.raises(ValueError, match="the caller's own"):
+        client.post("/endless", content=parts())
+    assert client.get("/who_left").text == "http.disconnect"
+
+
+def test_bodies_are_not_held_in_memory(client: httpx2.Client) -> None:
+    size = 96 * 1024 * 1024
+    with client.stream("POST", "/sums", content=(bytes(1024 * 1024) for _ in range(96)), timeout=60) as response:
+        taken, end = 0, b""
+        for part in response.iter_raw():
+            taken += len(part)
+            end = (end + part)[-12:]
+    assert taken == size + 12
+    assert int(end) < 48 * 1024
+
+
+def test_time_outs_are_those_of_httpx2(client: httpx2.Client) -> None:
+    with client.stream("GET", "/endless", timeout=httpx2.Timeout(30, read=0.5)) as response:
+        parts = response.iter_raw()
+        assert next(parts) == b"begun"
+        with pytest.raises(httpx2.ReadTimeout):
+            next(parts)
+    assert client.get("/who_left").text == "http.disconnect"
+
+
+def test_nobody_is_there(bundle: Bundle, only: Only) -> None:
+    transport = MailTransport("http://127.0.0.1:1", constraint=only(bundle), attempts=1)
+    with httpx2.Client(transport=transport, base_url="http://app") as client, pytest.raises(httpx2.ConnectError):
+        client.get("/")
 
 
 @pytest.mark.spec("ASGI-8")

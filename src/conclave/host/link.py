@@ -21,8 +21,9 @@ from conclave.host.streams import MOST_WAITING, held, is_chunk
 MAX_ASKS: Final = 8192
 # Answers that nobody took yet; above it the enclave has to wait.
 MAX_HELD: Final = 64 * 1024 * 1024
-# So many requests go out at once: the enclave begins with them while we take more.
-_BATCH: Final = 8
+# So many requests go out at once: the enclave begins with them while we take more. With 8 a write,
+# a request costs a fifth more processor time.
+_BATCH: Final = 32
 # Below this one copy is cheaper than a write of many pieces.
 _JOIN: Final = 32 * 1024
 _READ_SIZE: Final = 512 * 1024

@@ -70,6 +70,7 @@ class Channel:
         "_bytes",
         "_handled",
         "_owners",
+        "_unfinished",
         "identity",
         "next_reply",
         "next_request",
@@ -89,6 +90,7 @@ class Channel:
         self._bounds = bounds
         self._acknowledged = 0
         self._owners: dict[int, int] = {}
+        self._unfinished = 0
         self._bytes = 0
 
     def acknowledge(self, below: int) -> None:
@@ -107,7 +109,7 @@ class Channel:
     @property
     def running(self) -> bool:
         """Whether a request has no last reply yet."""
-        return any(not handled.done for handled in self._handled.values())
+        return self._unfinished > 0
 
     @property
     def owes(self) -> bool:
@@ -126,6 +128,7 @@ class Channel:
             raise OverloadedError("too many unacknowledged replies on this channel")
         mark = marker.mark(_head(request), request.body)
         self._handled[request.sequence] = _Handled(mark, session, route, padding)
+        self._unfinished += 1
         self.next_request = request.sequence + 1
 
     def reply(
@@ -162,6 +165,7 @@ class Channel:
         self._bytes += len(body)
         handled.replies.append(reply)
         handled.done = last
+        self._unfinished -= last
         return reply
 
 

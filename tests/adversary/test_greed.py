@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any, cast

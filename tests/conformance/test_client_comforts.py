@@ -17,6 +17,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ import pytest
 
 from conclave._mailheader import parse_mail
 from conclave.bundle import Bundle
-from conclave.client import AsyncClient, Client, ClientEvent, Identity
+from conclave.client import AsyncClient, Client, ClientEvent, ConstantRate, Identity
 from conclave.errors import SequenceError, TransportError
+from conclave.mail import fixed
 from conclave.testing import HostServer
 
 pytestmark = pytest.mark.slow
@@ -424,3 +426,19 @@ def test_a_sequence_error_is_still_one(server: HostServer, constraint: str) -> N
         client._core._topics["default"].conversation._next = 9
         with pytest.raises(SequenceError, match="expected sequence 1, got 9"):
             client.call("put", "gap")
+
+
+def test_a_constant_rate_ends_in_a_fork(server: HostServer, constraint: str) -> None:
+    rate = ConstantRate(every=timedelta(milliseconds=50))
+    with Client(server.url, constraint=constraint, pace=rate, padding=fixed(4096)) as client:
+        assert client.call("put", "paced") == 1
+        child = os.fork()
+        if child == 0:
+            try:
+                client.call("put", "paced")
+            except RuntimeError:
+                client.close()
+                os._exit(42)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+        assert client.call("put", "paced") == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from tests.unit.test_verify import INSECURE, NOW, claims, info
 from conclave import _codec
 from conclave._crypto import SigningKey
 from conclave._framing import Frame, Kind
+from conclave.attestation import Constraint, verify_instance
 from conclave.enclave import Enclave, NotIntroduced, _callers, rpc
 from conclave.enclave._callers import MAX_INTRODUCTION, Callers, check_declared
 from conclave.enclave._clock import Clock
@@ -218,6 +220,16 @@ async def test_the_time_does_not_go_back(machine: Machine) -> None:
     assert clock.now() == time.now
     await callers.introduce(KEY, introduction(machine))
     assert clock.now() == time.now
+
+
+@pytest.mark.spec("MAIL-49")
+async def test_older_evidence_lowers_nothing(machine: Machine) -> None:
+    clock = Clock(Time(NOW - timedelta(days=300)))
+    newest = verify_instance(info(machine), Constraint.parse(INSECURE), now=NOW)
+    older = replace(newest, evidence=replace(newest.evidence, valid_from=NOW - timedelta(days=20)))
+    for result in (older, newest, older):
+        clock.accept(result)
+    assert clock.now() == newest.evidence.valid_from
 
 
 def test_the_hosts_clock() -> None:

@@ -182,6 +182,8 @@ class _Base:
 
     def _after_fork(self) -> None:
         self._core.forked()
+        # What keeps a constant rate does not run in the child: waiting for its turn would never end.
+        self._closed = self._closed or self._pace is not None
 
     def _begin(self, timeout_seconds: float | None) -> _Deadline:
         if self._closed:
@@ -277,12 +279,16 @@ class Client(_Base):
     @property
     def _http(self) -> httpx2.Client:
         with self._lock:
+            if self._closed:
+                # By another thread, in the middle of a call.
+                raise RuntimeError("this client is closed; make another one")
             if self._http_client is None:
                 self._http_client = httpx2.Client(limits=_LIMITS)
             return self._http_client
 
     def _after_fork(self) -> None:
         super()._after_fork()
+        self._ticker = None
         # Another thread of the parent may have held the lock; its connections stay the parent's.
         self._lock, self._http_client, self._background = threading.Lock(), None, None
 
@@ -566,6 +572,7 @@ class AsyncClient(_Base):
 
     def _after_fork(self) -> None:
         super()._after_fork()
+        self._ticker = None
         self._loop = self._http_client = None
 
     async def _run(

@@ -104,15 +104,16 @@ class Callers:
         """
         if len(info) > MAX_INTRODUCTION:
             raise FormatError(f"an introduction has at most {MAX_INTRODUCTION} bytes")
-        # What costs little comes first. It says nothing yet: the claims are not verified.
-        _same_key(parse_claims(parse_instance_info(info).claims).signing_key, identity)
+        # What costs little comes first. These claims are not verified yet: the evidence has to cover just these bytes.
+        if not _crypto.same(parse_claims(parse_instance_info(info).claims).signing_key, identity):
+            raise NotIntroduced("the introduction is of another enclave than the one that opened this channel")
         if self._waiting >= MAX_WAITING:
             raise NotIntroduced("too many introductions wait; try again")
         asked, now = dict(self._accepted), self._clock.now()
         self._waiting += 1
         try:
             loop = asyncio.get_running_loop()
-            results, reasons = await loop.run_in_executor(self._pool, _verify, info, identity, asked, now)
+            results, reasons = await loop.run_in_executor(self._pool, _verify, info, asked, now)
         finally:
             self._waiting -= 1
         # The author may have replaced a constraint meanwhile.
@@ -129,13 +130,8 @@ class Callers:
         self._known[identity] = _Known(Caller(frozenset(results), first), until)
 
 
-def _same_key(signing_key: bytes, identity: bytes) -> None:
-    if not _crypto.same(signing_key, identity):
-        raise NotIntroduced("the introduction is of another enclave than the one that opened this channel")
-
-
 def _verify(
-    info: bytes, identity: bytes, accepted: Mapping[str, Constraint | None], now: datetime
+    info: bytes, accepted: Mapping[str, Constraint | None], now: datetime
 ) -> tuple[dict[str, AttestationResult], list[str]]:
     """What each name's constraint makes of it: results by name, and why the others refuse."""
     results: dict[str, AttestationResult] = {}
@@ -147,7 +143,6 @@ def _verify(
         try:
             # Each constraint decides for itself which trust anchors count.
             result = verify_instance(info, constraint, now=now)
-            _same_key(result.claims.signing_key, identity)
         except Error as error:
             reasons.append(f"{name}: {error}")
         else:

@@ -23,25 +23,23 @@ class Refusal(Exception):
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole body of a request. Raises Refusal if it is too large."""
+    """The whole body of a request. Raises Refusal if it is too large, or never comes whole."""
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > limit:
             raise Refusal(413, "too large", f"at most {limit} bytes are taken")
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if message.get("more_body"):
-        parts = [body]
-        size = len(body)
-        while message.get("more_body"):
-            message = await receive()
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
-                raise Refusal(413, "too large", f"at most {limit} bytes are taken")
-        body = b"".join(parts)
-    if len(body) > limit:
-        raise Refusal(413, "too large", f"at most {limit} bytes are taken")
-    return body
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            # Half a body is none: what is cut off here must not be acted on.
+            raise Refusal(400, "format", "the client left before its request was whole")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        more = message.get("more_body", False)
+        if size > limit:
+            raise Refusal(413, "too large", f"at most {limit} bytes are taken")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 async def refuse(send: Send, refusal: Refusal) -> None:

@@ -4,7 +4,7 @@ Runs in the untrusted host; the client is untrusted too. The grammar is llhttp's
 (through httptools), with none of its leniencies; what it leaves open is refused
 here. Nothing that was refused reaches the application or the enclave.
 
-Spec: spec/http.md.
+Spec: spec/http.md section 3 (HTTP-4 to HTTP-9).
 """
 
 from __future__ import annotations

@@ -194,11 +194,18 @@ class Exchange:
             self.wire.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     async def receive(self) -> Message:
-        """ASGI: the next piece of the body; later, that the client has gone or has its answer."""
+        """ASGI: the next piece of the body; later, that the client has gone or has its answer.
+
+        Raises:
+            Gone: the client left in the middle of its request.
+        """
         while not (self._body or self.complete or self._gone):
             self.go_on()
             await self._wait()
-        if self._read or (self._gone and not self.complete):
+        if self._gone and not self.complete:
+            # An application that takes a disconnect for the end of the body would act on half of it.
+            raise Gone("the client has closed its connection before its request was whole")
+        if self._read:
             while not (self._gone or self.answered):
                 await self._wait()
             return {"type": "http.disconnect"}

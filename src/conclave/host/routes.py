@@ -15,7 +15,7 @@ from conclave._chunkheader import MAX_UPLOAD, upload_address
 from conclave._framing import Frame, Kind
 from conclave._mailheader import MAX_MAIL, TO_ENCLAVE, address_of
 from conclave.errors import FormatError, TransportError
-from conclave.host import streams
+from conclave.host import openapi, streams
 from conclave.host.answers import Refusal, read_body, refuse, respond
 from conclave.host.exchange import Exchange, Receive, Scope, Send
 from conclave.host.link import Ask, Link
@@ -70,6 +70,8 @@ class Routes:
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
+        if await openapi.answered(scope, send):
+            return
         try:
             if scope["path"] == "/mail" and scope["method"] == "POST":
                 await self._mail(await read_body(scope, receive, MAX_MAIL), receive, send)
@@ -183,9 +185,12 @@ class Routes:
                 raise Refusal(503, "store", self._outbox.trouble)
             await respond(send, 200, b"application/json", b'{"status":"ok"}')
         elif path == "/challenge" and method == "POST":
-            frames = await self._ask(Kind.CHALLENGE, await read_body(scope, receive, 64)).more()
-            if not frames or frames[0].kind != Kind.SIGNED:
+            challenge = await read_body(scope, receive, 64)
+            if len(challenge) != 32:
                 raise Refusal(400, "format", "a challenge has 32 bytes")
+            frames = await self._ask(Kind.CHALLENGE, challenge).more()
+            if not frames or frames[0].kind != Kind.SIGNED:
+                raise _refusal(frames)
             await respond(send, 200, b"application/octet-stream", frames[0].payload)
         elif path == "/outbox" or path.startswith(("/outbox/", "/instance/")):
             await self._pickup.serve(scope, receive, send)

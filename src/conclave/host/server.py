@@ -4,7 +4,7 @@ Runs in the untrusted host. `POST /mail` goes from the parser into the host's
 callback and its answer from there to the socket: no task, no ASGI. Everything
 else is ASGI (without lifespan and WebSockets).
 
-Spec: spec/http.md.
+Spec: spec/http.md section 3.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ For tests and demonstrations: the server is real, clients reach it over HTTP.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import tempfile
 import threading
 from collections.abc import Coroutine, Iterator
@@ -33,11 +34,14 @@ class HostServer:
         server: the HTTP server.
     """
 
-    def __init__(self, host: Host, *, hostile: bool = False, limits: Limits | None = None) -> None:
+    def __init__(
+        self, host: Host, *, hostile: bool = False, limits: Limits | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.host = host
         self.operator = HostileHost(host)
         # An operator who looks into each mail has no short way for it.
         self.server = Server(self.operator) if hostile else Server(host, mail=host.mail, limits=limits)
+        self._tls = tls
         self._stop = asyncio.Event()
         self._started: Future[str] = Future()
         self._thread = threading.Thread(target=self._main, daemon=True)
@@ -55,7 +59,7 @@ class HostServer:
             self._started.set_exception(error)
             return
         try:
-            self._started.set_result(await self.server.start("127.0.0.1", 0))
+            self._started.set_result(await self.server.start("127.0.0.1", 0, tls=self._tls))
             await self._stop.wait()
             await self.server.stop(0)
         finally:

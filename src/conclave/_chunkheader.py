@@ -2,7 +2,7 @@
 
 Runs at every party, the untrusted host included. Holds no keys.
 
-Spec: spec/mail.md section 8.
+Spec: spec/mail.md section 8, spec/http.md (HTTP-10).
 """
 
 from __future__ import annotations

@@ -142,6 +142,12 @@ class AeadKey(_Hidden):
             on_encrypt(self._id, nonce)
         return self._aead.encrypt(nonce, plaintext, associated)
 
+    def encrypt_into(self, nonce: bytes, plaintext: memoryview, associated: bytes, into: memoryview) -> None:
+        """The same, written to `into`, which has exactly the room for it."""
+        if on_encrypt is not None:
+            on_encrypt(self._id, nonce)
+        self._aead.encrypt_into(nonce, plaintext, associated, into)
+
     def decrypt(self, nonce: bytes, ciphertext: bytes | memoryview, associated: bytes) -> bytes:
         """Plaintext, or `DecryptionError` which says nothing more."""
         try:

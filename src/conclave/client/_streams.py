@@ -34,6 +34,8 @@ T = TypeVar("T")
 Source = AsyncIterable[Any] | Iterable[Any]
 # The first record is a mail, which may be padded as far as a mail can be.
 _MAX_HEAD: Final = 1024 * 1024
+# An enclave that ended a stream has said so within this time.
+_GRACE_SECONDS: Final = 2.0
 _AGAIN_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0)
 
 
@@ -127,6 +129,8 @@ class _Uploader:
         self._read = False
         self.failure: BaseException | None = None
         self.progress = time.monotonic()
+        # Since when the other end takes no more: its stream has ended, or the host is in the way.
+        self.refused: float | None = None
 
     async def run(self) -> None:
         """Until everything was taken, or the stream has ended at the other end."""
@@ -135,6 +139,7 @@ class _Uploader:
             while not self._sealer.ended:
                 await self._until(lambda: bool(self._pieces) or self._read)
                 if not await self._send(self._batch()):
+                    self.refused = time.monotonic()
                     break
         finally:
             reading.cancel()
@@ -142,7 +147,7 @@ class _Uploader:
                 await reading
 
     def _batch(self) -> bytes:
-        parts: list[bytes] = []
+        parts: list[bytes | bytearray] = []
         error = self._read and self.failure is not None
         while self._pieces and len(parts) < 2 * MAX_CHUNKS:
             piece, item = self._pieces.popleft()
@@ -318,6 +323,9 @@ class AsyncStream(Generic[T]):
                 since = now
             if self._uploader is not None:
                 since = max(since, self._uploader.progress)
+                refused = self._uploader.refused
+                if refused is not None and now - refused > _GRACE_SECONDS:
+                    raise StreamError("the upload was not taken: the host is in its way, or the stream is lost")
             if now - since > self._timeout:
                 raise StreamError(f"nothing authentic of the enclave came within {self._timeout:g} seconds")
 

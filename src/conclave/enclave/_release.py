@@ -32,7 +32,7 @@ class _Later(bytes):
 class Release:
     """Holds frames until the tick at which they may leave."""
 
-    def __init__(self, every: timedelta, send: Callable[[int, int, bytes], None]) -> None:
+    def __init__(self, every: timedelta, send: Callable[[int, int, bytes | bytearray], None]) -> None:
         """Nothing leaves before `start`.
 
         Args:
@@ -44,7 +44,7 @@ class Release:
         self._ticks = 0
         # At which tick the answer to a request may leave.
         self._due: dict[int, int] = {}
-        self._held: list[tuple[int, int, bytes]] = []
+        self._held: list[tuple[int, int, bytes | bytearray]] = []
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Tick from now on."""
@@ -72,7 +72,7 @@ class Release:
         later.encrypt = partial(session.encrypt, reply)
         return later
 
-    def send(self, kind: int, request: int, payload: bytes) -> None:
+    def send(self, kind: int, request: int, payload: bytes | bytearray) -> None:
         """Hold a frame until its tick; some kinds leave at once."""
         if kind in _AT_ONCE:
             self._due.pop(request, None)
@@ -84,7 +84,7 @@ class Release:
         """Let go of what is due, in the order in which the requests came."""
         self._ticks += 1
         held, self._held = self._held, []
-        leaving: list[tuple[int, int, bytes]] = []
+        leaving: list[tuple[int, int, bytes | bytearray]] = []
         for frame in held:
             due = self._due.get(frame[1], 0) <= self._ticks
             (leaving if due else self._held).append(frame)

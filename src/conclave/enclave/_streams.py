@@ -4,7 +4,7 @@ Runs inside the enclave. Chunks and credit come from the host and are hostile: w
 is not the authentic next chunk changes nothing, credit is bounded, and who stays
 silent is given up. A client is hostile too: bounds hold per identity and in all.
 
-Spec: spec/mail.md section 8, spec/host-channel.md section 2, spec/rpc.md section 3.
+Spec: spec/mail.md section 8 (MAIL-25, MAIL-26), spec/host-channel.md section 2, spec/rpc.md section 3.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BEAT_SECONDS: Final = 1.0
 _MAX_CREDIT: Final = 1024
 _encode = msgspec.msgpack.Encoder().encode
 
-Send = Callable[[int, int, bytes], None]
+Send = Callable[[int, int, bytes | bytearray], None]
 Handler = Callable[..., Any]
 
 
@@ -131,7 +131,8 @@ class _Stream:
             self._waiting += len(item)
         if chunk.error:
             self.fail("the client gave the upload up")
-        self._uploaded = self._uploaded or chunk.final
+        # What its sender gave up is broken off, never an upload that came to its end.
+        self._uploaded = self._uploaded or (chunk.final and not chunk.error)
         self._wake.set()
 
     def answer(self, request: int) -> None:

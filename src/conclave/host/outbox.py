@@ -224,6 +224,10 @@ class Outbox:
 
     # Keeping -------------------------------------------------------------------------
 
+    def sizes(self) -> dict[str, int]:
+        """Boxes, mails and their bytes that are kept, and frames of mail that are not on the store yet."""
+        return {"boxes": len(self._boxes), "mails": self._mails, "bytes": self._size, "waiting": len(self._pending)}
+
     def put(self, payload: bytes, durable: Callable[[], None]) -> None:
         """Keep what a POST frame brought; `durable` is called once it is on the store.
 

@@ -3,7 +3,7 @@
 Runs in the untrusted host, without keys. It checks forms and keeps memory bounded;
 what authenticates is the ends' business.
 
-Spec: spec/http.md, spec/host-channel.md section 2.
+Spec: spec/http.md (HTTP-10 to HTTP-12), spec/host-channel.md section 2.
 """
 
 from __future__ import annotations

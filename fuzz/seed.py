@@ -58,6 +58,8 @@ def states() -> None:
     keep("response_head", "ok", len(made).to_bytes(4, "big") + made + b"body")
     keep("result", "map", msgspec.msgpack.encode({"a": [1, 2]}))
     keep("result", "failure", msgspec.msgpack.encode({"type": "Closed", "message": "on Sunday"}))
+    chunk = bytes.fromhex(json.loads((VECTORS / "mail" / "chunk.json").read_text())["chunk"])
+    keep("chunks", "two", 2 * (len(chunk).to_bytes(4, "big") + chunk))
     keep("mails", "two", b"\0\0\0\3abc\0\0\0\1d")
     keep("keys", "author", b"conclave-author-key-1 " + b"5f" * 32 + b"\n")
     keep("keys", "identity", b"conclave-identity-1 " + b"5f" * 32 + b"\n")

@@ -63,7 +63,7 @@ def build(
     """Build a bundle.
 
     Args:
-        path: a Python file with one enclave class, or a project directory.
+        path: a Python file with one enclave class, a project directory, or `module:attribute` in one of both.
         output: the file to write; default `NAME-VERSION.enclave` in the working directory.
         mode: `release`, or `debug`, whose output reaches the host.
         signing_key: signs the manifest.

@@ -67,7 +67,7 @@ def run(
     Example: conclave run hello.py
 
     Args:
-        path: a Python file with one Enclave class, or a project directory.
+        path: a Python file with one Enclave class, a project directory, or module:attribute of an ASGI application.
         port: TCP port; 0 takes a free one.
         host: address to listen on.
         platform: directory of the simulated machine.
@@ -117,7 +117,7 @@ def build(
     Somebody else's: conclave build hello.py --verify hello-0.enclave
 
     Args:
-        path: a Python file with one Enclave class, or a project directory.
+        path: a Python file with one Enclave class, a project directory, or module:attribute of an ASGI application.
         output: the bundle to write (default: NAME-VERSION.enclave here).
         sign: the author's key file, made if it does not exist yet.
         request: write the bytes to sign to this file, for a key that is kept elsewhere.

@@ -105,7 +105,7 @@ def serve_enclave(path: Path) -> Iterator[ServedEnclave]:
     The simulated machine is new, and gone with the block.
 
     Args:
-        path: a Python file with one Enclave class, or a project directory.
+        path: a Python file with one Enclave class, a project directory, or module:attribute of an ASGI application.
 
     Raises:
         BundleError, PlatformError: it does not build, or does not start.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 import msgspec
@@ -44,15 +44,14 @@ def _head(request: Request) -> bytes:
     return head + _crypto.sha256(request.envelope) if request.envelope else head
 
 
-@dataclass(slots=True)
-class _Handled:
+class _Handled(msgspec.Struct):
     """One request that a handler was started for, until its replies are acknowledged."""
 
     mark: bytes
     session: EnclaveSession
     route: int
     padding: Padding
-    replies: list[Reply] = field(default_factory=list)
+    replies: list[Reply] = []
     count: int = 0
     done: bool = False
 

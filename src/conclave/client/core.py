@@ -767,8 +767,8 @@ class ClientCore:
                 error = item.failed
         method, arguments, body = "", b"", item.body
         if item.kind == RequestKind.CALL:
-            method, arguments = decode_call(item.body)
-            body = b""
+            method, packed = decode_call(item.body)
+            arguments, body = bytes(packed), b""
         return Resumed(name, method, body, error, arguments, item.replies)
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 from conclave._mailheader import POST_HEADER, parse_post
@@ -262,7 +263,7 @@ class Outbox:
             while self._pending:
                 groups = [self._pending[0]]
                 size = groups[0].size
-                for group in list(self._pending)[1:256]:
+                for group in islice(self._pending, 1, 256):
                     size += group.size
                     if size > GROUP_BYTES:
                         break
@@ -400,6 +401,8 @@ class Outbox:
         self._own(box, digest)
         try:
             await self._store.put(_claim_name(box, digest), b"1")
+            # It may have been pushed out before, and not yet be deleted.
+            self._to_delete.discard(_claim_name(box, digest))
         except BaseException:
             self._disown(box)
             raise
@@ -462,11 +465,17 @@ class Outbox:
         full = box is not None and box.readers >= self.limits.readers_per_box
         return full or self._readers >= self.limits.readers
 
-    async def wait(self, key: bytes, seconds: float) -> bool:
-        """Wait for something new in a box. False: too many wait already."""
+    async def wait(self, key: bytes, seconds: float, *, after: int | None = None) -> bool:
+        """Wait for something new in a box. False: too many wait already.
+
+        Args:
+            after: what was read last; what came since then ends the wait at once.
+        """
         if self.crowded(key):
             return False
         box = self._boxes.setdefault(key, _Box())
+        if after is not None and any(n > (0 if after > box.last else after) for n in box.entries):
+            return True
         self._readers += 1
         box.readers += 1
         try:
@@ -563,7 +572,10 @@ class Outbox:
                 await self._store.put(name, info)
                 self._info_names.add(name)
                 self._to_store.pop(name, None)
-            for name in list(self._to_delete):
+            for name in [*self._to_delete]:
+                if name not in self._to_delete:
+                    # Wanted again since then.
+                    continue
                 await self._store.delete(name)
                 self._info_names.discard(name)
                 self._to_delete.discard(name)

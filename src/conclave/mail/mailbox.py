@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 import msgspec
@@ -44,15 +44,14 @@ def _head(request: Request) -> bytes:
     return head + _crypto.sha256(request.envelope) if request.envelope else head
 
 
-@dataclass(slots=True)
-class _Handled:
+class _Handled(msgspec.Struct):
     """One request that a handler was started for, until its replies are acknowledged."""
 
     mark: bytes
     session: EnclaveSession
     route: int
     padding: Padding
-    replies: list[Reply] = field(default_factory=list)
+    replies: list[Reply] = []
     count: int = 0
     done: bool = False
 
@@ -70,6 +69,7 @@ class Channel:
         "_bytes",
         "_handled",
         "_owners",
+        "_unfinished",
         "identity",
         "next_reply",
         "next_request",
@@ -89,6 +89,7 @@ class Channel:
         self._bounds = bounds
         self._acknowledged = 0
         self._owners: dict[int, int] = {}
+        self._unfinished = 0
         self._bytes = 0
 
     def acknowledge(self, below: int) -> None:
@@ -107,7 +108,7 @@ class Channel:
     @property
     def running(self) -> bool:
         """Whether a request has no last reply yet."""
-        return any(not handled.done for handled in self._handled.values())
+        return self._unfinished > 0
 
     @property
     def owes(self) -> bool:
@@ -126,6 +127,7 @@ class Channel:
             raise OverloadedError("too many unacknowledged replies on this channel")
         mark = marker.mark(_head(request), request.body)
         self._handled[request.sequence] = _Handled(mark, session, route, padding)
+        self._unfinished += 1
         self.next_request = request.sequence + 1
 
     def reply(
@@ -162,6 +164,7 @@ class Channel:
         self._bytes += len(body)
         handled.replies.append(reply)
         handled.done = last
+        self._unfinished -= last
         return reply
 
 

@@ -291,8 +291,7 @@ def test_the_same_opening_many_times_and_repeated_request_ids(wire: Wire) -> Non
     replies.add(wire.ask(Kind.MAIL, mail, 5).payload)
     for _ in range(19):
         reply = wire.ask(Kind.MAIL, mail, 5)
-        assert reply.kind == Kind.REPLY
-        assert wire.read() == Frame(Kind.DONE, 5, b"")
+        assert reply.kind == Kind.DONE
         replies.add(reply.payload)
     # The same answer every time, encrypted anew every time; no second session.
     assert len(replies) == 20

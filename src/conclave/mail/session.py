@@ -305,6 +305,7 @@ class EnclaveSession:
         "_receive",
         "_salt",
         "_send",
+        "awake",
         "identity",
         "last_stream",
         "log_id",
@@ -345,6 +346,14 @@ class EnclaveSession:
         self._padding = padding
         # The counter of the newest stream call: a replayed one never runs a handler.
         self.last_stream = -1
+        # Whether the mailbox counts it among those whose keys are expanded.
+        self.awake = False
+
+    def rest(self) -> None:
+        """Take less memory until it is used again."""
+        self._receive.rest()
+        self._send.rest()
+        self.awake = False
 
     def open_stream(self, reply: Reply) -> tuple[bytes, ChunkSealer]:
         """Encrypt the head of a reply stream; the mail, and what encrypts its chunks."""

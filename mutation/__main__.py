@@ -76,7 +76,7 @@ _FAST = {
         "tests/unit/test_post.py",
         "tests/unit/test_posts.py",
         "tests/unit/test_box.py",
-        "tests/vectors/test_mail_vectors.py",
+        "tests/vectors/test_post_vectors.py",
     ],
     "bundle": [
         "tests/vectors/test_bundle_vectors.py",

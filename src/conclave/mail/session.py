@@ -236,7 +236,7 @@ class ClientSession:
         if not self.usable:
             raise SessionError("this session has ended in this process; open a new one")
         # Before a counter is taken: a gap would tell the host of a mail that did not fit.
-        plaintext = _wire.pad(_wire.pack_request(request, self._strand), request, self._padding)
+        plaintext = _wire.request_plaintext(request, self._strand, self._padding)
         counter, self._counter = self._counter, self._counter + 1
         return _encrypt(
             self._send,
@@ -391,7 +391,7 @@ class EnclaveSession:
         """
         if self._counter >= MAX_COUNTER:
             raise SessionError("this session is spent")
-        plaintext = _wire.pad(_wire.pack_reply(reply), reply, self._padding)
+        plaintext = _wire.reply_plaintext(reply, self._padding)
         counter, self._counter = self._counter, self._counter + 1
         return _encrypt(
             self._send,

@@ -286,8 +286,9 @@ class ClientCore:
                 result = verify_instance(answer.body, self.constraint, now=self._now(), reference=self._reference)
                 break
             except Error as error:
-                if remaining == 1 or not self.hosts.leave(host, f"its instance is refused ({error.code})"):
+                if remaining == 1:
                     raise
+                self.hosts.leave(host, f"its instance is refused ({error.code})")
         self.hosts.tell("verified")
         if self.state is not None:
             self.state.verified(result.claims_digest)

@@ -349,10 +349,11 @@ class Mailbox:
         Raises:
             OverloadedError, ValueError: too many, or too large; nothing changed.
         """
-        handled = channel.known(answers)
         reply = channel.reply(answers, kind, body, envelope, last=last, padding=padding)
-        if reply is None or handled is None:
+        if reply is None:
             return None
+        handled = channel.known(answers)
+        assert handled is not None
         return handled.route, self.seal(handled.session, reply)
 
     def _open(self, mail: EncryptedMail) -> EnclaveSession:

@@ -30,9 +30,6 @@ class Recorder(asyncio.Transport):
     def writelines(self, list_of_data: object) -> None:
         self.writes.append(b"".join(list_of_data))  # type: ignore[arg-type]
 
-    def get_write_buffer_size(self) -> int:
-        return 0
-
 
 @pytest.mark.spec("CHAN-2")
 @pytest.mark.parametrize("size", [1000, 70_000])

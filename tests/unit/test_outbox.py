@@ -166,6 +166,8 @@ def test_damaged_blobs_are_passed_over() -> None:
         await store.put(f"{MAILS}{7:020d}", found[0][:-5])
         await store.put(f"{MAILS}{8:020d}", b"CMO1")
         await store.put(f"{MAILS}{9:020d}", b"something else" * 10)
+        ahead = found[0][:12] + (2**63).to_bytes(8, "big") + found[0][20:]
+        await store.put(f"{MAILS}{6:020d}", ahead)
         await store.put(f"{CLAIMS}zz", b"1")
         await store.put(f"{INSTANCES}zz", b"1")
         again = await restart(store)
@@ -251,6 +253,25 @@ def test_mail_expires() -> None:
         await outbox._tidy()
         assert await store.list(MAILS) == []
         await outbox.stop()
+
+    run(work)
+
+
+@pytest.mark.spec("HTTP-17")
+def test_mail_of_a_clock_that_ran_ahead_expires_too() -> None:
+    async def work() -> None:
+        clock, store = Clock(), InMemory()
+        limits = OutboxLimits(keep_seconds=100)
+        clock.now += 10_000
+        await put(await opened(store, now=clock, limits=limits), mail(0))
+        clock.now -= 10_000
+        outbox = await restart(store, now=clock, limits=limits)
+        await put(outbox, mail(0))
+        numbers = [n for n, _ in await read(outbox, 0)]
+        assert len(numbers) == 2
+        clock.now += 101
+        outbox.expire()
+        assert await read(outbox, 0) == []
 
     run(work)
 

@@ -40,6 +40,8 @@ _MAGIC: Final = b"CMO1"
 _HEAD: Final = struct.Struct(">4sQ")
 _MAIL: Final = struct.Struct(">QI")
 _LOADS: Final = 16
+# Far above any time in microseconds; beyond it a blob is damaged.
+_MOST_NUMBER: Final = 2**62
 _FINAL_SECONDS: Final = 5.0
 _INSTANCE: Final = re.compile(re.escape(INSTANCES) + "[0-9a-f]{128}")
 
@@ -323,7 +325,8 @@ class Outbox:
         """Make the mails of a blob visible, all at one moment."""
         if len(data) < _HEAD.size or data[:4] != _MAGIC:
             return
-        blob = _Blob(name, float(_HEAD.unpack_from(data)[1]))
+        # Written by a clock that ran ahead, it is kept from now on and no longer.
+        blob = _Blob(name, min(float(_HEAD.unpack_from(data)[1]), self._now()))
         at = _HEAD.size
         woken = []
         while at + _MAIL.size <= len(data):
@@ -333,8 +336,9 @@ class Outbox:
             if len(mail) < size or size < POST_HEADER.size:
                 break
             key = _box_of(mail)
-            box = self._boxes.setdefault(key, _Box())
-            if number not in box.entries:
+            box = self._boxes.get(key) or _Box()
+            if number not in box.entries and number <= _MOST_NUMBER:
+                self._boxes[key] = box
                 box.entries[number] = _Entry(blob, at, size, digest := _digest(mail))
                 box.last = max(box.last, number)
                 box.size += size

@@ -9,9 +9,10 @@ Spec: spec/mail.md sections 5 and 6 (MAIL-3 to MAIL-14).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 import msgspec
@@ -35,6 +36,8 @@ class Bounds:
     channels_per_identity: int = 64
     sessions_per_identity: int = 256
     channels: int = 100_000
+    sessions: int = 200_000
+    awake: int = 4096
     session_ids: int = 1_000_000
 
 
@@ -44,15 +47,14 @@ def _head(request: Request) -> bytes:
     return head + _crypto.sha256(request.envelope) if request.envelope else head
 
 
-@dataclass(slots=True)
-class _Handled:
+class _Handled(msgspec.Struct):
     """One request that a handler was started for, until its replies are acknowledged."""
 
     mark: bytes
     session: EnclaveSession
     route: int
     padding: Padding
-    replies: list[Reply] = field(default_factory=list)
+    replies: list[Reply] = []
     count: int = 0
     done: bool = False
 
@@ -232,6 +234,8 @@ class Mailbox:
         self._per_identity: dict[bytes, list[bytes]] = {}
         self._owned: dict[bytes, list[Channel]] = {}
         self._mails = 0
+        # Sessions whose keys are expanded; an expanded key takes as much memory as all the rest.
+        self._awake: deque[EnclaveSession] = deque()
 
     def renew(self, key: DecryptionKey, claims_digest: bytes) -> None:
         """Open to a new encryption key; the one before stays for openings under way."""
@@ -273,6 +277,8 @@ class Mailbox:
             self._register(session, channel)
         elif request.strand != channel.strand:
             raise FormatError("a session carries one strand")
+        if not session.awake:
+            self._wake(session)
         self._mails += 1
         channel.used = self._mails
         channel.acknowledge(request.acknowledged)
@@ -285,6 +291,13 @@ class Mailbox:
             session.last_stream = mail.counter
             return Received(Outcome.STREAM, (), channel, request, 0, session, mail.counter)
         return self._order(session, channel, request, route)
+
+    def _wake(self, session: EnclaveSession) -> None:
+        """Count a session among those in use; the one that was for longest rests."""
+        session.awake = True
+        self._awake.append(session)
+        if len(self._awake) > self._bounds.awake:
+            self._awake.popleft().rest()
 
     def _order(self, session: EnclaveSession, channel: Channel, request: Request, route: int) -> Received:
         expected = channel.next_request
@@ -379,9 +392,7 @@ class Mailbox:
         self._owned[channel.identity].remove(channel)
         mine = self._per_identity[channel.identity]
         for session_id in [s for s in mine if self._sessions[s][1] is channel]:
-            mine.remove(session_id)
-            del self._sessions[session_id]
-            self._retired.add(session_id)
+            self._retire(session_id)
 
     def _register(self, session: EnclaveSession, channel: Channel) -> None:
         self._sessions[session.session_id] = (session, channel)
@@ -391,7 +402,13 @@ class Mailbox:
         mine = self._per_identity.setdefault(session.identity, [])
         mine.append(session.session_id)
         if len(mine) > self._bounds.sessions_per_identity:
-            # Its id stays known for ever, so that its opening cannot come back.
-            oldest = mine.pop(0)
-            self._sessions.pop(oldest, None)
-            self._retired.add(oldest)
+            self._retire(mine[0])
+        elif len(self._sessions) > self._bounds.sessions:
+            self._retire(next(iter(self._sessions)))
+
+    def _retire(self, session_id: bytes) -> None:
+        """End a session: its client opens another one."""
+        session, _ = self._sessions.pop(session_id)
+        self._per_identity[session.identity].remove(session_id)
+        # Its id stays known for ever, so that its opening cannot come back.
+        self._retired.add(session_id)

@@ -154,7 +154,9 @@ def _below(place: Path, root: Path) -> list[Path]:
 def _project(path: Path, named: str = "") -> Source:
     declaration = path / "pyproject.toml"
     if not declaration.exists():
-        raise BundleError(f"{path} has no pyproject.toml; a project needs one, or name a single Python file")
+        scripts = sorted(p.name for p in path.glob("*.py"))
+        there = f"; in it are {', '.join(scripts[:5])}" if scripts else ""
+        raise BundleError(f"{path} has no pyproject.toml; a project needs one, or name a single Python file{there}")
     declared = _toml(_text(declaration), declaration)
     project = declared.get("project", {})
     if not isinstance(project.get("name"), str):

@@ -34,8 +34,7 @@ def build_and_serve(
     with tempfile.TemporaryDirectory(prefix="conclave-run-") as place:
         bundle = build(path, Path(place) / "run.enclave", mode="debug", on_progress=progress)
         line = constraint_for(bundle, simulated=True)
-        # Beside the enclave, also where that is `module:attribute`.
-        target = constraint_file or path.with_name(path.name.partition(":")[0]).with_suffix(".constraint")
+        target = constraint_file or _beside(path, bundle.manifest.name)
 
         def announce(url: str) -> None:
             target.write_text(line + "\n")
@@ -55,6 +54,13 @@ def build_and_serve(
             peer=peers,
         )
         return _serve(settings, announce, debug=True)
+
+
+def _beside(path: Path, name: str) -> Path:
+    """Beside the enclave, also where that is `module:attribute`; in a project's folder, under the project's name."""
+    if path.is_dir():
+        return path / f"{name}.constraint"
+    return path.with_name(path.name.partition(":")[0]).with_suffix(".constraint")
 
 
 def serve_bundle(settings: Settings) -> int:

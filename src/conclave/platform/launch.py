@@ -124,12 +124,10 @@ class _Platform:
         self._machine = Machine.open(directory)
         self._bundle = bundle = read_bundle(path)
         _check_tags(bundle.manifest.python, bundle.manifest.platform)
-        self._tree = runtime_tree(on_progress=lambda text: _report("progress", text=text))
-        shelf.hold(self._tree.root.parent)
+        self._tree = runtime_tree(held=True, on_progress=lambda text: _report("progress", text=text))
         # 2. Lay the bundle out.
         kept = directory / "bundles" / (bundle.code + bundle.signer).hex()
-        kept.mkdir(parents=True, exist_ok=True)
-        shelf.hold(kept)
+        shelf.hold(kept, lambda place: place.mkdir(parents=True, exist_ok=True))
         if not (kept / "bundle").exists():
             unpack(bundle, kept / "bundle")
         shelf.prune(kept.parent)
@@ -197,11 +195,12 @@ class _Platform:
             return str(bundle)
         from conclave.platform import shelf
 
-        for left in directory.glob("enclave-*"):
+        for left in (*directory.glob("enclave-*"), *directory.glob(".gone-*")):
             shelf.remove_unless_held(left)
         self._temporary = tempfile.TemporaryDirectory(prefix="enclave-", dir=directory)
         stage = Path(self._temporary.name)
-        shelf.hold(stage)
+        # Another platform of this machine may have taken it for one that was left.
+        shelf.hold(stage, lambda place: place.mkdir(mode=0o700))
         (stage / "tmp").mkdir(mode=0o700, exist_ok=True)
         # A real directory, not a link: the working directory's parent is the stage.
         shutil.copytree(bundle, stage / "bundle", copy_function=os.link, dirs_exist_ok=True)

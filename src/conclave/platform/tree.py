@@ -155,24 +155,34 @@ def cache_directory() -> Path:
 
 
 def runtime_tree(
-    directory: Path | None = None, *, on_progress: Callable[[str], None] = lambda text: None
+    directory: Path | None = None, *, held: bool = False, on_progress: Callable[[str], None] = lambda text: None
 ) -> RuntimeTree:
     """The tree for this interpreter and release, made on first use.
 
     The measurement is taken of what lies there: a tree that was touched since is
     measured again, and then is another runtime.
 
+    Args:
+        held: it stays as long as this process lives; otherwise for some minutes.
+
     Raises:
         PlatformError: it cannot be made.
     """
     place = (directory or cache_directory()) / _key()
     root = place / "root"
+
+    def make(place: Path) -> None:
+        on_progress("preparing the runtime (once)")
+        _make(place)
+        shelf.prune(place.parent)
+
     try:
-        if not root.exists():
-            on_progress("preparing the runtime (once)")
-            _make(place)
-            shelf.prune(place.parent)
-        return RuntimeTree(root, _measured(place, root))
+        descriptor = shelf.hold(place, make, content="root")
+        try:
+            return RuntimeTree(root, _measured(place, root))
+        finally:
+            if not held:
+                os.close(descriptor)
     except OSError as error:
         raise PlatformError(f"the runtime tree in {place} cannot be made or read: {error.strerror}") from None
 

@@ -62,7 +62,7 @@ def hold(place: Path, make: Callable[[Path], None], *, content: str = "") -> int
         os.close(descriptor)
         if place.exists() and not (place / content).exists():
             remove_unless_held(place)
-    raise PlatformError(f"{place} is removed by another process each time that it is made; is its folder being emptied?")
+    raise PlatformError(f"{place} is removed by another process whenever it is made; is its folder being emptied?")
 
 
 def _lies_at(descriptor: int, place: Path) -> bool:

@@ -142,7 +142,7 @@ def test_a_tree_that_others_always_remove(small: Path, monkeypatch: pytest.Monke
         shelf.remove_unless_held(place)
 
     monkeypatch.setattr(tree, "_make", make_and_lose)
-    with pytest.raises(PlatformError, match="removed by another process each time"):
+    with pytest.raises(PlatformError, match="removed by another process whenever it is made"):
         runtime_tree(small)
 
 

@@ -9,6 +9,7 @@ Spec: spec/host-channel.md section 4, spec/claims.md section 2.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -282,8 +283,9 @@ def _make(place: Path) -> None:
             os.chmod(folder, 0o755)  # noqa: S103
         try:
             work.rename(place)
-        except OSError:
-            if not (place / "root").exists():
+        except OSError as error:
+            # Another process brought one first. Whether that one still is there, the caller looks.
+            if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -104,8 +104,9 @@ def _serve(
     import uvloop
 
     from conclave.host import Host, log_to_stderr
-    from conclave.host.server import Server
+    from conclave.host.server import Server, allow_descriptors
 
+    allow_descriptors()
     kept = None if store is None else open_store(store)
     host = Host(launch, on_event=log_to_stderr, peers=peers, store=kept)
 

@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench fuzz mutation docs clean lock install
+.PHONY: demo test check bench load fuzz mutation docs clean lock install
 
 demo: $(STAMP)
 	@$(BIN)/conclave demo
@@ -24,10 +24,15 @@ check: $(STAMP)
 bench: $(STAMP) $(VENV)/.bench
 	@for f in bench/bench_*.py; do $(BIN)/python $$f || exit 1; done
 
+# Load and faults at full size, MINUTES for the longest; prints figures.
+MINUTES ?= 2
+load: $(STAMP)
+	@$(BIN)/python -m tests.load $(MINUTES)
+
 # Coverage-guided, SECONDS for each target; `make fuzz TARGETS=wheel SECONDS=600` for one.
 SECONDS ?= 60
 TARGETS ?= claims instance_info quote endorsements pem constraint mail frames call manifest archive wheel source lock \
-	fetched mailbox conversation arguments result mails keys inspect http snp_report snp_endorsements nitro_document \
+	fetched mailbox conversation arguments request_head response_head result mails keys inspect http snp_report snp_endorsements nitro_document \
 	announcement nvidia_report nvidia_chain nvidia_manifest
 fuzz: $(STAMP) $(VENV)/.fuzz
 	@for t in $(TARGETS); do $(BIN)/python -m fuzz $(SECONDS) $$t || exit 1; done

@@ -1,6 +1,6 @@
 """RPC by Mail, 1 and 64 KiB echoed, against what one would otherwise serve it with.
 
-Ours: `conclave serve` (uvicorn on uvloop, one worker) and the sandboxed enclave
+Ours: `conclave serve` (its own HTTP server on uvloop) and the sandboxed enclave
 process behind it, under the simulated TEE. Theirs: one uvicorn worker with a bare
 ASGI echo, plain and with TLS 1.3, and with a FastAPI JSON echo over TLS 1.3. The
 same load generator drives all (`_common.py`); servers run in processes of their own.

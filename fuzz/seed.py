@@ -50,8 +50,16 @@ def states() -> None:
         keep("conversation", name, struct.pack(">BBHIQQQQ", *fields) + b"body")
     keep("arguments", "all", msgspec.msgpack.encode([1, ["a"], {"b": 1.5, "c": None}, b"d"]))
     keep("arguments", "few", msgspec.msgpack.encode([1, [], {}]))
+    headers = [[b"host", b"app"], [b"content-length", b"4"]]
+    head = {"method": "POST", "path": b"/a%20b", "query": b"x=1", "headers": headers}
+    keep("request_head", "post", msgspec.msgpack.encode([head, b"body"]))
+    keep("request_head", "least", msgspec.msgpack.encode([{**head, "path": b"*", "query": b"", "headers": []}, b""]))
+    made = msgspec.msgpack.encode({"status": 200, "headers": [[b"content-type", b"text/plain"]]})
+    keep("response_head", "ok", len(made).to_bytes(4, "big") + made + b"body")
     keep("result", "map", msgspec.msgpack.encode({"a": [1, 2]}))
     keep("result", "failure", msgspec.msgpack.encode({"type": "Closed", "message": "on Sunday"}))
+    chunk = bytes.fromhex(json.loads((VECTORS / "mail" / "chunk.json").read_text())["chunk"])
+    keep("chunks", "two", 2 * (len(chunk).to_bytes(4, "big") + chunk))
     keep("mails", "two", b"\0\0\0\3abc\0\0\0\1d")
     keep("keys", "author", b"conclave-author-key-1 " + b"5f" * 32 + b"\n")
     keep("keys", "identity", b"conclave-identity-1 " + b"5f" * 32 + b"\n")

@@ -21,6 +21,7 @@ from conclave.host import Host
 from conclave.mail import ClientSession, Conversation, Mailbox, Outcome, ReplyKind, RequestKind
 from conclave.mail.padding import padme
 from conclave.mail.session import EnclaveSession, _encrypt
+from conclave.rpc.http import MAX_TARGET, BadRequest, HeadReader, HttpExchange, check_request, encode_head
 from conclave.rpc.interface import CallFailure, decode_result, interface_of
 
 _PLACE: Final = Path(tempfile.mkdtemp(prefix="conclave-fuzz-"))
@@ -35,6 +36,7 @@ class _Typed(Enclave):
 
 
 _METHOD: Final = interface_of(_Typed).methods["method"]
+_REQUEST: Final = interface_of(HttpExchange).methods["request"]
 
 
 class _Pair:
@@ -111,6 +113,23 @@ def arguments(data: bytes) -> None:
     assert len(found) <= 4
 
 
+def request_head(data: bytes) -> None:
+    """Arguments of a request, as an enclave that serves an application gets them."""
+    head, body = _REQUEST.decode_arguments(data)
+    with contextlib.suppress(BadRequest):
+        size = check_request(head)
+        assert size is None or size >= 0
+        assert len(head.path) <= MAX_TARGET
+        assert isinstance(body, bytes)
+        assert all(b"\n" not in name + value for name, value in head.headers)
+
+
+def response_head(data: bytes) -> None:
+    whole = HeadReader().feed(data)
+    if whole is not None:
+        assert encode_head(whole[0]) + whole[1] == data
+
+
 def result(data: bytes) -> None:
     with contextlib.suppress(Error):
         _codec.decode(CallFailure, data, max_size=65536, what="call error")
@@ -171,6 +190,8 @@ def http(data: bytes) -> None:
     asyncio.run(once())
 
 
-STATES: Final[dict[str, Callable[[bytes], None]]] = {
-    f.__name__: f for f in (mailbox, conversation, arguments, result, mails, keys, inspect, http)
-}
+_ALL: Final = (
+    *(mailbox, conversation, arguments, request_head, response_head, result),
+    *(mails, keys, inspect, http),
+)
+STATES: Final[dict[str, Callable[[bytes], None]]] = {f.__name__: f for f in _ALL}

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from conclave._chunkheader import chunk_address, split_chunks, upload_address
 from conclave._codec import encode
 from conclave._framing import FrameReader, Kind, PlatformKind
 from conclave._mailheader import address_of, parse_mail
@@ -167,6 +168,13 @@ def mail(data: bytes) -> None:
     assert parsed.associated + parsed.ciphertext == data
 
 
+def chunks(data: bytes) -> None:
+    session_id, counter = upload_address(data)
+    found = [bytes(chunk) for chunk in split_chunks(memoryview(data))]
+    assert all(chunk_address(chunk)[:3] == (1, session_id, counter) for chunk in found)
+    assert b"".join(len(chunk).to_bytes(4, "big") + chunk for chunk in found) == data
+
+
 def frames(data: bytes) -> None:
     for kinds in (Kind, PlatformKind):
         byte_by_byte = _frames(kinds, [data[at : at + 1] for at in range(len(data))])
@@ -250,6 +258,6 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     for f in (
         claims, instance_info, quote, endorsements, pem, constraint, mail, frames, call, manifest, archive, wheel,
         source, lock, fetched, snp_report, snp_endorsements, nitro_document, announcement,
-        nvidia_report, nvidia_chain, nvidia_manifest,
+        nvidia_report, nvidia_chain, nvidia_manifest, chunks,
     )
 } | STATES  # fmt: skip

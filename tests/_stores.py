@@ -34,12 +34,21 @@ class S3:
 
 
 _PROGRAM = """
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
+import sys, threading
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+app, one = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+def serial(environ, start):
+    # moto looks at an etag and writes afterwards; a real server does both at once.
+    with one:
+        return [b"".join(app(environ, start))]
+
+server = make_server("127.0.0.1", 0, serial, threaded=True)
+print(server.port, flush=True)
+threading.Thread(target=sys.stdin.read).start()
+server.serve_forever()
 """
 
 

@@ -129,7 +129,7 @@ def test_an_exit_in_the_middle_of_a_call(
     with serve(bundle) as server, Client(server.url, constraint=only(bundle), attempts=1) as client:
         with pytest.raises(TransportError, match="ended while it handled the mail"):
             client.call("leave", retry=False)
-        assert httpx2.get(f"{server.url}/health").status_code == 503
+        assert httpx2.get(f"{server.url}/readyz").status_code == 503
         assert httpx2.get(f"{server.url}/instance").json()["error"] == "starting"
 
 
@@ -249,7 +249,7 @@ def test_silence_costs_one_waiting_request_only() -> None:
     with stage.serve() as server, httpx2.Client(base_url=server.url, timeout=1) as http:
         with pytest.raises(httpx2.TimeoutException):
             http.post("/mail", content=mail())
-        assert http.get("/health").status_code == 200
+        assert http.get("/readyz").status_code == 200
         assert stage.enclave is not None
         # The client has gone: its place among those who wait is free again.
         link = server.host._link

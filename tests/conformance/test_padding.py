@@ -139,17 +139,17 @@ def test_no_way_a_call_can_go_shows_in_any_size(tap: Wiretap, line: str) -> None
 @pytest.mark.spec("MAIL-44", "RPC-12")
 def test_each_answer_is_one_frame(monkeypatch: pytest.MonkeyPatch, server: HostServer, line: str) -> None:
     frames: list[Frame] = []
-    feed = FrameReader.feed
+    received = FrameReader.received
 
-    def record(reader: FrameReader, data: Any) -> list[Frame]:
-        found = feed(reader, data)
+    def record(reader: FrameReader, size: int) -> list[Frame]:
+        found = received(reader, size)
         frames.extend(found)
         return found
 
     with Client(server.url, constraint=line) as client:
         stub = client.stub(Shy)
         stub.one("return", 0)
-        monkeypatch.setattr(FrameReader, "feed", record)
+        monkeypatch.setattr(FrameReader, "received", record)
         for _, call in WAYS:
             _answers(call, stub, client)
         # A refusal looks alike.

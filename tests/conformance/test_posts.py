@@ -404,17 +404,14 @@ def test_a_reply_waits_for_a_store_that_is_away(
             target=lambda: answered.append(client.call("fill", client.identity.public, 1, returns=int))
         )
         caller.start()
-        while http.get("/health").status_code != 503:
+        while http.get("/readyz").status_code != 503:
             time.sleep(0.01)
-        assert http.get("/health").json() == {
-            "error": "store",
-            "detail": "the host's store is full: posted mail and the replies after it wait",
-        }
+        assert http.get("/readyz").json() == {"status": "not ready", "reasons": ["store"]}
         # Everybody's replies wait, as they come after posted mail; instances and challenges do not.
         other.challenge()
         assert answered == []
         store.error = None
         caller.join(60)
         assert answered == [1]
-        assert http.get("/health").status_code == 200
+        assert http.get("/readyz").status_code == 200
         assert [m.body for m in client.poll()] == [b"0"]

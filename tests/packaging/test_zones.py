@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import conclave
-from conclave.platform.tree import ENCLAVE_MODULES, PACKED, PEER_MODULES
+from conclave.platform.tree import ASGI_MODULES, ENCLAVE_MODULES, PACKED, PEER_MODULES
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "conclave"
@@ -98,6 +98,7 @@ def _packed(modules: Iterable[str]) -> set[str]:
 
 _ORDINARY = "from conclave.enclave import _runtime, _sandbox"
 _WITH_PEERS = "from conclave.enclave import _callers, _peers"
+_WITH_ASGI = "from conclave.enclave import asgi"
 
 
 def test_trusted_closure() -> None:
@@ -123,8 +124,18 @@ def test_trusted_closure_of_peers() -> None:
     assert not {m for m in _loads(_ORDINARY, _WITH_PEERS, "assert 'httpx2' not in sys.modules").split() if "httpx" in m}
 
 
+@pytest.mark.spec("ASGI-2")
+def test_trusted_closure_of_applications() -> None:
+    """TRUSTED_CLOSURE_ASGI.txt lists what more an enclave loads whose entry is an ASGI application."""
+    ordinary = set(_loads(_ORDINARY).split())
+    more = [m for m in _loads(_ORDINARY, _WITH_ASGI).split() if m not in ordinary]
+    listed = (ROOT / "TRUSTED_CLOSURE_ASGI.txt").read_text().split()
+    assert more == listed, "what applications load changed; review it, then write it to TRUSTED_CLOSURE_ASGI.txt"
+    assert set(more) == _packed(ASGI_MODULES)
+
+
 def test_what_is_packed() -> None:
-    assert set(PACKED) == {*ENCLAVE_MODULES, *PEER_MODULES}
+    assert set(PACKED) == {*ENCLAVE_MODULES, *PEER_MODULES, *ASGI_MODULES}
     assert len(PACKED) == len(set(PACKED))
 
 

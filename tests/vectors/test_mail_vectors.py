@@ -17,6 +17,7 @@ from conclave.errors import Error
 from conclave.mail import ClientSession, Reply, RequestKind
 from conclave.mail._wire import Request
 from conclave.mail.session import EnclaveSession
+from conclave.mail.stream import Chunk, ChunkSealer
 
 PLACE = Path(__file__).parents[2] / "vectors" / "mail"
 CASES = sorted(path.stem for path in PLACE.glob("*.json"))
@@ -58,7 +59,7 @@ def receive(case: dict[str, Any], data: bytes) -> Request:
 
 
 def test_all_cases_are_here() -> None:
-    assert len(CASES) == 13
+    assert len(CASES) == 16
 
 
 def test_the_generator_gives_the_committed_files(tmp_path: Path) -> None:
@@ -67,13 +68,33 @@ def test_the_generator_gives_the_committed_files(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.json").read_text() == (PLACE / f"{name}.json").read_text()
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n not in ("request", "second", "reply")])
+@pytest.mark.parametrize(
+    "name", [n for n in CASES if n not in ("request", "second", "reply") and not n.startswith("chunk")]
+)
 @pytest.mark.spec("MAIL-3", "MAIL-4")
 def test_refused(name: str) -> None:
     case = load(name)
     with pytest.raises(Error) as refused:
         receive(case, case["mail"])
     assert refused.value.code == case["expect"]
+
+
+@pytest.mark.parametrize("name", ["chunk", "chunk-renumbered", "chunk-flag"])
+@pytest.mark.spec("MAIL-21", "MAIL-24")
+def test_chunks(name: str) -> None:
+    case = load(name)
+    key = DecryptionKey(case["mlkem_seed"], case["x25519_private"])
+    opening = parse_mail(load("request")["mail"]).opening
+    opener = EnclaveSession(opening, key=key, claims_digest=case["claims_digest"]).stream_opener(5)
+    if case["expect"] != "ok":
+        with pytest.raises(Error) as refused:
+            opener.open(case["chunk"])
+        assert refused.value.code == case["expect"]
+        return
+    assert opener.open(case["chunk"]) == Chunk(False, True, False, case["body"])
+    session = client(case)
+    place = {"direction": 1, "session_id": session.session_id, "counter": 5}
+    assert ChunkSealer(session._send, **place).seal(case["body"], item=True) == case["chunk"]  # type: ignore[arg-type]
 
 
 def test_request_and_second() -> None:

@@ -91,6 +91,13 @@ def private(kind: int, flags: int, body: bytes, *numbers: int, zero: int = 0) ->
     return struct.pack(">BBHIQQQQ", kind, flags, zero, len(body), *numbers) + body
 
 
+def chunk(key: bytes, session: bytes, number: int, flags: int, content: bytes, *, named: int | None = None) -> bytes:
+    head = struct.pack(">4sB3x16sQI", b"CMS1", 1, session, 5, number)
+    plain = struct.pack(">B3xI", flags, len(content)) + content
+    sealed = AESGCM(key).encrypt(head[24:], plain.ljust(padme(len(plain)), b"\0"), head)
+    return head[:32] + struct.pack(">I", number if named is None else named) + sealed
+
+
 def cases() -> list[dict[str, Any]]:
     hpke_output = sealed()
     session = hashlib.sha256(hpke_output).digest()[:16]
@@ -128,6 +135,9 @@ def cases() -> list[dict[str, Any]]:
     def bad(name: str, comment: str, expect: str, data: bytes, spec: str = "MAIL-4") -> dict[str, Any]:
         return case(name, comment, expect, spec, **inputs, mail=data)
 
+    def part(name: str, comment: str, expect: str, spec: str, data: bytes) -> dict[str, Any]:
+        return case(name, comment, expect, spec, **inputs, k_c2e=k_c2e, chunk=data, body=BODY)
+
     wrong_padding = private(0, 0, BODY, 0, 0, 0, 0) + b"\1"
     return [
         case("request", "A mail with its opening.", "ok", "MAIL-5", **inputs, **values, mail=request, body=BODY),
@@ -151,6 +161,15 @@ def cases() -> list[dict[str, Any]]:
             reply=reply,
             body=ANSWER,
         ),
+        part("chunk", "The first chunk of an upload, one item.", "ok", "MAIL-24", chunk(k_c2e, session, 1, 2, BODY)),
+        part(
+            "chunk-renumbered",
+            "The second chunk, called the first.",
+            "decryption",
+            "MAIL-21",
+            chunk(k_c2e, session, 2, 2, BODY, named=1),
+        ),
+        part("chunk-flag", "Authentic, with an unknown flag.", "format", "MAIL-21", chunk(k_c2e, session, 1, 10, BODY)),
         bad("flipped-tag", "Last bit changed.", "decryption", request[:-1] + bytes([request[-1] ^ 1])),
         bad("flipped-envelope", "Envelope changed.", "decryption", request.replace(ENVELOPE, b"ward 4")),
         bad("flipped-counter", "Another counter.", "decryption", request[:31] + b"\1" + request[32:]),

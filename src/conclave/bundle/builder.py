@@ -63,7 +63,7 @@ def build(
     """Build a bundle.
 
     Args:
-        path: a Python file with one enclave class, or a project directory.
+        path: a Python file with one enclave class, a project directory, or `module:attribute` in one of both.
         output: the file to write; default `NAME-VERSION.enclave` in the working directory.
         mode: `release`, or `debug`, whose output reaches the host.
         signing_key: signs the manifest.
@@ -118,8 +118,9 @@ def _assemble(
             if code is not None:
                 _add(files, contents, bytecode.path_of(f"app/{name}"), code, stored="bytecode/")
     # 3. The interface, from the class itself.
-    entry, interface = _describe(source, site)
     settings = source.settings
+    environment = _environment(settings.get("environment", {}))
+    entry, interface = _describe(source, site, dict(environment))
     roster = sorted(_member(m) for m in settings.get("roster", []))
     manifest = Manifest(
         version=1,
@@ -133,7 +134,7 @@ def _assemble(
         compiler=compiler,
         entry=entry,
         interface=interface,
-        environment=_environment(settings.get("environment", {})),
+        environment=environment,
         roster=roster,
         quorum=settings.get("quorum", len(roster)),
         limits=Limits(
@@ -229,7 +230,7 @@ def _bytecode(
             yield entry, archive.read(entry)
 
 
-def _describe(source: Source, site: list[Path]) -> tuple[str, bytes]:
+def _describe(source: Source, site: list[Path], environment: dict[str, str]) -> tuple[str, bytes]:
     """Import the author's module in a process of its own, from its locked wheels."""
     with tempfile.TemporaryDirectory(prefix="conclave-build-") as place:
         for wheel in site:
@@ -237,8 +238,11 @@ def _describe(source: Source, site: list[Path]) -> tuple[str, bytes]:
                 target = Path(place, member)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(body)
-        command = [sys.executable, "-B", "-m", "conclave.rpc.describe", str(source.root), place, source.module]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        command = [sys.executable, "-B", "-m", "conclave.rpc.describe", str(source.root), place]
+        command += [source.module, source.attribute]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environment}
+        )
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):

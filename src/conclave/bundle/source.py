@@ -1,4 +1,4 @@
-"""What an author wrote: one file with a PEP 723 block, or a project directory.
+"""What an author wrote: one file with a PEP 723 block, a project directory, or `module:attribute` in one of both.
 
 Runs on the author's machine at build time; trusts the author.
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,8 @@ _KNOWN: Final = {
     "revocation-level": int,
     "version": str,
     "module": str,
+    "entry": str,
+    "include": list,
     "environment": dict,
     "roster": list,
     "quorum": int,
@@ -29,6 +31,9 @@ _KNOWN: Final = {
     "temporary-mib": int,
 }
 _SKIPPED: Final = ("__pycache__",)
+_WORD: Final = r"[A-Za-z_]\w*"
+# The last part of a path: as ASGI servers are told which application to serve.
+_ENTRY: Final = re.compile(rf"(?P<module>{_WORD}(\.{_WORD})*):(?P<attribute>{_WORD})\Z", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,8 @@ class Source:
     """One enclave's source.
 
     Attributes:
-        module: name of the module that defines the enclave class.
+        module: name of the module that defines the enclave.
+        attribute: what in it is the enclave class or the ASGI application; "" where it is the only enclave class.
         root: directory that goes on the import path.
         files: relative POSIX path below `root`, and where it is.
         lock: where its lock is, or would be.
@@ -46,6 +52,7 @@ class Source:
     name: str
     release: str
     module: str
+    attribute: str
     root: Path
     files: dict[str, Path]
     dependencies: list[str]
@@ -56,20 +63,40 @@ class Source:
 def read_source(path: Path) -> Source:
     """Read the declarations of a file or project.
 
+    Args:
+        path: a Python file, a project directory, or `[DIRECTORY/]module:attribute`: a file there with a
+            block of its own, or else a module of the project there.
+
     Raises:
         BundleError: saying what is missing or wrong.
         OSError: it cannot be read.
     """
     if path.is_dir():
         return _project(path)
+    named = _ENTRY.match(path.name)
+    if named is not None:
+        return _entry(path.parent, named["module"], named["attribute"])
     if path.suffix != ".py":
         raise BundleError(f"{path} is neither a Python file nor a project directory")
     return _script(path)
 
 
+def _entry(folder: Path, module: str, attribute: str) -> Source:
+    script, project = folder / f"{module}.py", folder / "pyproject.toml"
+    if script.exists() and (_blocks(_text(script)) or not project.exists()):
+        return replace(_script(script), attribute=attribute)
+    if not project.exists():
+        raise BundleError(f"{folder} has no {module}.py, and no pyproject.toml that says what belongs to {module}")
+    return replace(_project(folder, module), attribute=attribute)
+
+
+def _blocks(text: str) -> list[re.Match[str]]:
+    return [m for m in _BLOCK.finditer(text) if m["type"] == "script"]
+
+
 def _script(path: Path) -> Source:
     text = _text(path)
-    blocks = [m for m in _BLOCK.finditer(text) if m["type"] == "script"]
+    blocks = _blocks(text)
     if len(blocks) > 1:
         raise BundleError(f"{path} has more than one `# /// script` block")
     declared: dict[str, Any] = {}
@@ -79,19 +106,52 @@ def _script(path: Path) -> Source:
     if not path.stem.isidentifier():
         raise BundleError(f"{path.name}: the file's name must be a module name (letters, digits, _)")
     settings = _settings(declared, path)
+    module, attribute = _declared_entry(settings, path) or (path.stem, "")
+    if module != path.stem:
+        raise BundleError(f"{path}: the `entry` of a single file names this file's module, {path.stem}")
     return Source(
         name=_name(path.stem),
         release=settings.get("version", "0"),
-        module=path.stem,
+        module=module,
+        attribute=attribute,
         root=path.resolve().parent,
-        files={path.name: path},
+        files={path.name: path, **_included(path.parent, settings, path)},
         dependencies=_dependencies(declared, path),
         lock=path.with_suffix(".lock"),
         settings=settings,
     )
 
 
-def _project(path: Path) -> Source:
+def _declared_entry(settings: dict[str, Any], where: Path) -> tuple[str, str] | None:
+    if "entry" not in settings:
+        return None
+    named = _ENTRY.match(settings["entry"])
+    if named is None:
+        raise BundleError(f"{where}: [tool.conclave] entry is module:attribute")
+    return named["module"], named["attribute"]
+
+
+def _included(root: Path, settings: dict[str, Any], where: Path) -> dict[str, Path]:
+    """What else goes in: modules, packages and folders beside the entry's own."""
+    found: dict[str, Path] = {}
+    for name in settings.get("include", []):
+        if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise BundleError(f"{where}: [tool.conclave] include lists files and folders below {root.name or root}/")
+        place = root / name
+        files = _below(place, root) if place.is_dir() else [place] if place.is_file() else []
+        if not files:
+            raise BundleError(f"{where}: [tool.conclave] include names {name}, where there is no file")
+        found |= {p.relative_to(root).as_posix(): p for p in files}
+    if any(p.is_symlink() for p in found.values()):
+        raise BundleError(f"{where}: links do not go into a bundle")
+    return found
+
+
+def _below(place: Path, root: Path) -> list[Path]:
+    return [p for p in sorted(place.rglob("*")) if p.is_file() and not _hidden(p.relative_to(root))]
+
+
+def _project(path: Path, named: str = "") -> Source:
     declaration = path / "pyproject.toml"
     if not declaration.exists():
         raise BundleError(f"{path} has no pyproject.toml; a project needs one, or name a single Python file")
@@ -100,12 +160,14 @@ def _project(path: Path) -> Source:
     if not isinstance(project.get("name"), str):
         raise BundleError(f"{declaration}: [project] needs a name")
     settings = _settings(declared, declaration)
-    module = settings.get("module", project["name"].replace("-", "_").lower())
+    entry = _declared_entry(settings, declaration)
+    module, attribute = entry or (settings.get("module", project["name"].replace("-", "_").lower()), "")
+    module = named or module
     root = path / "src" if (path / "src").is_dir() else path
     package = module.split(".")[0]
     place = root / package
     if place.is_dir():
-        found = [p for p in sorted(place.rglob("*")) if p.is_file() and not _hidden(p.relative_to(root))]
+        found = _below(place, root)
     elif (root / f"{package}.py").exists():
         found = [root / f"{package}.py"]
     else:
@@ -116,8 +178,9 @@ def _project(path: Path) -> Source:
         name=_name(project["name"]),
         release=settings.get("version", str(project.get("version", "0"))),
         module=module,
+        attribute=attribute,
         root=root.resolve(),
-        files={p.relative_to(root).as_posix(): p for p in found},
+        files={p.relative_to(root).as_posix(): p for p in found} | _included(root, settings, declaration),
         dependencies=_dependencies(project, declaration),
         lock=path / "conclave.lock",
         settings=settings,

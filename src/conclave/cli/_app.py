@@ -67,7 +67,7 @@ def run(
     Example: conclave run hello.py
 
     Args:
-        path: a Python file with one Enclave class, or a project directory.
+        path: a Python file with one Enclave class, a project directory, or module:attribute of an ASGI application.
         port: TCP port; 0 takes a free one.
         host: address to listen on.
         platform: directory of the simulated machine.
@@ -117,7 +117,7 @@ def build(
     Somebody else's: conclave build hello.py --verify hello-0.enclave
 
     Args:
-        path: a Python file with one Enclave class, or a project directory.
+        path: a Python file with one Enclave class, a project directory, or module:attribute of an ASGI application.
         output: the bundle to write (default: NAME-VERSION.enclave here).
         sign: the author's key file, made if it does not exist yet.
         request: write the bytes to sign to this file, for a key that is kept elsewhere.
@@ -203,37 +203,76 @@ def inspect(source: str, *, json: bool = False) -> int:
 
 @app.command
 def serve(
-    bundle: Path,
+    bundle: Path | None = None,
     *,
-    tee: str = "simulated",
-    port: Port = 8765,
-    host: str = "127.0.0.1",
+    config: Path | None = None,
+    print_config: Annotated[bool, Parameter(negative="")] = False,
+    tee: str | None = None,
+    host: str | None = None,
+    port: Port | None = None,
     platform: Path | None = None,
-    sandbox: str = "auto",
+    sandbox: str | None = None,
     store: str | None = None,
-    peer: tuple[str, ...] = (),
+    store_timeout_seconds: float | None = None,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    metrics_host: str | None = None,
+    metrics_port: int | None = None,
+    log: str | None = None,
+    drain_seconds: float | None = None,
+    peer: tuple[str, ...] | None = None,
 ) -> int:
     """Serve a bundle over HTTP under a TEE.
 
+    Every option but the first two can stand in the file as well; what is given here wins.
     Example: conclave serve hello-0.enclave --tee simulated
 
     Args:
         bundle: made by `conclave build`.
-        tee: which TEE driver; `simulated` so far.
-        port: TCP port; 0 takes a free one.
-        host: address to listen on.
+        config: TOML file with the options below.
+        print_config: show the options that result, and end.
+        tee: which TEE driver; `simulated` so far (default: simulated).
+        host: address to listen on (default: 127.0.0.1).
+        port: TCP port; 0 takes a free one (default: 8765).
         platform: directory of the simulated machine.
-        sandbox: auto, namespaces or landlock.
-        store: where posted mail is kept, of this host alone: file:DIR, sqlite:FILE,
-            s3:BUCKET/PREFIX or postgresql://USER@HOST/DATABASE (default: a directory
-            under the user's state, one for each program).
+        sandbox: auto, namespaces or landlock (default: auto).
+        store: where posted mail is kept, of this host alone: file:DIR, sqlite:FILE, s3:BUCKET/PREFIX or postgresql://…
+            (default: a directory under the user's state, one for each program).
+        store_timeout_seconds: how long an operation of the store may take (default: 10).
+        tls_cert: PEM file with the certificate chain; read again on SIGHUP.
+        tls_key: PEM file with its key.
+        metrics_host: address for the port of operators (default: 127.0.0.1).
+        metrics_port: a port for /metrics, /healthz and /readyz; then /metrics is there alone. 0 takes a free one,
+            -1 none (default: -1).
+        log: console, json or none; to standard error (default: console).
+        drain_seconds: how long a stop waits for what is under way (default: 20).
         peer: URL of a host whose enclave this one may call; may be repeated.
     """
+    from conclave.cli._config import settings
     from conclave.cli._serve import serve_bundle
 
-    return serve_bundle(
-        bundle, tee=tee, port=port, address=host, platform=platform, sandbox=sandbox, store=store, peers=peer
-    )
+    flags = {
+        "bundle": bundle,
+        "tee": tee,
+        "host": host,
+        "port": port,
+        "platform": platform,
+        "sandbox": sandbox,
+        "store": store,
+        "store_timeout_seconds": store_timeout_seconds,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "metrics_host": metrics_host,
+        "metrics_port": metrics_port,
+        "log": log,
+        "drain_seconds": drain_seconds,
+        "peer": peer,
+    }
+    chosen = settings(config, flags)
+    if print_config:
+        print(chosen.text(), end="")
+        return 0
+    return serve_bundle(chosen)
 
 
 @app.command

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import signal
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conclave.cli._build import constraint_for, progress
+from conclave.cli._config import Settings
 from conclave.cli._places import outbox_store, platform_directory
 from conclave.errors import PlatformError
 
@@ -35,7 +34,8 @@ def build_and_serve(
     with tempfile.TemporaryDirectory(prefix="conclave-run-") as place:
         bundle = build(path, Path(place) / "run.enclave", mode="debug", on_progress=progress)
         line = constraint_for(bundle, simulated=True)
-        target = constraint_file or path.with_suffix(".constraint")
+        # Beside the enclave, also where that is `module:attribute`.
+        target = constraint_file or path.with_name(path.name.partition(":")[0]).with_suffix(".constraint")
 
         def announce(url: str) -> None:
             target.write_text(line + "\n")
@@ -45,35 +45,34 @@ def build_and_serve(
             print(f"constraint  {line}")
             print(f"written to  {target}", flush=True)
 
-        return _serve(Path(place) / "run.enclave", port, address, platform, sandbox, announce, peers)
+        settings = Settings(
+            bundle=str(Path(place) / "run.enclave"),
+            host=address,
+            port=port,
+            platform="" if platform is None else str(platform),
+            sandbox=sandbox,
+            log="none",
+            peer=peers,
+        )
+        return _serve(settings, announce, debug=True)
 
 
-def serve_bundle(
-    bundle: Path,
-    *,
-    tee: str,
-    port: int,
-    address: str,
-    platform: Path | None,
-    sandbox: str,
-    store: str | None,
-    peers: tuple[str, ...] = (),
-) -> int:
+def serve_bundle(settings: Settings) -> int:
     """Serve a bundle that was built before."""
     from conclave.bundle import read_bundle
 
-    _check(peers)
-    if tee != "simulated":
-        raise PlatformError(f"no driver for the TEE '{tee[:32]}' here; available: simulated")
-    made = read_bundle(bundle)
-    line = constraint_for(made, simulated=True)
+    _check(settings.peer)
+    if settings.tee != "simulated":
+        raise PlatformError(f"no driver for the TEE '{settings.tee[:32]}' here; available: simulated")
+    bundle = read_bundle(Path(settings.bundle))
+    line = constraint_for(bundle, simulated=True)
 
     def announce(url: str) -> None:
         print("platform    simulated TEE: INSECURE, protects nothing from this machine's operator")
         print(f"serving     {url}")
         print(f"constraint  {line}", flush=True)
 
-    return _serve(bundle, port, address, platform, sandbox, announce, peers, store or outbox_store(made.code))
+    return _serve(replace(settings, store=settings.store or outbox_store(bundle.code)), announce)
 
 
 def _check(peers: tuple[str, ...]) -> None:
@@ -81,60 +80,34 @@ def _check(peers: tuple[str, ...]) -> None:
         raise PlatformError("--peer takes the URL of a host, which begins with http:// or https://")
 
 
-def _serve(
-    bundle: Path,
-    port: int,
-    address: str,
-    platform: Path | None,
-    sandbox: str,
-    announce: Callable[[str], None],
-    peers: tuple[str, ...],
-    store: str | None = None,
-) -> int:
-    from conclave.host.stores import open_store
+def _serve(settings: Settings, announce: Callable[[str], None], *, debug: bool = False) -> int:
     from conclave.platform import start_platform
 
-    directory = platform_directory(platform)
+    directory = platform_directory(Path(settings.platform) if settings.platform else None)
+    bundle = Path(settings.bundle)
     # The platform measures and launches while this process loads its server.
-    first = [start_platform(directory, bundle, sandbox=sandbox)]
+    first = [start_platform(directory, bundle, sandbox=settings.sandbox)]
 
     def launch() -> Launched:
-        return first.pop() if first else start_platform(directory, bundle, sandbox=sandbox)
+        return first.pop() if first else start_platform(directory, bundle, sandbox=settings.sandbox)
 
     import uvloop
 
-    from conclave.host import Host, log_to_stderr
-    from conclave.host.server import Server, allow_descriptors
+    from conclave.host import log_to_stderr
+    from conclave.host.server import allow_descriptors
+    from conclave.host.service import Service
 
     allow_descriptors()
-    kept = None if store is None else open_store(store)
-    host = Host(launch, on_event=log_to_stderr, peers=peers, store=kept)
-
-    status = 0
-
-    async def main() -> None:
-        await host.start()
-        server = Server(host, mail=host.mail)
-        try:
-            url = await server.start(address, port)
-            stop = asyncio.Event()
-
-            def end(number: int) -> None:
-                nonlocal status
-                # As for every command that is interrupted.
-                status = 130 if number == signal.SIGINT else 0
-                stop.set()
-
-            for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, end, number)
-            # What start-up made stays for good: keep the collector off it.
-            gc.collect()
-            gc.freeze()
-            announce(url)
-            await stop.wait()
-            await server.stop()
-        finally:
-            await host.stop()
-
-    uvloop.run(main())
-    return status
+    service = Service(
+        launch,
+        address=(settings.host, settings.port),
+        operators=None if settings.metrics_port < 0 else (settings.metrics_host, settings.metrics_port),
+        store=settings.store,
+        store_timeout_seconds=settings.store_timeout_seconds,
+        tls=(Path(settings.tls_cert), Path(settings.tls_key)) if settings.tls_cert else None,
+        log=settings.log,
+        drain_seconds=settings.drain_seconds,
+        show=log_to_stderr if debug else None,
+        peers=settings.peer,
+    )
+    return uvloop.run(service.run(announce))

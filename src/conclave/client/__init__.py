@@ -18,15 +18,18 @@ if TYPE_CHECKING:
     from conclave.client.client import AsyncClient, Client
     from conclave.client.core import ReceivedMail, Resumed
     from conclave.client.identity import Identity
+    from conclave.client.transport import AsyncMailTransport, MailTransport
 
 __all__ = [
     "AsyncClient",
+    "AsyncMailTransport",
     "AsyncStream",
     "Box",
     "Client",
     "ClientEvent",
     "ConstantRate",
     "Identity",
+    "MailTransport",
     "Padding",
     "ReceivedMail",
     "Resumed",
@@ -40,12 +43,14 @@ __getattr__ = lazily(
     __name__,
     {
         "AsyncClient": "client",
+        "AsyncMailTransport": "transport",
         "AsyncStream": "_streams",
         "Box": "_box",
         "Client": "client",
         "ClientEvent": "_hosts",
         "ConstantRate": "_pace",
         "Identity": "identity",
+        "MailTransport": "transport",
         "ReceivedMail": "core",
         "Resumed": "core",
         "Stream": "_streams",

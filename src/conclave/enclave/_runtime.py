@@ -168,16 +168,22 @@ def _signer(bundle: Path, manifest: bytes) -> bytes:
 
 
 def _load(manifest: Manifest) -> type[Enclave]:
-    module_name, _, class_name = manifest.entry.partition(":")
+    module_name, _, name = manifest.entry.partition(":")
     try:
-        cls = getattr(importlib.import_module(module_name), class_name)
+        entry = getattr(importlib.import_module(module_name), name)
     except BaseException:
         if manifest.mode == "debug":
             raise StartError(traceback.format_exc(limit=-3)) from None
         raise StartError("the enclave's module failed to import (build in debug mode to see why)") from None
-    if not (isinstance(cls, type) and issubclass(cls, Enclave)):
-        raise StartError("the manifest's entry is not an Enclave class")
-    return cls
+    if isinstance(entry, type) and issubclass(entry, Enclave):
+        return entry
+    # Loaded where an application is served, and nowhere else.
+    from conclave.enclave.asgi import enclave_of
+
+    try:
+        return enclave_of(entry)
+    except TypeError:
+        raise StartError("the manifest's entry is neither an Enclave class nor an ASGI application") from None
 
 
 class _Output:
@@ -285,6 +291,7 @@ async def _serve(channel: socket.socket, start: _Start) -> None:
             send=output.send,
             debug=manifest.mode == "debug",
         )
+        await service.start()
     except BaseException:
         _refuse(channel, traceback.format_exc(limit=-3) if manifest.mode == "debug" else "the enclave's start failed")
     try:
@@ -331,6 +338,7 @@ async def _serve(channel: socket.socket, start: _Start) -> None:
     loop.add_reader(channel, readable)
     await output.closed.wait()
     loop.remove_reader(channel)
+    await service.stop()
     output.flush()
     sys.stdout.flush()
     os._exit(0)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 Send = Callable[[int, int, bytes | bytearray], None]
 MAX_MESSAGE: Final = 4096
+STOP_SECONDS: Final = 5.0
 _WORDS: Final = (
     (DecryptionError, b"decryption"),
     (SessionError, b"session"),
@@ -148,9 +149,24 @@ class Service:
 
             self._callers = Callers(enclave.callers, self._time())
         enclave._context = self
-        enclave.on_start()
+        self._started = enclave.on_start()
         if self._release is not None:
             self._release.start(self._loop)
+
+    async def start(self) -> None:
+        """Wait for the author's `on_start`."""
+        if self._started is not None:
+            await self._started
+
+    async def stop(self) -> None:
+        """The author's `on_stop`, as long as it may take. Whatever it raises ends nothing else."""
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                stopping = self._enclave.on_stop()
+                if stopping is not None:
+                    await stopping
+        except BaseException:
+            self._report()
 
     def announce(self, request: int = 0) -> None:
         """Send claims and evidence to the host."""

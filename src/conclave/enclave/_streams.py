@@ -131,7 +131,8 @@ class _Stream:
             self._waiting += len(item)
         if chunk.error:
             self.fail("the client gave the upload up")
-        self._uploaded = self._uploaded or chunk.final
+        # What its sender gave up is broken off, never an upload that came to its end.
+        self._uploaded = self._uploaded or (chunk.final and not chunk.error)
         self._wake.set()
 
     def answer(self, request: int) -> None:

@@ -8,7 +8,7 @@ key `sender` names.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -217,8 +217,16 @@ class Enclave:
 
             check_declared(cls.callers)
 
-    def on_start(self) -> None:
-        """Called once, after the keys exist and before the first mail."""
+    def on_start(self) -> Awaitable[None] | None:
+        """Called once, after the keys exist and before the first mail; may be `async`."""
+        return None
+
+    def on_stop(self) -> Awaitable[None] | None:
+        """Called when the host asks for the end; may be `async`, and gets five seconds.
+
+        A convenience of the host's: it may end the enclave at any moment without.
+        """
+        return None
 
     def admit(self, sender: bytes, topic: str) -> bool:
         """Whether an unknown sender may open a channel. Must not block."""

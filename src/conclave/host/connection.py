@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, cast
 import httptools
 
 from conclave._mailheader import MAX_MAIL
-from conclave.host.exchange import READ_AHEAD, Exchange, Gone, Headers, refusal, target
+from conclave.host.exchange import OTHER, READ_AHEAD, Exchange, Gone, Headers, refusal, route, target
 
 if TYPE_CHECKING:
     from conclave.host.server import Server
@@ -303,6 +303,7 @@ class Connection(asyncio.Protocol):
         """See `Wire`."""
         self._line.popleft()
         self._age = 0
+        self._server.answers[route(exchange.url), exchange.status] += 1
         if exchange is self._building:
             # Answered before its body was read: what is left of it cannot be told from a next request.
             self._building = None
@@ -354,6 +355,7 @@ class Connection(asyncio.Protocol):
         """Answer an error after the answers that are due, and read no more."""
         self._deaf = True
         self._server.refused[status] += 1
+        self._server.answers[OTHER, status] += 1
         exchange, self._building = self._building, None
         if exchange is not None:
             self._line.pop()

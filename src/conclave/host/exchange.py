@@ -54,6 +54,33 @@ _REASONS: Final = {
     505: b"HTTP Version Not Supported",
     507: b"Insufficient Storage",
 }
+STATUSES: Final = frozenset(_REASONS)
+OTHER: Final = "other"
+# Requests are counted by the first part of their path, if it is one of these.
+ROUTES: Final = {
+    f"/{name}".encode(): f"/{name}"
+    for name in (
+        "mail",
+        "stream",
+        "instance",
+        "challenge",
+        "outbox",
+        "health",
+        "healthz",
+        "readyz",
+        "metrics",
+        "openapi.json",
+    )
+}
+
+
+def route(url: bytes) -> str:
+    """The resource that a request was for, as one of a few words."""
+    found = ROUTES.get(url)
+    if found is None:
+        first = url.partition(b"?")[0].split(b"/", 2)[:2]
+        found = ROUTES.get(b"/".join(first), OTHER)
+    return found
 
 
 class Gone(OSError):
@@ -111,6 +138,7 @@ class Exchange:
         "method",
         "on_gone",
         "started",
+        "status",
         "task",
         "url",
         "version",
@@ -136,6 +164,7 @@ class Exchange:
         self.on_gone: Callable[[], None] | None = None
         self.task: asyncio.Task[None] | None = None
         self.complete = self.started = self.begun = self.answered = self.expects = False
+        self.status = 0
         self._body: bytes | bytearray = b""
         self._head = b""
         self._bare = self._chunked = self._gone = self._read = False
@@ -225,6 +254,7 @@ class Exchange:
         """Send a whole answer. To a client that has gone, nothing is sent."""
         if self._gone:
             return
+        self.status = status
         size = sum(map(len, parts))
         head = b"%scontent-type: %s\r\ncontent-length: %d\r\n%s\r\n" % (
             status_line(status),
@@ -271,6 +301,7 @@ class Exchange:
             raise RuntimeError(f"an answer has one start, then its body: not {message['type']} now")
 
     def _begin(self, status: int, headers: Headers) -> bytes:
+        self.status = status
         lines = [status_line(status)]
         sized = False
         for name, value in headers:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from conclave import _codec
 from conclave._framing import Frame, Kind
 from conclave.errors import BundleError, Error, FormatError, PlatformError, TransportError
+from conclave.host.counts import Counts
 from conclave.host.exchange import Exchange, Receive, Scope, Send
 from conclave.host.fetch import Fetcher
 from conclave.host.link import Ask, Link
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 FORMATS: Final = frozenset({"sgx", "tdx", "snp", "nitro"})
 START_SECONDS: Final = 120.0
+# An enclave takes at most five for its author's `on_stop`.
+STOP_SECONDS: Final = 6.0
 SWEEP_SECONDS: Final = 2.0
 RENEW_SECONDS: Final = 86_400.0
 # The certificates of a Nitro document are valid for three hours: whoever comes later could not verify it.
@@ -115,6 +118,7 @@ class Host:
         self._stapler: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._lost = asyncio.Event()
+        self.counts = Counts()
         self.info: bytes | None = None
         self.launched: dict[str, Any] = {}
 
@@ -156,7 +160,9 @@ class Host:
         link, process = self._link, self._process
         if link is not None:
             link.stop()
-            await asyncio.sleep(0)
+            if process is not None and not self._lost.is_set():
+                with suppress(subprocess.TimeoutExpired):
+                    await asyncio.to_thread(process.wait, STOP_SECONDS)
             link.close()
         if process is not None:
             with suppress(ProcessLookupError):
@@ -209,6 +215,7 @@ class Host:
             async with asyncio.timeout(START_SECONDS):
                 for frame in await self._link.ask(Kind.RENEW).more():
                     self._instance(frame)
+                self.counts.renewals += 1
 
     async def _boot(self) -> None:
         self._lost.clear()
@@ -217,16 +224,20 @@ class Host:
         self._ready = asyncio.get_running_loop().create_future()
         try:
             launched = await asyncio.to_thread(self._launch)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            # RuntimeError: no thread could be started.
             self._lost.set()
-            raise PlatformError(f"the platform process did not start: {error.strerror}") from None
+            reason = error.strerror if isinstance(error, OSError) else "no more threads"
+            raise PlatformError(f"the platform process did not start: {reason}") from None
         self._process = launched.process
+        self.counts.starts += 1
         loop = asyncio.get_running_loop()
         # What a boot still says when the next one has begun is not of that one.
         gone = partial(self._gone, self._ready)
         _, self._link = await loop.create_connection(
             lambda: Link(self._unasked, gone, self.outbox.put), sock=launched.channel
         )
+        self._link.counts = self.counts
         for payload in self.outbox.fullness():
             self._tell(payload)
         self._follow(launched.process, self._ready)
@@ -374,6 +385,11 @@ class Host:
         self.outbox.announce(given.claims, self.info)
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests the enclave has not answered."""
+        return 0 if self._link is None else self._link.waiting
 
     # HTTP ----------------------------------------------------------------------------
 

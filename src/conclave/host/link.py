@@ -14,14 +14,16 @@ from typing import Final, cast
 
 from conclave._framing import Frame, FrameReader, Kind, head
 from conclave.errors import FormatError, TransportError
+from conclave.host.counts import Counts
 from conclave.host.gate import Gate, Keep
 from conclave.host.streams import MOST_WAITING, held, is_chunk
 
 MAX_ASKS: Final = 8192
 # Answers that nobody took yet; above it the enclave has to wait.
 MAX_HELD: Final = 64 * 1024 * 1024
-# So many requests go out at once: the enclave begins with them while we take more.
-_BATCH: Final = 8
+# So many requests go out at once: the enclave begins with them while we take more. With 8 a write,
+# a request costs a fifth more processor time.
+_BATCH: Final = 32
 # Below this one copy is cheaper than a write of many pieces.
 _JOIN: Final = 32 * 1024
 _READ_SIZE: Final = 512 * 1024
@@ -85,6 +87,7 @@ class Link(asyncio.BufferedProtocol):
     def __init__(
         self, unasked: Callable[[Frame], None], lost: Callable[[], None], keep: Keep = lambda _, done: done()
     ) -> None:
+        self.counts = Counts()
         self._unasked = unasked
         self._lost = lost
         self._gate = Gate(keep, self._deliver)
@@ -123,6 +126,7 @@ class Link(asyncio.BufferedProtocol):
         except FormatError:
             self.close()
             return
+        self.counts.to_host.add(len(frames), nbytes)
         self._deliver([frame for frame in frames if not self._gate.holds(frame)])
 
     def _deliver(self, frames: list[Frame]) -> None:
@@ -177,12 +181,18 @@ class Link(asyncio.BufferedProtocol):
         request, self._next = self._next, self._next + 1
         ask = Ask(request, self)
         self._asks[request] = ask
+        self.counts.mails += kind == Kind.MAIL
         self._send(kind, request, payload)
         return ask
 
     def waiting_since(self, request: int) -> list[Ask]:
         """Requests that were made before that one and have no answer yet."""
         return [ask for ask in self._asks.values() if ask.request < request]
+
+    @property
+    def waiting(self) -> int:
+        """How many requests have no answer yet."""
+        return len(self._asks)
 
     @property
     def next_request(self) -> int:
@@ -237,6 +247,8 @@ class Link(asyncio.BufferedProtocol):
         waiting, self._waiting = self._waiting, 0
         if not out or self._transport is None:
             return
+        # Heads and payloads take turns.
+        self.counts.to_enclave.add(len(out) // 2, 8 * len(out) + waiting)
         if waiting <= _JOIN:
             self._transport.write(b"".join(out))
         else:

@@ -23,6 +23,7 @@ _ERROR: Final = {
         "detail": {"type": "string", "description": "what was wrong, what was expected, what to do"},
     },
 }
+_ERROR_REFERENCE: Final = {"$ref": "#/components/schemas/Error"}
 _REASONS: Final = {
     "400": "format: not what this resource takes, or not an HTTP/1.1 request",
     "401": "capability: no box is claimed with it; claim again",
@@ -63,10 +64,13 @@ def _operation(
     body: dict[str, Any] | None = None,
     parameters: list[dict[str, Any]] | None = None,
     bearer: bool = False,
+    unready: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     responses = {status: reply}
     for refusal in sorted({*_ALWAYS, *refusals}):
-        responses[refusal] = _reply(_REASONS[refusal], "application/json", {"$ref": "#/components/schemas/Error"})
+        responses[refusal] = _reply(_REASONS[refusal], "application/json", _ERROR_REFERENCE)
+    if unready is not None:
+        responses["503"] = unready
     operation: dict[str, Any] = {"summary": summary, "responses": responses}
     if body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": body}}}
@@ -94,6 +98,12 @@ _INFO: Final = "application/vnd.conclave.instance-info"
 _MAILS: Final = "application/vnd.conclave.mails"
 _POSTS: Final = "application/vnd.conclave.posts"
 _OK: Final = {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}}
+
+_STATE: Final = {
+    "type": "object",
+    "required": ["status"],
+    "properties": {"status": {"type": "string"}, "reasons": {"type": "array"}},
+}
 
 DOCUMENT: Final[dict[str, Any]] = {
     "openapi": "3.1.0",
@@ -177,6 +187,24 @@ DOCUMENT: Final[dict[str, Any]] = {
             ),
         },
         "/health": {"get": _operation("Whether the enclave runs", "200", _reply("it does", "application/json", _OK))},
+        "/healthz": {
+            "get": _operation("Whether the process answers", "200", _reply("it does", "application/json", _STATE))
+        },
+        "/readyz": {
+            "get": _operation(
+                "Whether mail can be taken now",
+                "200",
+                _reply("it can", "application/json", _STATE),
+                unready=_reply("not now, and why", "application/json", {"anyOf": [_STATE, _ERROR_REFERENCE]}),
+            )
+        },
+        "/metrics": {
+            "get": _operation(
+                "Figures for Prometheus; 404 where operators have a port of their own",
+                "200",
+                _reply("text exposition format", "text/plain", {"type": "string"}),
+            )
+        },
         PATH: {
             "get": _operation("This document", "200", _reply("OpenAPI 3.1", "application/json", {"type": "object"}))
         },

@@ -29,7 +29,9 @@ class Reorder:
 
     def __init__(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._patience = patience_seconds
+        # Those used last at the end.
         self._sessions: OrderedDict[bytes, _Order] = OrderedDict()
+        self._forgot = False
 
     def clear(self) -> None:
         """Forget all sessions: their boot is gone."""
@@ -38,6 +40,13 @@ class Reorder:
                 if not waiter.done():
                     waiter.set_result(None)
         self._sessions.clear()
+        self._forgot = False
+
+    def forget(self, session_id: bytes) -> None:
+        """The enclave knows no such session: whoever makes up many takes no room from others."""
+        order = self._sessions.get(session_id)
+        if order is not None and not order.early:
+            del self._sessions[session_id]
 
     def in_turn(self, session_id: bytes, counter: int) -> bool:
         """Whether this mail may go at once; if so it counts as gone."""
@@ -46,6 +55,12 @@ class Reorder:
             order = self._sessions[session_id] = _Order()
             if len(self._sessions) > MAX_SESSIONS:
                 self._sessions.popitem(last=False)
+                self._forgot = True
+            if self._forgot:
+                # It may be one that was forgotten, and what came before it went long ago.
+                order.next = counter
+        else:
+            self._sessions.move_to_end(session_id)
         if counter > order.next and counter - order.next <= WINDOW:
             return False
         if counter == order.next:

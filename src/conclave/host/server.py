@@ -52,6 +52,7 @@ class Server:
         connections: all that are open.
         collected: bytes of mails that are on their way in.
         refused: how many requests the server itself refused, by status.
+        answers: how many were answered, by route and status.
         draining: nothing new is taken.
     """
 
@@ -79,6 +80,7 @@ class Server:
         self.connections: set[Connection] = set()
         self.collected = 0
         self.refused: Counter[int] = Counter()
+        self.answers: Counter[tuple[str, int]] = Counter()
         self.draining = False
         self._on_failure = on_failure or (lambda error: None)
         self._listener: asyncio.Server | None = None

@@ -117,7 +117,9 @@ PEER_MODULES: Final = (
     "enclave/_clock",
     "enclave/_peers",
 )
-PACKED: Final = (*ENCLAVE_MODULES, *PEER_MODULES)
+# What more is loaded where the entry is an ASGI application.
+ASGI_MODULES: Final = ("enclave/asgi", "rpc/http")
+PACKED: Final = (*ENCLAVE_MODULES, *PEER_MODULES, *ASGI_MODULES)
 _OUR_ROOT: Final = Path(importlib.util.find_spec("conclave").submodule_search_locations[0])  # type: ignore[union-attr,index]
 _LEFT_OUT: Final = frozenset(
     {"__pycache__", "dist-packages", "ensurepip", "idlelib", "lib2to3", "lib-dynload", "pydoc_data"}

@@ -19,6 +19,8 @@ from typing import Any, Self, TypeVar
 
 from conclave.bundle import build
 from conclave.host import Host
+from conclave.host.health import Health
+from conclave.host.operation import Operation
 from conclave.host.server import Limits, Server
 from conclave.platform import start_platform
 from conclave.testing.hostile import HostileHost
@@ -39,8 +41,13 @@ class HostServer:
     ) -> None:
         self.host = host
         self.operator = HostileHost(host)
+        self.health = Health(up=lambda: host.info is not None, keeps=lambda: not host.outbox.trouble)
         # An operator who looks into each mail has no short way for it.
-        self.server = Server(self.operator) if hostile else Server(host, mail=host.mail, limits=limits)
+        self.server = (
+            Server(self.operator)
+            if hostile
+            else Server(Operation(self.health, others=host), mail=host.mail, limits=limits)
+        )
         self._tls = tls
         self._stop = asyncio.Event()
         self._started: Future[str] = Future()
@@ -98,7 +105,7 @@ def serve_enclave(path: Path) -> Iterator[ServedEnclave]:
     The simulated machine is new, and gone with the block.
 
     Args:
-        path: a Python file with one Enclave class, or a project directory.
+        path: a Python file with one Enclave class, a project directory, or module:attribute of an ASGI application.
 
     Raises:
         BundleError, PlatformError: it does not build, or does not start.

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import ClassVar
 
-from conclave.errors import StoreConflict
+from conclave.errors import StoreConflict, StoreUnavailable
 from conclave.host.stores import MAX_BLOB, MAX_NAME, BlobStore
 
 Opener = Callable[[], BlobStore]
@@ -395,10 +395,13 @@ def _count(opener: Opener, pipe: Connection[int, object], worker: int, turns: in
     async def main() -> None:
         async with _opened(opener) as store:
             for turn in range(turns):
-                while True:
+                mine, content = f"{worker}.{turn}\n".encode(), b""
+                # A write whose outcome is unknown is looked for, as every writer has to.
+                while mine not in content:
                     content, etag = await store.get("count") or (b"", "")
-                    with suppress(StoreConflict):
-                        await store.put("count", content + f"{worker}.{turn}\n".encode(), expected=etag)
-                        break
+                    if mine not in content:
+                        with suppress(StoreConflict, StoreUnavailable):
+                            await store.put("count", content + mine, expected=etag)
+                            break
 
     asyncio.run(main())

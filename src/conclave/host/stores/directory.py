@@ -63,7 +63,7 @@ class DirectoryStore:
     async def get(self, name: str) -> tuple[bytes, str] | None:
         """See BlobStore."""
         check_name(name)
-        return await self._run(lambda: _read(self._path(name)))
+        return await self._run(lambda: self._get(self._path(name)))
 
     async def list(self, prefix: str) -> list[str]:
         """See BlobStore."""
@@ -111,6 +111,13 @@ class DirectoryStore:
                 raise
             _sync(self._directory)
         return etag
+
+    def _get(self, path: Path) -> tuple[bytes, str] | None:
+        found = _read(path)
+        if found is None and not self._directory.is_dir():
+            # A disk that is not mounted holds nothing either, and is not empty.
+            raise FileNotFoundError(errno.ENOENT, "the directory is gone")
+        return found
 
     def _delete(self, path: Path) -> None:
         with self._locked():

@@ -1,0 +1,161 @@
+"""A host as a process of its own: ports, signals, and the order of a stop.
+
+Runs in the untrusted host.
+
+Spec: spec/http.md (HTTP-20 to HTTP-24).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from conclave.errors import TransportError
+from conclave.host.health import Health
+from conclave.host.host import Host, Launched
+from conclave.host.logs import Log
+from conclave.host.metrics import Metrics
+from conclave.host.operation import Operation
+from conclave.host.server import Server
+from conclave.host.stores import open_store
+from conclave.host.tls import Tls
+
+# A stop by the service manager is a success, one from the keyboard is what shells expect.
+_STATUS: Final = {signal.SIGTERM: 0, signal.SIGINT: 130}
+
+
+class Service:
+    """One host, served until a signal ends it."""
+
+    def __init__(
+        self,
+        launch: Callable[[], Launched],
+        *,
+        address: tuple[str, int],
+        operators: tuple[str, int] | None = None,
+        store: str = "",
+        store_timeout_seconds: float = 10.0,
+        tls: tuple[Path, Path] | None = None,
+        log: str = "console",
+        drain_seconds: float = 20.0,
+        show: Callable[[dict[str, Any]], None] | None = None,
+        peers: Iterable[str] = (),
+    ) -> None:
+        """Opens the store and reads the certificate; nothing listens before `run`.
+
+        Args:
+            launch: starts the platform with the bundle.
+            address: where clients are served.
+            operators: where `/metrics` is served, and health too; None: beside the clients' resources.
+            store: URL of the store for posted mail; "": in memory.
+            tls: certificate chain and key.
+            log: one of `conclave.host.logs.FORMATS`.
+            drain_seconds: how long a stop waits for what is under way.
+            show: told each platform event, for what a debug enclave prints.
+            peers: URLs of hosts whose enclaves this one may call.
+
+        Raises:
+            FormatError, StoreError, TransportError: store or certificate cannot be used.
+        """
+        self._log = Log(log)
+        self._address, self._operators = address, operators
+        self._drain_seconds = drain_seconds
+        self._tls = None if tls is None else Tls(*tls)
+        self._metrics = Metrics()
+        opened = open_store(store, timeout_seconds=store_timeout_seconds) if store else None
+        kept = None if opened is None else self._metrics.store(opened)
+        self.host = Host(launch, on_event=partial(self._told, show), peers=peers, store=kept)
+        self.health = Health(
+            up=lambda: self.host.info is not None, keeps=lambda: not self.host.outbox.trouble, store=kept
+        )
+        inner = Operation(self.health, metrics=None if operators else self._metrics, others=self.host)
+        self._server = Server(inner, mail=self.host.mail, on_failure=self._log.failure)
+        self._desk = Server(Operation(self.health, metrics=self._metrics), on_failure=self._log.failure)
+        self._signal: signal.Signals | None = None
+
+    def _told(self, show: Callable[[dict[str, Any]], None] | None, event: dict[str, Any]) -> None:
+        self._log.platform(event)
+        if show is not None:
+            show(event)
+
+    async def run(self, announce: Callable[[str], None]) -> int:
+        """Start, serve, and stop when told; the exit status.
+
+        Raises:
+            BundleError, PlatformError: the enclave does not start.
+            TransportError: an address cannot be had, or the store not be read.
+        """
+        loop = asyncio.get_running_loop()
+        self._log.adopt(loop)
+        stop = asyncio.Event()
+        for number in _STATUS:
+            loop.add_signal_handler(number, self._end, number, stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        starting = asyncio.create_task(self.host.start())
+        asked = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+                with suppress(asyncio.CancelledError):
+                    await starting
+            else:
+                starting.result()
+                await self._serve(announce, asked)
+        finally:
+            asked.cancel()
+            await self.host.stop()
+        self._log.event("stopped")
+        return 0 if self._signal is None else _STATUS[self._signal]
+
+    async def _serve(self, announce: Callable[[str], None], asked: asyncio.Task[Any]) -> None:
+        """The order of a stop: tell who asks, take nothing new, finish what is under way, flush, end the enclave."""
+        self._metrics.watch(self.host, self._server, self._desk)
+        try:
+            desk = None if self._operators is None else await self._desk.start(*self._operators)
+            url = await self._server.start(*self._address, tls=None if self._tls is None else self._tls.context)
+            if desk is not None:
+                print(f"operators   {desk}")
+            # What start-up made stays for good: keep the collector off it.
+            gc.collect()
+            gc.freeze()
+            announce(url)
+            self._log.event("serving")
+            await asked
+            began = time.monotonic()
+            self.health.draining = True
+            self._log.event(
+                "draining", connections=len(self._server.connections), signal=self._signal.name if self._signal else ""
+            )
+            await self._server.stop(self._drain_seconds)
+            self._log.event("drained", seconds=round(time.monotonic() - began, 3))
+        finally:
+            self.health.draining = True
+            await self._server.stop(0)
+            # Stays to the end: who looks at /readyz sees why.
+            await self._desk.stop(0)
+
+    def _end(self, number: signal.Signals, stop: asyncio.Event) -> None:
+        if self._signal is not None:
+            # The enclave ends with its platform process, and that with us.
+            os._exit(128 + number)
+        self._signal = number
+        stop.set()
+
+    def _reload(self) -> None:
+        if self._tls is None:
+            return
+        try:
+            self._tls.reload()
+        except TransportError:
+            self._log.trouble("tls-refused")
+        else:
+            self._log.event("tls-loaded")

@@ -254,10 +254,14 @@ class Callers:
             to: an address that each call has a mail posted to.
             clock: a file with the seconds by which their clocks are wrong.
         """
-        wrapper = [] if clock is None else [str(HERE / "_wrong_clock.py"), str(clock)]
+        run = ["-m"] if clock is None else [str(HERE / "_wrong_clock.py"), str(clock)]
         self._commands = [
             [
-                *(sys.executable, *wrapper, *(("-m", "tests.load._callers") if not wrapper else ("tests.load._callers",))),
+                *(
+                    sys.executable,
+                    *wrapper,
+                    *(("-m", "tests.load._callers") if not wrapper else ("tests.load._callers",)),
+                ),
                 *(host.url, host.constraint, f"{n}-{random_bytes(4).hex()}", str(count // processes), str(attempts)),
                 to.hex(),
             ]

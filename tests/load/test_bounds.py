@@ -11,11 +11,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-
-from conclave._crypto import random_bytes
-from conclave._mailheader import HEADER, MAGIC, TO_ENCLAVE, ZERO_SALT
-from conclave.bundle import Bundle
-from conclave.client import AsyncClient, Client
 from tests.load._rig import (
     SECONDS,
     SOURCE,
@@ -29,6 +24,11 @@ from tests.load._rig import (
     scaled,
     until,
 )
+
+from conclave._crypto import random_bytes
+from conclave._mailheader import HEADER, MAGIC, TO_ENCLAVE, ZERO_SALT
+from conclave.bundle import Bundle
+from conclave.client import AsyncClient, Client
 
 pytestmark = pytest.mark.slow
 

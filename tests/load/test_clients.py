@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.load._rig import SECONDS, SOURCE, Callers, HostProcess, report, scaled
 
 from conclave.bundle import Bundle
 from conclave.client import Client
-from tests.load._rig import SECONDS, SOURCE, Callers, HostProcess, report, scaled
 
 pytestmark = pytest.mark.slow
 
@@ -66,30 +66,29 @@ def test_an_enclave_that_is_killed(bundle: Bundle, tmp_path: Path) -> None:
 def test_a_host_that_is_killed(bundle: Bundle, tmp_path: Path) -> None:
     kills, chance = 0, random.Random(4)
     host = HostProcess(bundle, tmp_path)
-    with host:
-        with Client(host.url, constraint=host.constraint) as receiver:
-            address = receiver.call("me", returns=bytes)
-            receiver.poll()
-            with Callers(host, scaled(8, 32), to=address) as callers:
-                began = time.monotonic()
-                while kills < 3 or time.monotonic() < began + SECONDS:
-                    callers.rounds()
-                    time.sleep(chance.uniform(0, 0.1))
-                    host.kill()
-                    kills += 1
-                    host.start()
+    with host, Client(host.url, constraint=host.constraint) as receiver:
+        address = receiver.call("me", returns=bytes)
+        receiver.poll()
+        with Callers(host, scaled(8, 32), to=address) as callers:
+            began = time.monotonic()
+            while kills < 3 or time.monotonic() < began + SECONDS:
                 callers.rounds()
-                tally = callers.stop()
-            seen: set[str] = set()
-            while mails := receiver.poll():
-                seen.update(mail.body.decode() for mail in mails)
-            report(
-                "host killed",
-                kills=kills,
-                **tally.figures(),
-                lost=len(tally.acknowledged - seen),
-                end=host.memory(),
-            )
+                time.sleep(chance.uniform(0, 0.1))
+                host.kill()
+                kills += 1
+                host.start()
+            callers.rounds()
+            tally = callers.stop()
+        seen: set[str] = set()
+        while mails := receiver.poll():
+            seen.update(mail.body.decode() for mail in mails)
+        report(
+            "host killed",
+            kills=kills,
+            **tally.figures(),
+            lost=len(tally.acknowledged - seen),
+            end=host.memory(),
+        )
     assert not tally.errors
     assert tally.twice == tally.wrong == 0
     assert tally.boots == kills + 1

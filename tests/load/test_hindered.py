@@ -14,9 +14,6 @@ from pathlib import Path
 
 import httpx2
 import pytest
-
-from conclave.bundle import Bundle
-from conclave.client import Client
 from tests.load._rig import (
     SECONDS,
     SOURCE,
@@ -30,6 +27,9 @@ from tests.load._rig import (
     scaled,
     until,
 )
+
+from conclave.bundle import Bundle
+from conclave.client import Client
 
 pytestmark = pytest.mark.slow
 

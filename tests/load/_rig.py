@@ -257,11 +257,7 @@ class Callers:
         run = ["-m"] if clock is None else [str(HERE / "_wrong_clock.py"), str(clock)]
         self._commands = [
             [
-                *(
-                    sys.executable,
-                    *wrapper,
-                    *(("-m", "tests.load._callers") if not wrapper else ("tests.load._callers",)),
-                ),
+                *(sys.executable, *run, "tests.load._callers"),
                 *(host.url, host.constraint, f"{n}-{random_bytes(4).hex()}", str(count // processes), str(attempts)),
                 to.hex(),
             ]

@@ -100,25 +100,37 @@ def test_clocks_that_jump(bundle: Bundle, tmp_path: Path) -> None:
     clock, theirs = tmp_path / "clock", tmp_path / "theirs"
     clock.write_text("0")
     theirs.write_text("0")
-    with HostProcess(bundle, tmp_path, clock=clock) as host:
-        with Client(host.url, constraint=host.constraint) as receiver:
-            address = receiver.call("me", returns=bytes)
-            receiver.poll()
-            seen: list[str] = []
-            with Callers(host, scaled(4, 16), to=address, clock=theirs) as callers:
-                for jump in (0, DAY, 0, -DAY, 0, DAY, -DAY, 0):
-                    clock.write_text(str(jump))
-                    callers.rounds()
-                    # Read now and then: an emptied box must not begin again below what its client has.
-                    seen += [mail.body.decode() for mail in receiver.poll()]
-                    theirs.write_text(str(jump // 2))
-                    callers.rounds()
-                    seen += [mail.body.decode() for mail in receiver.poll()]
-                tally = callers.stop()
-            while mails := receiver.poll():
-                seen += [mail.body.decode() for mail in mails]
-            lost = tally.acknowledged - set(seen)
-            report("clocks jump", **tally.figures(), lost=len(lost), end=host.memory())
+    with HostProcess(bundle, tmp_path, clock=clock) as host, Client(host.url, constraint=host.constraint) as receiver:
+        address = receiver.call("me", returns=bytes)
+        receiver.poll()
+        seen: list[str] = []
+        with Callers(host, scaled(4, 16), to=address, clock=theirs) as callers:
+            for jump in (0, DAY, 0, -DAY, 0, DAY, -DAY, 0):
+                clock.write_text(str(jump))
+                callers.rounds()
+                # Read now and then: an emptied box must not begin again below what its client has.
+                seen += [mail.body.decode() for mail in receiver.poll()]
+                theirs.write_text(str(jump // 2))
+                callers.rounds()
+                seen += [mail.body.decode() for mail in receiver.poll()]
+            tally = callers.stop()
+        while mails := receiver.poll():
+            seen += [mail.body.decode() for mail in mails]
+        lost = tally.acknowledged - set(seen)
+        # Newcomers verify by their own clock: ahead, evidence is valid still; behind, it is not yet, and they say so.
+        theirs.write_text(str(DAY))
+        with Callers(host, 2, clock=theirs) as ahead:
+            ahead.rounds()
+            early = ahead.stop()
+        theirs.write_text(str(-DAY))
+        with Callers(host, 2, clock=theirs) as behind:
+            time.sleep(SECONDS / 4)
+            theirs.write_text("0")
+            behind.rounds()
+            late = behind.stop()
+        report("clocks jump", **tally.figures(), lost=len(lost), behind=late.errors, end=host.memory())
+    assert not early.errors
+    assert set(late.errors) <= {"ExpiredError: pck: not valid yet at this time; check the clock"}
     assert not tally.errors
     assert tally.twice == tally.wrong == 0
     assert tally.boots == 1

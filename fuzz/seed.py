@@ -68,11 +68,22 @@ def states() -> None:
         "GET instance",
         "GET health",
         "POST challenge  " + "n" * 32,
-        "POST outbox/" + "0" * 32,
+        "POST outbox/" + "0" * 32 + "  " + "c" * 32,
     ):
         keep("http", line.split()[1].partition("/")[0], line.encode())
-    keep("http", "read", b"GET outbox/" + b"0" * 32 + b" wait=0")
-    keep("http", "delete", b"DELETE outbox/" + b"0" * 32 + b" below=1")
+    keep("http", "read", b"GET outbox after=1&wait=0")
+    keep("http", "delete", b"DELETE outbox below=1")
+    keep("http", "sender", b"GET instance/" + b"0" * 128)
+    vector = json.loads((VECTORS / "post" / "posted.json").read_text())
+    mail = bytes.fromhex(vector["mail"])
+    keep("posted", "mail", mail)
+    keep("posted", "address", bytes.fromhex(vector["address"]))
+    inside = struct.pack(">BBHIQQ32s255sx64s", 0, 1, 0, 4, 1, 0, bytes(32), b"t", bytes(64)) + b"body"
+    keep("posted", "inside", inside)
+    keep("posted", "answer", (1).to_bytes(8, "big") + (3).to_bytes(4, "big") + b"abc")
+    keep("outbox", "blob", b"CMO1" + bytes(8) + (1).to_bytes(8, "big") + len(mail).to_bytes(4, "big") + mail)
+    keep("outbox", "frame", len(mail).to_bytes(4, "big") + mail)
+    keep("outbox", "room", b"\1" + bytes(32))
     keep("inspect", "constraint", b"C:" + b"5f" * 32 + b" EXPIRE:P1M SEC:INSECURE TEE:simulated")
     keep("inspect", "lock", b"# conclave lock 1 " + b"0" * 64 + b"\nnumpy==2 --hash=sha256:" + b"1" * 64 + b"\n")
     keep("inspect", "identity", b"conclave-identity-1 " + b"5f" * 32 + b"\n")

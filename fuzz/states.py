@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from conclave import _codec, _mailheader
-from conclave._crypto import AeadKey, DecryptionKey, SigningKey
+from conclave._crypto import AeadKey, DecryptionKey, Secret, SigningKey, seal_secret
 from conclave.bundle.keys import load_signing_key
 from conclave.cli._inspect import explain
-from conclave.client import Identity
+from conclave.client import Box, Identity
+from conclave.client._box import split_numbered
 from conclave.client.core import split_mails
 from conclave.enclave import Enclave, rpc
+from conclave.enclave._posts import Posts
 from conclave.errors import Error
 from conclave.host import Host
-from conclave.mail import ClientSession, Conversation, Mailbox, Outcome, ReplyKind, RequestKind
+from conclave.host.outbox import _HEAD, Outbox
+from conclave.mail import ClientSession, Conversation, Mailbox, Outcome, ReplyKind, RequestKind, post
 from conclave.mail.padding import padme
 from conclave.mail.session import EnclaveSession, _encrypt
 from conclave.rpc.http import MAX_TARGET, BadRequest, HeadReader, HttpExchange, check_request, encode_head
@@ -108,6 +111,42 @@ def conversation(data: bytes) -> None:
     pair.conversation.receive(pair.encrypted(data, to_enclave=False))
 
 
+def posted(data: bytes) -> None:
+    """Bytes as a posted mail, and as the inside of one that somebody with the reply key sealed."""
+    for mail in (data, _sealed(data)):
+        with contextlib.suppress(Error):
+            post.open_post(mail, key=_KEY, identity=bytes(32)).check_sender(bytes(32))
+    with contextlib.suppress(Error):
+        post.parse_address(data)
+    with contextlib.suppress(Error):
+        Box.restore(data)
+    assert all(len(mail) <= len(data) for _, mail in split_numbered(data))
+
+
+def _sealed(plaintext: bytes) -> bytes:
+    plaintext = plaintext.ljust(post.PRIVATE_SIZE, b"\0")
+    secret = Secret.random()
+    sealed = seal_secret(_KEY.public, post._info(_KEY.public, _DIGEST), secret)
+    box, size = post.box_id(_KEY.public), len(plaintext) + 16
+    header = _mailheader.POST_HEADER.pack(_mailheader.POST_MAGIC, 0, 0, box, _DIGEST, sealed, size)
+    return header + post._key(secret, sealed, _DIGEST).encrypt(bytes(12), plaintext, header)
+
+
+def outbox(data: bytes) -> None:
+    """Bytes as a blob of the store, as the payload of a POST frame, and of a ROOM frame."""
+    kept = Outbox()
+    kept._index("outbox/mails/1", data)
+    kept._index("outbox/mails/2", _HEAD.pack(b"CMO1", 0) + data)
+    kept.put(data, lambda: None)
+    kept.expire()
+    for box in list(kept._boxes):
+        kept.delete(box, 2**64)
+    assert (kept._mails, kept._size, kept._wanted, kept._blobs) == (0, 0, {}, {})
+    posts = Posts(signer=SigningKey.generate(), claims_digest=_DIGEST, send=lambda _: None)
+    with contextlib.suppress(Error):
+        posts.room(data)
+
+
 def arguments(data: bytes) -> None:
     found = _METHOD.decode_arguments(data)
     assert len(found) <= 4
@@ -191,7 +230,7 @@ def http(data: bytes) -> None:
 
 
 _ALL: Final = (
-    *(mailbox, conversation, arguments, request_head, response_head, result),
+    *(mailbox, conversation, posted, outbox, arguments, request_head, response_head, result),
     *(mails, keys, inspect, http),
 )
 STATES: Final[dict[str, Callable[[bytes], None]]] = {f.__name__: f for f in _ALL}

@@ -54,7 +54,7 @@ def split_chunks(data: memoryview) -> Iterator[memoryview]:
         if len(data) - at < 4:
             raise FormatError("chunks are cut off: sizes do not add up")
         (size,) = _SIZE.unpack_from(data, at)
-        if size > MAX_CHUNK or len(data) - at - 4 < size:
+        if len(data) - at - 4 < size:
             raise FormatError("chunks are cut off: sizes do not add up")
         yield data[at + 4 : at + 4 + size]
         at += 4 + size

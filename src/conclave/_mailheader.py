@@ -76,6 +76,11 @@ def address_of(data: bytes | bytearray | memoryview) -> tuple[int, bytes, int]:
     return _parts(data)[:3]
 
 
+def has_opening(data: bytes | bytearray | memoryview) -> bool:
+    """Whether a mail of good form brings the opening of its session."""
+    return data[5] == FLAG_OPENING
+
+
 def _parts(data: bytes | bytearray | memoryview) -> tuple[int, bytes, int, bytes, int, int]:
     """Direction, session id, counter, salt, end of the opening, start of the ciphertext."""
     if len(data) < HEADER.size:

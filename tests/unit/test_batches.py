@@ -17,6 +17,9 @@ MANY = 64
 class Recorder(asyncio.Transport):
     """The kernel's side: each write that it was given."""
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def __init__(self) -> None:
         super().__init__()
         self.writes: list[bytes] = []

@@ -188,7 +188,8 @@ def test_a_sender_of_another_boot_is_verified_first(monkeypatch: pytest.MonkeyPa
     assert len(given) == 1
     for info in (b"refused", b"garbage", b"of another"):
         v = World()
-        v.post(b"x", signer=signing, digest=digest)
+        # Info of another instance does not count, not even if its key is the right one.
+        v.post(b"x", signer=w.instance.signing if info == b"of another" else signing, digest=digest)
         v.host.infos[digest.hex()] = Answer(200, info)
         v.post(b"good", number=0)
         assert v.poll() == [b"good"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Generator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,7 +17,9 @@ from conclave._crypto import SUITE_ID, DecryptionKey, SigningKey, random_bytes
 from conclave._mailheader import address_of
 from conclave.attestation import AttestationResult, Constraint
 from conclave.attestation.claims import InstanceClaims
-from conclave.client.core import Answer, ClientCore, Exchange, Pause
+from conclave.client import Identity
+from conclave.client._state import ClientState
+from conclave.client.core import Answer, ClientCore, Exchange, Pause, Resumed
 from conclave.enclave import Enclave, rpc
 from conclave.errors import (
     AppraisalError,
@@ -25,9 +28,10 @@ from conclave.errors import (
     OverloadedError,
     SequenceError,
     SignatureError,
+    StateError,
     TransportError,
 )
-from conclave.mail import Bounds, Mailbox, Outcome, ReplyKind
+from conclave.mail import Bounds, Mailbox, Outcome, Reply, ReplyKind
 from conclave.rpc.interface import CallFailure, interface_of
 
 DIGEST = bytes(64)
@@ -112,6 +116,86 @@ def test_an_answer_that_is_no_result() -> None:
     instance.kind = ReplyKind.MAIL
     with pytest.raises(FormatError, match="something else than a result"):
         instance.drive(call(core(instance)))
+
+
+def test_an_introduction_that_is_answered_otherwise() -> None:
+    instance = Instance()
+    with pytest.raises(FormatError, match="something else"):
+        instance.drive(core(instance).introduce(b"info", topic="t"))
+    instance.kind = ReplyKind.INTRODUCED
+    instance.drive(core(instance).introduce(b"info", topic="t"))
+
+
+@pytest.mark.spec("MAIL-42")
+def test_what_a_constant_rate_does_not_hide_is_refused(tmp_path: Path) -> None:
+    instance = Instance()
+    client = core(instance)
+    client.only_topic = "t"
+    assert instance.drive(call(client)) == 7
+    sent = len(instance.exchanges)
+    for steps in (
+        client.mail(b"", topic="u", envelope=b""),
+        client.mail(b"", topic="t", envelope=b"e"),
+        client.open_stream("method", [], topic="t", upload=False),
+    ):
+        with pytest.raises(ValueError, match="constant rate"):
+            instance.drive(steps)
+    client.state = left_one(tmp_path, client.identity)
+    with pytest.raises(ValueError, match="without pace"):
+        instance.drive(client.resume())
+    assert len(instance.exchanges) == sent
+    client.close()
+
+
+def left_one(tmp_path: Path, identity: Identity) -> ClientState:
+    """State of a client that ended before its one call was answered."""
+    state, instance = ClientState(tmp_path / "s", identity), Instance()
+    client = ClientCore(
+        constraint=Constraint.parse("C:" + "0" * 64), identity=identity, attempts=1, state=state, now=lambda: NOW
+    )
+    client.instance = instance.result()
+    with pytest.raises(TransportError):
+        instance.drive(call(client), lambda _: Answer(0))
+    client.close()
+    state = ClientState(tmp_path / "s", identity)
+    assert len(state.left) == 1
+    return state
+
+
+@pytest.mark.spec("MAIL-53")
+def test_what_was_left_stays_until_it_is_answered(tmp_path: Path) -> None:
+    instance = Instance()
+    client = core(instance)
+    client.state = left_one(tmp_path, client.identity)
+    with pytest.raises(TransportError, match="outcome is unknown"):
+        instance.drive(client.resume(), lambda _: Answer(429))
+    assert len(client.state.left) == 1
+    (outcome,) = instance.drive(client.resume())
+    assert (outcome.method, outcome.arguments, outcome.result(int)) == ("method", [1], 7)
+    assert instance.drive(client.resume()) == []
+    client.close()
+
+
+def test_the_outcome_of_what_was_left() -> None:
+    lost = Resumed("t", "method", b"", TransportError("lost"), b"", [])
+    with pytest.raises(TransportError, match="lost"):
+        lost.result(int)
+    mail = Resumed("t", "", b"body", None, b"", [Reply(ReplyKind.MAIL, 1, 0, 0, 0, 1, b"answer")])
+    with pytest.raises(TypeError, match="a mail has no result"):
+        mail.result(int)
+    assert [m.body for m in mail.mails] == [b"answer"]
+
+
+def test_where_nothing_waits_nothing_is_written(tmp_path: Path) -> None:
+    instance = Instance()
+    client = core(instance)
+    client.state = ClientState(tmp_path / "s", client.identity)
+    assert instance.drive(call(client)) == 7
+    # A state that cannot be written stops what would be lost with it, and no new session.
+    client.close()
+    client._open("t", client._topics["t"], new_boot=True)
+    with pytest.raises(StateError):
+        instance.drive(call(client))
 
 
 def test_a_declared_error() -> None:

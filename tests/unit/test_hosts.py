@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tests.unit.test_client_core import Instance, call, core
 
 from conclave.client._hosts import Hosts, delay_seconds
 from conclave.client.core import Answer, Exchange, Pause
+from conclave.errors import AppraisalError
 
 
 @pytest.mark.spec("MAIL-54")
@@ -73,3 +76,19 @@ def test_two_failures_at_one_host_are_enough() -> None:
     # The first time it asks the same host again.
     assert asked == [("/mail", 0), ("/instance", 0)]
     steps.close()
+
+
+@pytest.mark.spec("MAIL-54")
+def test_an_instance_is_refused_at_each_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AppraisalError(("another program",))
+
+    monkeypatch.setattr("conclave.client.core.verify_instance", refuse)
+    instance = Instance()
+    client = core(instance)
+    for count in (1, 2):
+        client.hosts = Hosts(count)
+        instance.exchanges.clear()
+        with pytest.raises(AppraisalError):
+            instance.drive(client.verify(), lambda _: Answer(200))
+        assert [e.host for e in instance.exchanges] == list(range(count))

@@ -8,7 +8,16 @@ import pytest
 
 from conclave import _mailheader
 from conclave._crypto import AeadKey, DecryptionKey, Secret, SigningKey, seal_secret
-from conclave._mailheader import HEADER, MAX_ENVELOPE, MAX_MAIL, NONE, parse_mail
+from conclave._mailheader import (
+    HEADER,
+    MAX_ENVELOPE,
+    MAX_MAIL,
+    NONE,
+    OPENING_SIZE,
+    SMALLEST_CIPHERTEXT,
+    has_opening,
+    parse_mail,
+)
 from conclave.errors import DecryptionError, FormatError, OverloadedError, SessionError
 from conclave.mail import (
     Bounds,
@@ -75,7 +84,8 @@ def header(**changes: int) -> bytes:
         bytes(32),
         values["size"],
     )
-    return head + bytes(values["envelope"] + values["size"])
+    opening = bytes(OPENING_SIZE if values["flags"] else 0)
+    return head + opening + bytes(values["envelope"] + values["size"])
 
 
 @pytest.mark.spec("MAIL-3")
@@ -96,6 +106,8 @@ def header(**changes: int) -> bytes:
 def test_headers_of_another_form(changes: dict[str, int]) -> None:
     assert parse_mail(header()).counter == 0
     assert parse_mail(header(direction=2)).direction == 2
+    assert parse_mail(header(flags=1)).opening == bytes(OPENING_SIZE)
+    assert (has_opening(header()), has_opening(header(flags=1))) == (False, True)
     assert parse_mail(header(envelope=MAX_ENVELOPE, size=MAX_MAIL - HEADER.size - MAX_ENVELOPE)).counter == 0
     with pytest.raises(FormatError):
         parse_mail(header(**changes))
@@ -113,6 +125,7 @@ def private(*fields: int) -> bytes:
     "plain",
     [
         private(3, 0, 0, 0, 0, 0, 0, 0),
+        private(6, 0, 0, 0, 0, 0, 0, 0),
         private(0, 2, 0, 0, 0, 0, 0, 0),
         private(0, 0, 1, 0, 0, 0, 0, 0),
         private(0, 0, 0, 217, 0, 0, 0, 0),
@@ -131,7 +144,15 @@ def test_private_headers_of_requests_of_another_form(plain: bytes) -> None:
 
 
 @pytest.mark.spec("MAIL-3")
-@pytest.mark.parametrize("plain", [private(7, 0, 0, 0, 0, 0, 0, 0), private(0, 2, 0, 0, 0, 0, 0, 0)])
+@pytest.mark.parametrize(
+    "plain",
+    [
+        private(7, 0, 0, 0, 0, 0, 0, 0),
+        private(11, 0, 0, 0, 0, 0, 0, 0),
+        private(0, 2, 0, 0, 0, 0, 0, 0),
+        private(0, 4, 0, 0, 0, 0, 0, 0),
+    ],
+)
 def test_private_headers_of_replies_of_another_form(plain: bytes) -> None:
     assert parse_reply(private(6, 1, 0, 0, 0, 0, 0, 0), b"").kind == 6
     with pytest.raises(FormatError):
@@ -191,6 +212,10 @@ def test_what_needs_no_key_is_refused_before_a_key_is_used(monkeypatch: pytest.M
     reflected[32:64] = bytes(32)
     foreign, salted = ends[1].encrypt(reply), [again.encrypt(reply) for _ in range(3)][2]
     session.decrypt(first)
+    # One that has received nothing knows no salt yet.
+    new = client()
+    turned = bytearray(new.encrypt(request())[: HEADER.size]) + bytes(SMALLEST_CIPHERTEXT)
+    turned[5], turned[-SMALLEST_CIPHERTEXT - 4 : -SMALLEST_CIPHERTEXT] = 0, SMALLEST_CIPHERTEXT.to_bytes(4, "big")
 
     def used(*_: object) -> bytes:
         raise AssertionError("a key was used")
@@ -200,6 +225,9 @@ def test_what_needs_no_key_is_refused_before_a_key_is_used(monkeypatch: pytest.M
         for mail in (first, bytes(reflected), foreign, salted):
             with pytest.raises(DecryptionError):
                 session.decrypt(mail)
+        for mail in (foreign, bytes(turned)):
+            with pytest.raises(DecryptionError):
+                new.decrypt(mail)
         with pytest.raises(AssertionError):
             session.decrypt(following)
     session.discard()
@@ -342,6 +370,8 @@ def test_a_conversation_without_a_session() -> None:
         conversation.add(RequestKind.MAIL, b"")
     with pytest.raises(RuntimeError, match="no session"):
         conversation.acknowledgement()
+    with pytest.raises(RuntimeError, match="no session"):
+        conversation.open_stream(b"", upload=False)
     with pytest.raises(DecryptionError):
         conversation.receive(header(direction=2))
 
@@ -361,7 +391,16 @@ def test_replies_that_come_again_count_once() -> None:
     for sequence in (1, 1, 0, 0, 1):
         assert arrives(sequence) is None
     assert conversation.acknowledged == 2
+    # So they do for their request, whichever comes first: it has two, and not one of them twice.
+    for order in ((0, 0, 1), (1, 1, 0)):
+        first, other = conversation.acknowledged, conversation.add(RequestKind.MAIL, b"")
+        for n in order:
+            assert not other.done
+            arrives(first + n, answers=other.sequence, last=n, count=2 * n)
+        assert [r.sequence for r in other.replies] == [first, first + 1]
+        assert other.done
+    assert conversation.acknowledged == 6
     # An answer to what was given up is taken note of, and belongs to nobody.
     conversation.forget(item)
-    assert arrives(2, answers=0, last=1, count=1) is None
-    assert conversation.acknowledged == 3
+    assert arrives(6, answers=0, last=1, count=1) is None
+    assert conversation.acknowledged == 7

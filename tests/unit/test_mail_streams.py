@@ -252,6 +252,9 @@ def test_the_form_of_an_upload() -> None:
     ):
         with pytest.raises(FormatError):
             upload_address(wrong)
+    for direction in (0, 3):
+        with pytest.raises(FormatError):
+            chunk_address(chunks[0][:4] + bytes((direction,)) + chunks[0][5:])
 
 
 # Stream calls between a session and a mailbox ----------------------------------------

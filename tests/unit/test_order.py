@@ -6,10 +6,9 @@ import asyncio
 
 import pytest
 
-from conclave.host import order
 from conclave.host.order import Reorder
 
-A, B, C = (bytes([n]) * 16 for n in range(3))
+A, B = bytes(16), b"b" * 16
 
 
 @pytest.mark.spec("HTTP-1")
@@ -25,21 +24,6 @@ def test_an_early_mail_waits_for_the_one_before_it() -> None:
         assert reorder.in_turn(A, 2)
 
     asyncio.run(work())
-
-
-@pytest.mark.spec("HTTP-1")
-def test_sessions_used_last_are_known_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order, "MAX_SESSIONS", 2)
-    reorder = Reorder()
-    assert reorder.in_turn(A, 0)
-    assert reorder.in_turn(B, 0)
-    assert reorder.in_turn(A, 1)
-    assert reorder.in_turn(C, 0)
-    # A is known still: what comes early waits.
-    assert not reorder.in_turn(A, 3)
-    # B was forgotten: what came before went long ago, and nothing waits for it.
-    assert reorder.in_turn(B, 1)
-    assert reorder.in_turn(B, 2)
 
 
 @pytest.mark.spec("HTTP-1")

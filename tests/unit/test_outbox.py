@@ -13,6 +13,7 @@ from conclave._framing import Frame, Kind
 from conclave.errors import StoreFull, StoreUnavailable
 from conclave.host.gate import Gate
 from conclave.host.outbox import CLAIMS, INSTANCES, MAILS, InMemory, Outbox, OutboxLimits
+from conclave.host.streams import weight
 from conclave.mail.post import Address, box_id, make_post
 
 SIGNER, DIGEST = SigningKey.generate(), bytes(64)
@@ -165,6 +166,8 @@ def test_damaged_blobs_are_passed_over() -> None:
         await store.put(f"{MAILS}{7:020d}", found[0][:-5])
         await store.put(f"{MAILS}{8:020d}", b"CMO1")
         await store.put(f"{MAILS}{9:020d}", b"something else" * 10)
+        ahead = found[0][:12] + (2**63).to_bytes(8, "big") + found[0][20:]
+        await store.put(f"{MAILS}{6:020d}", ahead)
         await store.put(f"{CLAIMS}zz", b"1")
         await store.put(f"{INSTANCES}zz", b"1")
         again = await restart(store)
@@ -250,6 +253,25 @@ def test_mail_expires() -> None:
         await outbox._tidy()
         assert await store.list(MAILS) == []
         await outbox.stop()
+
+    run(work)
+
+
+@pytest.mark.spec("HTTP-17")
+def test_mail_of_a_clock_that_ran_ahead_expires_too() -> None:
+    async def work() -> None:
+        clock, store = Clock(), InMemory()
+        limits = OutboxLimits(keep_seconds=100)
+        clock.now += 10_000
+        await put(await opened(store, now=clock, limits=limits), mail(0))
+        clock.now -= 10_000
+        outbox = await restart(store, now=clock, limits=limits)
+        await put(outbox, mail(0))
+        numbers = [n for n, _ in await read(outbox, 0)]
+        assert len(numbers) == 2
+        clock.now += 101
+        outbox.expire()
+        assert await read(outbox, 0) == []
 
     run(work)
 
@@ -500,7 +522,7 @@ def test_replies_wait_for_the_mail_before_them_and_for_no_other() -> None:
         g.take(Kind.SIGNED, 4, b"no answer to a mail")
         g.take(Kind.INSTANCE, 5)
         assert g.out == [(1, b"at once"), (4, b"no answer to a mail"), (5, b"")]
-        assert g.gate.held == 11
+        assert g.gate.held == 11 + 5 * weight(Frame(Kind.DONE, 0, b""))
         g.keeping[1]()
         assert len(g.out) == 3
         g.keeping[0]()
@@ -538,7 +560,7 @@ def test_after_patience_replies_become_errors_until_the_store_takes_mail() -> No
             await asyncio.sleep(0.001)
         g.take(Kind.DONE, 2, b"secret")
         assert g.out == [(1, b"store"), (2, b"store")]
-        assert g.gate.held == 4
+        assert g.gate.held == weight(Frame(Kind.POST, 0, b"mail"))
         g.keeping[0]()
         g.take(Kind.DONE, 3, b"again")
         assert g.out[2:] == [(3, b"again")]

@@ -126,11 +126,11 @@ def test_the_signature_is_over_all_of_it() -> None:
         mixed.check_sender(SIGNER.public)
 
 
-def authentic(plaintext: bytes) -> bytes:
+def authentic(plaintext: bytes, *, box: bytes = ADDRESS.box, envelope: bytes = b"") -> bytes:
     """An inside that only who knows the reply key can seal: no client must fall over it."""
     secret = _crypto.Secret.random()
     sealed = _crypto.seal_secret(KEY.public, post._info(KEY.public, DIGEST), secret)
-    header = POST_HEADER.pack(b"CMP1", 0, 0, ADDRESS.box, DIGEST, sealed, len(plaintext) + 16)
+    header = POST_HEADER.pack(b"CMP1", 0, len(envelope), box, DIGEST, sealed, len(plaintext) + 16) + envelope
     return header + post._key(secret, sealed, DIGEST).encrypt(bytes(12), plaintext, header)
 
 
@@ -163,6 +163,17 @@ def test_a_malformed_inside_is_refused(plaintext: bytes) -> None:
     opened(authentic(inside()))
 
 
+@pytest.mark.spec("MAIL-30")
+def test_an_authentic_one_of_another_form_is_refused() -> None:
+    assert opened(authentic(inside(), envelope=bytes(4096))).envelope == bytes(4096)
+    for form in (authentic(inside(), envelope=bytes(4097)), authentic(inside()[:-1])):
+        with pytest.raises(FormatError, match="do not add up"):
+            opened(form)
+    # Sealed to this key, and labelled for another box.
+    with pytest.raises(DecryptionError):
+        opened(authentic(inside(), box=bytes(16)))
+
+
 @pytest.mark.spec("MAIL-33")
 def test_each_mail_has_a_key_of_its_own() -> None:
     """The recorder of the whole suite fails on a repeated key and nonce: the nonce is always zero."""
@@ -171,7 +182,8 @@ def test_each_mail_has_a_key_of_its_own() -> None:
 
 def test_an_address_comes_back() -> None:
     assert parse_address(ADDRESS.encode()) == ADDRESS
-    for bad in (b"", b"CMA1", ADDRESS.encode()[:-1], ADDRESS.encode() + b"x", b"X" + ADDRESS.encode()[1:]):
+    whole = ADDRESS.encode()
+    for bad in (b"", b"CMA1", whole[:-1], whole + b"x", b"X" + whole[1:], whole[:-1] + b" "):
         with pytest.raises(FormatError, match="not an address"):
             parse_address(bad)
 

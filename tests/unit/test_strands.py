@@ -162,6 +162,8 @@ def test_what_a_client_makes_of_a_closed_strand() -> None:
     client = core(instance)
     with pytest.raises(TransportError, match="no longer has its answer"):
         instance.drive(call(client), closing(instance, taken=5))
+    # And it is not sent again.
+    assert len(instance.exchanges) == 3
     # The next call goes on in another strand.
     assert instance.drive(call(client)) == 7
 

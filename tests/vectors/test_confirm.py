@@ -65,8 +65,9 @@ def test_every_vector_is_confirmed_or_out_of_reach() -> None:
     everything = files(*areas)
     reachable = [p for p in everything if not ids([p]) <= out_of_reach()]
     mails = [p for p in reachable if p.parent.name == "mail"]
-    others = [p for p in reachable if p.parent.name != "mail"]
-    found = confirmed(node("mail.mjs", "confirm", *mails))
+    posts = [p for p in reachable if p.parent.name == "post"]
+    others = [p for p in reachable if p.parent.name not in ("mail", "post")]
+    found = confirmed(node("mail.mjs", "confirm", *mails)) | confirmed(node("post.mjs", "confirm", *posts))
     found |= confirmed(node("canonical.mjs", f"conclave-{conclave.__version__}", *others))
     assert found | out_of_reach() == ids(everything)
     assert not found & out_of_reach()
@@ -78,6 +79,8 @@ def test_every_vector_is_confirmed_or_out_of_reach() -> None:
     [
         ("mail", "request", "mail"),
         ("mail", "reply", "k_e2c"),
+        ("post", "posted", "k_post"),
+        ("post", "posted", "signed"),
         ("claims", "signed", "encoding"),
         ("bundle", "signed", "code"),
     ],
@@ -88,7 +91,7 @@ def test_a_changed_vector_is_not_confirmed(area: str, case: str, field: str, tmp
     vector = json.loads(path.read_text())
     vector[field] = vector[field][:-1] + ("0" if vector[field][-1] != "0" else "1")
     path.write_text(json.dumps(vector))
-    script, first = ("mail.mjs", "confirm") if area == "mail" else ("canonical.mjs", "conclave-0")
+    script, first = (f"{area}.mjs", "confirm") if area in ("mail", "post") else ("canonical.mjs", "conclave-0")
     request = [] if area != "mail" or case == "request" else [tmp_path / area / "request.json"]
     done = node(script, first, *request, path)
     assert done.returncode != 0

@@ -129,29 +129,39 @@ class Secret(_Hidden):
 class AeadKey(_Hidden):
     """One AES-256-GCM key. The caller owns nonce uniqueness by counting."""
 
-    __slots__ = ("_aead", "_id")
+    __slots__ = ("_aead", "_value")
 
     def __init__(self, secret: Secret) -> None:
-        value = secret._value
-        self._aead = AESGCM(value)
-        self._id = hashlib.sha256(b"key id" + value).digest()
+        self._value = secret._value
+        self._aead: AESGCM | None = None
+
+    def rest(self) -> None:
+        """Give up the expanded key, 2.6 KiB, until the next use: that costs a microsecond."""
+        self._aead = None
+
+    def _expand(self) -> AESGCM:
+        self._aead = AESGCM(self._value)
+        return self._aead
+
+    def _note(self, recorder: Callable[[bytes, bytes], None], nonce: bytes) -> None:
+        recorder(hashlib.sha256(b"key id" + self._value).digest(), nonce)
 
     def encrypt(self, nonce: bytes, plaintext: bytes | memoryview, associated: bytes) -> bytes:
         """Ciphertext with its 16-byte tag."""
         if on_encrypt is not None:
-            on_encrypt(self._id, nonce)
-        return self._aead.encrypt(nonce, plaintext, associated)
+            self._note(on_encrypt, nonce)
+        return (self._aead or self._expand()).encrypt(nonce, plaintext, associated)
 
     def encrypt_into(self, nonce: bytes, plaintext: memoryview, associated: bytes, into: memoryview) -> None:
         """The same, written to `into`, which has exactly the room for it."""
         if on_encrypt is not None:
-            on_encrypt(self._id, nonce)
-        self._aead.encrypt_into(nonce, plaintext, associated, into)
+            self._note(on_encrypt, nonce)
+        (self._aead or self._expand()).encrypt_into(nonce, plaintext, associated, into)
 
     def decrypt(self, nonce: bytes, ciphertext: bytes | memoryview, associated: bytes) -> bytes:
         """Plaintext, or `DecryptionError` which says nothing more."""
         try:
-            return self._aead.decrypt(nonce, ciphertext, associated)
+            return (self._aead or self._expand()).decrypt(nonce, ciphertext, associated)
         except InvalidTag:
             raise DecryptionError from None
 

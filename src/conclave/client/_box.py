@@ -37,6 +37,7 @@ SEED_SIZE: Final = 96
 MAX_WINDOWS: Final = 65_536
 MAX_WAITING: Final = 16_384
 MAX_UNRESOLVED: Final = 1024
+MAX_UNRESOLVED_BYTES: Final = 64 * 1024 * 1024
 MAX_STATE: Final = 64 * 1024 * 1024
 _Line = tuple[bytes, str]
 
@@ -258,7 +259,9 @@ class Collector:
             claims = yield from self._sender(post.claims_digest)
             post.check_sender(claims.signing_key)
         except TransportError:
-            if len(self._unresolved) < MAX_UNRESOLVED:
+            # A host may give one mail over and over, and never say whose it is.
+            size = sum(len(mail) for _, mail in self._unresolved)
+            if len(self._unresolved) < MAX_UNRESOLVED and size + len(data) <= MAX_UNRESOLVED_BYTES:
                 self._unresolved.append((number, data))
             return
         except (FormatError, MailError, VerificationError, AppraisalError, SignatureError):

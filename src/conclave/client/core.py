@@ -286,8 +286,9 @@ class ClientCore:
                 result = verify_instance(answer.body, self.constraint, now=self._now(), reference=self._reference)
                 break
             except Error as error:
-                if remaining == 1 or not self.hosts.leave(host, f"its instance is refused ({error.code})"):
+                if remaining == 1:
                     raise
+                self.hosts.leave(host, f"its instance is refused ({error.code})")
         self.hosts.tell("verified")
         if self.state is not None:
             self.state.verified(result.claims_digest)
@@ -766,8 +767,8 @@ class ClientCore:
                 error = item.failed
         method, arguments, body = "", b"", item.body
         if item.kind == RequestKind.CALL:
-            method, arguments = decode_call(item.body)
-            body = b""
+            method, packed = decode_call(item.body)
+            arguments, body = bytes(packed), b""
         return Resumed(name, method, body, error, arguments, item.replies)
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ Spec: spec/mail.md section 11 (MAIL-33 to MAIL-37).
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -34,20 +34,33 @@ class PostBounds:
 
     mails_per_box: int = 1024
     bytes_per_box: int = 32 * 1024 * 1024
+    # A client has as many boxes as it likes: one alone must not fill what is for all.
+    mails_per_identity: int = 16 * 1024
+    bytes_per_identity: int = 256 * 1024 * 1024
+    lines_per_identity: int = 20_000
+    topics_per_identity: int = 256
     lines: int = 200_000
 
 
 @dataclass(slots=True)
-class _Box:
+class _Held:
+    """What was posted to one box, or to one client, and is not acknowledged."""
+
     mails: int = 0
     size: int = 0
+    lines: int = 0
+
+    def add(self, mails: int, size: int) -> None:
+        self.mails += mails
+        self.size += size
 
 
 @dataclass(slots=True)
 class _Line:
     """Mail of this boot for one reply key, client and topic."""
 
-    box: _Box
+    box: _Held
+    owner: _Held
     next: int = 0
     # Sizes of what is not acknowledged; the newest has the number `next - 1`.
     sizes: deque[int] = field(default_factory=deque)
@@ -55,6 +68,10 @@ class _Line:
     @property
     def acknowledged(self) -> int:
         return self.next - len(self.sizes)
+
+    def count(self, mails: int, size: int) -> None:
+        self.box.add(mails, size)
+        self.owner.add(mails, size)
 
 
 class Posts:
@@ -79,9 +96,11 @@ class Posts:
         self._send = send
         self._padding = padding
         self._bounds = bounds or PostBounds()
-        self._boxes: dict[bytes, _Box] = {}
-        # Where clients of this boot are reached: what their newest sessions brought.
-        self._reply_keys: dict[tuple[bytes, str], bytes] = {}
+        self._boxes: dict[bytes, _Held] = {}
+        self._owners: dict[bytes, _Held] = {}
+        # Where clients of this boot are reached, by topic: what their newest sessions brought.
+        self._reply_keys: OrderedDict[bytes, OrderedDict[str, bytes]] = OrderedDict()
+        self._topics = 0
         self._lines: dict[tuple[bytes, bytes, str], _Line] = {}
         self._full: set[bytes] = set()
         self._all_full = False
@@ -92,11 +111,17 @@ class Posts:
 
     def opened(self, session: EnclaveSession) -> None:
         """A client opened a session: from now on its mail goes to the reply key of that one."""
-        key = (session.identity, session.topic)
-        self._reply_keys.pop(key, None)
-        self._reply_keys[key] = session.reply_key
-        if len(self._reply_keys) > self._bounds.lines:
-            del self._reply_keys[next(iter(self._reply_keys))]
+        mine = self._reply_keys.setdefault(session.identity, OrderedDict())
+        self._reply_keys.move_to_end(session.identity)
+        self._topics += session.topic not in mine
+        mine[session.topic] = session.reply_key
+        mine.move_to_end(session.topic)
+        if len(mine) > self._bounds.topics_per_identity:
+            mine.popitem(last=False)
+            self._topics -= 1
+        if self._topics > self._bounds.lines:
+            _, oldest = self._reply_keys.popitem(last=False)
+            self._topics -= len(oldest)
 
     def address(self, identity: bytes, topic: str) -> bytes:
         """See `Enclave.address`."""
@@ -137,8 +162,7 @@ class Posts:
                 continue
             line.next += 1
             line.sizes.append(size)
-            line.box.mails += 1
-            line.box.size += size
+            line.count(1, size)
             parts += [len(made).to_bytes(4, "big"), made]
         if parts:
             self._send(b"".join(parts))
@@ -150,8 +174,7 @@ class Posts:
             return
         # An identity that claims mail it cannot have harms only itself.
         while line.acknowledged < below and line.sizes:
-            line.box.mails -= 1
-            line.box.size -= line.sizes.popleft()
+            line.count(-1, -line.sizes.popleft())
 
     def room(self, payload: bytes) -> None:
         """The host says which boxes are full and which are no longer. Raises FormatError."""
@@ -167,7 +190,8 @@ class Posts:
             self._full |= named
 
     def _reply_key(self, identity: bytes, topic: str) -> bytes:
-        found = self._reply_keys.get((identity, topic))
+        mine = self._reply_keys.get(identity)
+        found = None if mine is None else mine.get(topic)
         if found is None:
             raise SessionError("that client had no session on that topic in this boot; post to a kept address")
         return found
@@ -180,27 +204,37 @@ class Posts:
 
     def _reserve(self, addresses: list[Address], sizes: list[int]) -> None:
         """Whether all of them fit, counted together."""
-        new: dict[bytes, _Box] = {}
+        bounds = self._bounds
+        boxes: dict[bytes, _Held] = {}
+        owners: dict[bytes, _Held] = {}
         fresh = set()
         for address, size in zip(addresses, sizes, strict=True):
-            box = address.box
+            box, owner = address.box, address.identity
             if self._all_full or box in self._full:
                 raise OverloadedError("the host's outbox is full; its clients must fetch, or mail expire, before more")
-            have, more = self._boxes.get(box, _Box()), new.setdefault(box, _Box())
-            more.mails += 1
-            more.size += size
-            if (
-                have.mails + more.mails > self._bounds.mails_per_box
-                or have.size + more.size > self._bounds.bytes_per_box
-            ):
+            have, more = self._boxes.get(box, _Held()), boxes.setdefault(box, _Held())
+            more.add(1, size)
+            if have.mails + more.mails > bounds.mails_per_box or have.size + more.size > bounds.bytes_per_box:
                 raise OverloadedError(
                     f"the client's box is full: it has not acknowledged {have.mails} mails of {have.size} bytes; "
-                    f"at most {self._bounds.mails_per_box} mails and {self._bounds.bytes_per_box} bytes wait for it"
+                    f"at most {bounds.mails_per_box} mails and {bounds.bytes_per_box} bytes wait for it"
                 )
-            if self._key(address) not in self._lines:
+            have, more = self._owners.get(owner, _Held()), owners.setdefault(owner, _Held())
+            more.add(1, size)
+            if self._key(address) not in self._lines and self._key(address) not in fresh:
                 fresh.add(self._key(address))
-        if len(self._lines) + len(fresh) > self._bounds.lines:
-            raise OverloadedError(f"this boot has posted on {self._bounds.lines} channels, and on no further one")
+                more.lines += 1
+            if (
+                have.mails + more.mails > bounds.mails_per_identity
+                or have.size + more.size > bounds.bytes_per_identity
+                or have.lines + more.lines > bounds.lines_per_identity
+            ):
+                raise OverloadedError(
+                    f"the client's boxes are full: it has not acknowledged {have.mails} mails of {have.size} bytes "
+                    f"on {have.lines} channels and reply keys; it has to keep its box across restarts"
+                )
+        if len(self._lines) + len(fresh) > bounds.lines:
+            raise OverloadedError(f"this boot has posted on {bounds.lines} channels, and on no further one")
 
     @staticmethod
     def _key(address: Address) -> tuple[bytes, bytes, str]:
@@ -209,6 +243,8 @@ class Posts:
     def _line(self, address: Address) -> _Line:
         line = self._lines.get(self._key(address))
         if line is None:
-            box = self._boxes.setdefault(address.box, _Box())
-            line = self._lines[self._key(address)] = _Line(box)
+            box = self._boxes.setdefault(address.box, _Held())
+            owner = self._owners.setdefault(address.identity, _Held())
+            owner.lines += 1
+            line = self._lines[self._key(address)] = _Line(box, owner)
         return line

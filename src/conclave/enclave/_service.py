@@ -52,6 +52,14 @@ _WORDS: Final = (
     (FormatError, b"format"),
 )
 _encode_result = msgspec.msgpack.Encoder().encode
+# Looking up the member of an enumeration costs more than comparing it.
+_MAIL: Final = Kind.MAIL
+_DONE: Final = Kind.DONE
+_CALL: Final = RequestKind.CALL
+_RESULT: Final = ReplyKind.RESULT
+_ANSWERED: Final = Outcome.ANSWERED
+_RUN: Final = Outcome.RUN
+_CALLS: Final = frozenset({RequestKind.CALL, RequestKind.STREAM})
 
 
 class Instance(_codec.Record, frozen=True):
@@ -180,7 +188,7 @@ class Service:
 
     def handle(self, frame: Frame) -> bool:
         """Take one frame from the host. False: stop."""
-        if frame.kind == Kind.MAIL:
+        if frame.kind == _MAIL:
             self._mail(frame)
         elif frame.kind == Kind.CHUNKS:
             self.streams.chunks(frame)
@@ -296,7 +304,7 @@ class Service:
             self._send(Kind.ERROR, frame.request, word)
             return
         # The last mail comes with DONE, so that every answer of one mail is one frame.
-        answered = received.outcome is Outcome.ANSWERED
+        answered = received.outcome is _ANSWERED
         mails, last = (received.mails[:-1], received.mails[-1:]) if answered else (received.mails, ())
         for mail in mails:
             self._send(Kind.REPLY, frame.request, mail)
@@ -304,7 +312,7 @@ class Service:
             self._send(Kind.DONE, received.superseded_route, b"")
         if answered:
             self._send(Kind.DONE, frame.request, last[0] if last else b"")
-        elif received.outcome is Outcome.RUN and received.channel and received.request:
+        elif received.outcome is _RUN and received.channel and received.request:
             self._start(received.channel, received.request)
         elif received.outcome is Outcome.STREAM and received.session and received.request:
             self.streams.start(
@@ -320,7 +328,7 @@ class Service:
 
     def _padding_of(self, request: Request) -> Padding:
         """A call of an unknown method is padded like what is no call."""
-        if request.kind in (RequestKind.CALL, RequestKind.STREAM) and request.body:
+        if request.kind in _CALLS and request.body:
             return self._paddings.get(request.body[1 : 1 + request.body[0]], self._padding)
         return self._padding
 
@@ -349,23 +357,21 @@ class Service:
             _sender.reset(token)
 
     def _prepare(self, channel: Channel, request: Request) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:
+        if request.kind == _CALL:
+            target, method, arguments = self._called(request.body, channel.identity)
+            if method.streams:
+                raise FormatError(f"{method.name}() takes or returns a stream: it is called by a stream call")
+            return target.handler, arguments, target.asynchronous
         if request.kind == RequestKind.INTRODUCTION:
             if self._callers is None:
                 raise NotIntroduced("this enclave declares no callers; call it with introduce=False")
             return self._callers.introduce, (channel.identity, request.body), True
-        if request.kind == RequestKind.MAIL:
 
-            def reply(body: bytes, envelope: bytes) -> None:
-                self._at_home(
-                    lambda: self._reply(channel, request, ReplyKind.MAIL, body, envelope=envelope, last=False)
-                )
+        def reply(body: bytes, envelope: bytes) -> None:
+            self._at_home(lambda: self._reply(channel, request, ReplyKind.MAIL, body, envelope=envelope, last=False))
 
-            mail = Mail(channel.identity, channel.topic, request.sequence, request.envelope, request.body, reply)
-            return self._on_mail.handler, (mail,), self._on_mail.asynchronous
-        target, method, arguments = self._called(request.body, channel.identity)
-        if method.streams:
-            raise FormatError(f"{method.name}() takes or returns a stream: it is called by a stream call")
-        return target.handler, arguments, target.asynchronous
+        mail = Mail(channel.identity, channel.topic, request.sequence, request.envelope, request.body, reply)
+        return self._on_mail.handler, (mail,), self._on_mail.asynchronous
 
     def _prepare_stream(self, request: Request, sender: bytes) -> tuple[Callable[..., Any], Method, tuple[Any, ...]]:
         target, method, arguments = self._called(request.body, sender)
@@ -394,8 +400,8 @@ class Service:
             self._fail(channel, request, error)
 
     def _finish(self, channel: Channel, request: Request, result: Any) -> None:
-        if request.kind == RequestKind.CALL:
-            body, kind = _encode_result(result), ReplyKind.RESULT
+        if request.kind == _CALL:
+            body, kind = _encode_result(result), _RESULT
         elif request.kind == RequestKind.INTRODUCTION:
             body, kind = b"", ReplyKind.INTRODUCED
         elif result is None:
@@ -438,7 +444,7 @@ class Service:
         if made is None:
             return
         route, mail = made
-        self._send(Kind.DONE if last else Kind.REPLY, route, mail)
+        self._send(_DONE if last else Kind.REPLY, route, mail)
 
     def _report(self) -> None:
         if self._debug:

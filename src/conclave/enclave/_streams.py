@@ -52,6 +52,7 @@ class Bounds:
     streams: int = 512
     streams_per_identity: int = 32
     waiting_bytes: int = 64 * 1024 * 1024
+    waiting_bytes_per_identity: int = 24 * 1024 * 1024
     idle_seconds: float = 60.0
 
 
@@ -356,8 +357,7 @@ class Streams:
                     stream = self._by_key.get((session_id, counter))
                     if stream is None or direction != 1:
                         break
-                    held = sum(s.held for s in self._by_route.values())
-                    if stream.busy or held >= self._bounds.waiting_bytes:
+                    if stream.busy or not self._has_room(stream):
                         stream, word = None, b"overloaded"
                         break
                 elif count >= MAX_CHUNKS:
@@ -372,6 +372,14 @@ class Streams:
             self.send(Kind.ERROR, frame.request, word)
         else:
             stream.answer(frame.request)
+
+    def _has_room(self, stream: _Stream) -> bool:
+        held = [other.held for other in self._by_route.values()]
+        mine = [other.held for other in self._by_route.values() if other.identity == stream.identity]
+        if sum(held) >= self._bounds.waiting_bytes:
+            return False
+        # Of those who wait for each other, the one with most comes to its end.
+        return sum(mine) < self._bounds.waiting_bytes_per_identity or stream.held == max(mine)
 
     def credit(self, frame: Frame) -> None:
         """The host takes more of a reply stream. What is for none is ignored: it has just ended."""

@@ -39,6 +39,7 @@ class Limits:
         collected_bytes: bodies that are on their way, of all connections together (503).
         head_seconds: from a request's first byte, or from the connection's start, to its headers' end (408).
         body_seconds: how long a body may come more slowly than `body_bytes_per_second` (408).
+        unsent_bytes: answers that nobody takes, of all connections together; above it, those with most are cut off.
         send_seconds: how long a client may take nothing of its answer.
         idle_seconds: between two requests; a quarter of it while connections are scarce.
         linger_seconds: how long a refused client may go on sending, and a half-closed one wait for its answer.
@@ -49,6 +50,7 @@ class Limits:
     target_bytes: int = 8 * 1024
     pipelined: int = 64
     collected_bytes: int = 512 * 1024 * 1024
+    unsent_bytes: int = 512 * 1024 * 1024
     head_seconds: int = 15
     body_seconds: int = 20
     body_bytes_per_second: int = 1024
@@ -82,6 +84,8 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers: Headers = []
         self._head_bytes = self._unseen = 0
+        # How often a request began, or a piece of a body came.
+        self._calls = 0
         self._in_head = False
         self._fresh = True
         self._collected = 0
@@ -153,7 +157,7 @@ class Connection(asyncio.Protocol):
         """asyncio: bytes of the client."""
         if self._deaf:
             return
-        headers = self._headers
+        calls = self._calls
         try:
             self._feed(data)
         except httptools.HttpParserUpgrade:
@@ -168,8 +172,8 @@ class Connection(asyncio.Protocol):
             # What follows a last request is not read, whatever it is.
             if not self._deaf:
                 self._refuse(*_malformed(error))
-        if self._in_head and headers is self._headers:
-            # A header that never ends is not seen by the callbacks.
+        if calls == self._calls and (self._in_head or self._building is not None):
+            # A header, a trailer or an extension that never ends: no callback sees it, and the parser keeps it.
             self._unseen += len(data)
             if self._unseen > self._limits.head_bytes and not self._deaf:
                 self._refuse(*self._head_too_large())
@@ -185,6 +189,7 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers = []
         self._head_bytes = self._unseen = self._age = 0
+        self._calls += 1
         self._in_head = True
         self._fresh = False
 
@@ -254,6 +259,8 @@ class Connection(asyncio.Protocol):
         exchange = self._building
         assert exchange is not None
         self._received += len(data)
+        self._calls += 1
+        self._unseen = 0
         if exchange.collects:
             self._collected += len(data)
             self._server.collected += len(data)
@@ -414,6 +421,11 @@ class Connection(asyncio.Protocol):
                 self._refuse(408, "timeout", f"the headers took longer than {limits.head_seconds} seconds")
         elif self._age > (limits.head_seconds if self._fresh else idle_seconds):
             self.transport.close()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of answers that the client has not taken, at the last sweep."""
+        return self._unsent
 
     def drain(self) -> None:
         """Close now if nothing is under way, else after the answers that are due."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from conclave._framing import Frame, Kind
+from conclave.host.streams import weight
 
 PATIENCE_SECONDS: Final = 10.0
 # Nothing that a client could take as an answer to its mail.
@@ -61,7 +62,7 @@ class Gate:
     def holds(self, frame: Frame) -> bool:
         """Take a frame that must wait; False: it may go at once."""
         if frame.kind == Kind.POST:
-            mark = _Mark(len(frame.payload))
+            mark = _Mark(weight(frame))
             self._add(mark, mark.size)
             self._keep(frame.payload, lambda: self._durable(mark))
             return True
@@ -70,7 +71,7 @@ class Gate:
         if self._late:
             self._deliver([_not_kept(frame)])
         else:
-            self._add(frame, len(frame.payload))
+            self._add(frame, weight(frame))
         return True
 
     def close(self) -> None:
@@ -90,7 +91,7 @@ class Gate:
         while self._queue:
             first = self._queue[0]
             if isinstance(first, Frame):
-                self.held -= len(first.payload)
+                self.held -= weight(first)
                 frames.append(first)
             elif first.durable:
                 self.held -= first.size
@@ -108,7 +109,7 @@ class Gate:
         self._late, self._timer = True, None
         frames = [item for item in self._queue if isinstance(item, Frame)]
         self._queue = deque(item for item in self._queue if not isinstance(item, Frame))
-        self.held -= sum(len(frame.payload) for frame in frames)
+        self.held -= sum(map(weight, frames))
         self._deliver([_not_kept(frame) for frame in frames])
 
     def _stop_timer(self) -> None:

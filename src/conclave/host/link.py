@@ -16,11 +16,13 @@ from conclave._framing import Frame, FrameReader, Kind, head
 from conclave.errors import FormatError, TransportError
 from conclave.host.counts import Counts
 from conclave.host.gate import Gate, Keep
-from conclave.host.streams import MOST_WAITING, held, is_chunk
+from conclave.host.streams import MOST_WAITING, held, is_chunk, weight
 
 MAX_ASKS: Final = 8192
 # Answers that nobody took yet; above it the enclave has to wait.
 MAX_HELD: Final = 64 * 1024 * 1024
+# Requests that the enclave did not read yet; above it the clients have to wait.
+MAX_UNREAD: Final = 256 * 1024 * 1024
 # So many requests go out at once: the enclave begins with them while we take more. With 8 a write,
 # a request costs a fifth more processor time.
 _BATCH: Final = 32
@@ -143,7 +145,7 @@ class Link(asyncio.BufferedProtocol):
                         self.close()
                         return
                 else:
-                    self._held += len(frame.payload)
+                    self._held += weight(frame)
                 ask.add(frame)
                 answered.append(ask)
                 if ask.done:
@@ -176,7 +178,7 @@ class Link(asyncio.BufferedProtocol):
         """
         if self._transport is None:
             raise TransportError("the enclave is not running")
-        if len(self._asks) >= MAX_ASKS:
+        if len(self._asks) >= MAX_ASKS or self._transport.get_write_buffer_size() + self._waiting > MAX_UNREAD:
             raise TransportError("too many requests are waiting for the enclave")
         request, self._next = self._next, self._next + 1
         ask = Ask(request, self)

@@ -19,8 +19,8 @@ PATIENCE_SECONDS = 5.0
 class _Order:
     __slots__ = ("early", "next")
 
-    def __init__(self) -> None:
-        self.next = 0
+    def __init__(self, first: int) -> None:
+        self.next = first
         self.early: dict[int, asyncio.Future[None]] = {}
 
 
@@ -31,7 +31,6 @@ class Reorder:
         self._patience = patience_seconds
         # Those used last at the end.
         self._sessions: OrderedDict[bytes, _Order] = OrderedDict()
-        self._forgot = False
 
     def clear(self) -> None:
         """Forget all sessions: their boot is gone."""
@@ -40,7 +39,6 @@ class Reorder:
                 if not waiter.done():
                     waiter.set_result(None)
         self._sessions.clear()
-        self._forgot = False
 
     def forget(self, session_id: bytes) -> None:
         """The enclave knows no such session: whoever makes up many takes no room from others."""
@@ -48,18 +46,20 @@ class Reorder:
         if order is not None and not order.early:
             del self._sessions[session_id]
 
-    def in_turn(self, session_id: bytes, counter: int) -> bool:
-        """Whether this mail may go at once; if so it counts as gone."""
+    def in_turn(self, session_id: bytes, counter: int, *, opening: bool = True) -> bool:
+        """Whether this mail may go at once; if so it counts as gone.
+
+        Args:
+            opening: whether it brings the opening. If not, its session was answered before:
+                one that is unknown here was forgotten, and there is nothing to wait for.
+        """
         order = self._sessions.get(session_id)
         if order is None:
-            order = self._sessions[session_id] = _Order()
+            order = self._sessions[session_id] = _Order(0 if opening else counter)
             if len(self._sessions) > MAX_SESSIONS:
                 self._sessions.popitem(last=False)
-                self._forgot = True
-            if self._forgot:
-                # It may be one that was forgotten, and what came before it went long ago.
-                order.next = counter
         else:
+            # The one that was silent longest goes first, or strangers' inventions would push out those at work.
             self._sessions.move_to_end(session_id)
         if counter > order.next and counter - order.next <= WINDOW:
             return False

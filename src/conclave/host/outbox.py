@@ -19,6 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 from conclave._mailheader import POST_HEADER, parse_post
@@ -42,6 +43,8 @@ _HEAD: Final = struct.Struct(">4sQ")
 _MAIL: Final = struct.Struct(">QI")
 _NUMBER: Final = 8
 _LOADS: Final = 16
+# Far above any time in microseconds; beyond it a blob is damaged.
+_MOST_NUMBER: Final = 2**62
 _FINAL_SECONDS: Final = 5.0
 _INSTANCE: Final = re.compile(re.escape(INSTANCES) + "[0-9a-f]{128}")
 
@@ -269,7 +272,7 @@ class Outbox:
             while self._pending:
                 groups = [self._pending[0]]
                 size = groups[0].size
-                for group in list(self._pending)[1:256]:
+                for group in islice(self._pending, 1, 256):
                     size += group.size
                     if size > GROUP_BYTES:
                         break
@@ -331,7 +334,8 @@ class Outbox:
         """Make the mails of a blob visible, all at one moment."""
         if len(data) < _HEAD.size or data[:4] != _MAGIC:
             return
-        blob = _Blob(name, float(_HEAD.unpack_from(data)[1]))
+        # Written by a clock that ran ahead, it is kept from now on and no longer.
+        blob = _Blob(name, min(float(_HEAD.unpack_from(data)[1]), self._now()))
         at = _HEAD.size
         woken = []
         while at + _MAIL.size <= len(data):
@@ -341,8 +345,9 @@ class Outbox:
             if len(mail) < size or size < POST_HEADER.size:
                 break
             key = _box_of(mail)
-            box = self._boxes.setdefault(key, _Box())
-            if number not in box.entries:
+            box = self._boxes.get(key) or _Box()
+            if number not in box.entries and number <= _MOST_NUMBER:
+                self._boxes[key] = box
                 box.entries[number] = _Entry(blob, at, size, digest := _digest(mail))
                 box.last = max(box.last, number)
                 self._last = max(self._last, number)
@@ -410,6 +415,8 @@ class Outbox:
         self._own(box, digest)
         try:
             await self._store.put(_claim_name(box, digest), b"1")
+            # It may have been pushed out before, and not yet be deleted.
+            self._to_delete.discard(_claim_name(box, digest))
         except BaseException:
             self._disown(box)
             raise
@@ -472,11 +479,17 @@ class Outbox:
         full = box is not None and box.readers >= self.limits.readers_per_box
         return full or self._readers >= self.limits.readers
 
-    async def wait(self, key: bytes, seconds: float) -> bool:
-        """Wait for something new in a box. False: too many wait already."""
+    async def wait(self, key: bytes, seconds: float, *, after: int | None = None) -> bool:
+        """Wait for something new in a box. False: too many wait already.
+
+        Args:
+            after: what was read last; what came since then ends the wait at once.
+        """
         if self.crowded(key):
             return False
         box = self._boxes.setdefault(key, _Box())
+        if after is not None and any(n > (0 if after > box.last else after) for n in box.entries):
+            return True
         self._readers += 1
         box.readers += 1
         try:
@@ -576,7 +589,10 @@ class Outbox:
             if self._to_delete and self._last > self._last_kept:
                 await self._store.put(LAST, (last := self._last).to_bytes(_NUMBER, "big"))
                 self._last_kept = last
-            for name in list(self._to_delete):
+            for name in [*self._to_delete]:
+                if name not in self._to_delete:
+                    # Wanted again since then.
+                    continue
                 await self._store.delete(name)
                 self._info_names.discard(name)
                 self._to_delete.discard(name)

@@ -80,13 +80,13 @@ class Pickup:
         mails = await self._outbox.read(box, after, most_bytes=ANSWER_BYTES)
         if not mails and wait:
             # Who waits and goes away shall not hold a place among the readers.
-            await _unless_left(receive, self._wait(box, wait))
+            await _unless_left(receive, self._wait(box, wait, after))
             mails = await self._outbox.read(box, after, most_bytes=ANSWER_BYTES)
         parts = [part for number, mail in mails for part in (_head(number, mail), mail)]
         await respond(send, 200, POSTS_TYPE, b"".join(parts))
 
-    async def _wait(self, box: bytes, seconds: float) -> None:
-        if not await self._outbox.wait(box, seconds):
+    async def _wait(self, box: bytes, seconds: float, after: int) -> None:
+        if not await self._outbox.wait(box, seconds, after=after):
             raise Refusal(429, "overloaded", "too many requests wait for mail; poll without waiting, or try later")
 
     async def _stream(self, box: bytes, after: int, receive: Receive, send: Send) -> None:
@@ -110,7 +110,7 @@ class Pickup:
                 if not mails:
                     # Shows a client that the host lives, and the host that the client does.
                     await send({"type": "http.response.body", "body": b": waiting\n\n", "more_body": True})
-                    if not await self._outbox.wait(box, HEARTBEAT_SECONDS):
+                    if not await self._outbox.wait(box, HEARTBEAT_SECONDS, after=place):
                         return
 
         with suppress(_Left):

@@ -151,6 +151,16 @@ class Server:
         """An application has failed."""
         self._on_failure(error)
 
+    def _unload(self) -> None:
+        """Cut off who holds most of what nobody reads, if it is too much."""
+        slow = [connection for connection in self.connections if connection.unsent]
+        over = sum(connection.unsent for connection in slow) - self.limits.unsent_bytes
+        for connection in sorted(slow, key=lambda c: c.unsent, reverse=True) if over > 0 else ():
+            if over <= 0:
+                break
+            over -= connection.unsent
+            connection.transport.abort()
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(1)
@@ -158,3 +168,4 @@ class Server:
             idle = self.limits.idle_seconds // 4 if scarce else self.limits.idle_seconds
             for connection in list(self.connections):
                 connection.sweep(idle)
+            self._unload()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PORTION: Final = MAX_CHUNKS // 2
 # Chunks of one stream that wait in the host at most; the end, and a sign of life, need no credit.
 MOST_WAITING: Final = MAX_CHUNKS + 2
+_FRAME: Final = 128
 
 
 def is_chunk(frame: Frame) -> bool:
@@ -72,9 +73,14 @@ class Reply:
             self._link.drop(self._ask)
 
 
+def weight(frame: Frame) -> int:
+    """What a frame costs here: one without a payload is not free."""
+    return _FRAME + len(frame.payload)
+
+
 def held(frames: Iterable[Frame]) -> int:
     """Bytes of mails among the frames: chunks are bounded by the credit of each stream."""
-    return sum(len(f.payload) for f in frames if not is_chunk(f))
+    return sum(weight(f) for f in frames if not is_chunk(f))
 
 
 def answered(frames: list[Frame]) -> bool:

@@ -170,41 +170,38 @@ def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
     return Reply(kind, flags, sequence, acknowledged, answers, expected, body, envelope)
 
 
-def pack_request(request: Request, strand: int) -> bytes:
-    """Private header and body, not yet padded."""
-    return (
-        PRIVATE.pack(
-            request.kind,
-            request.flags,
-            0,
-            len(request.body),
-            request.sequence,
-            request.acknowledged,
-            request.posted,
-            strand,
-        )
-        + request.body
+def request_plaintext(request: Request, strand: int, default: Padding) -> bytes:
+    """What to encrypt of a request: private header, body and zeros. Raises ValueError if it is too large."""
+    header = PRIVATE.pack(
+        request.kind,
+        request.flags,
+        0,
+        len(request.body),
+        request.sequence,
+        request.acknowledged,
+        request.posted,
+        strand,
     )
+    return _pad(header, request, default)
 
 
-def pack_reply(reply: Reply) -> bytes:
-    """Private header and body, not yet padded."""
-    return (
-        PRIVATE.pack(
-            reply.kind,
-            reply.flags,
-            0,
-            len(reply.body),
-            reply.sequence,
-            reply.acknowledged,
-            reply.answers,
-            reply.expected,
-        )
-        + reply.body
+def reply_plaintext(reply: Reply, default: Padding) -> bytes:
+    """The same of a reply."""
+    header = PRIVATE.pack(
+        reply.kind,
+        reply.flags,
+        0,
+        len(reply.body),
+        reply.sequence,
+        reply.acknowledged,
+        reply.answers,
+        reply.expected,
     )
+    return _pad(header, reply, default)
 
 
-def pad(plaintext: bytes, packed: Request | Reply, default: Padding) -> bytes:
-    """What to encrypt of a packed request or reply. Raises ValueError if it is too large."""
+def _pad(header: bytes, packed: Request | Reply, default: Padding) -> bytes:
     check_sizes(packed.body, packed.envelope)
-    return plaintext.ljust((packed.padding or default)(len(plaintext)), b"\0")
+    size = PRIVATE.size + len(packed.body)
+    # One copy: bodies may be large.
+    return b"".join((header, packed.body, bytes((packed.padding or default)(size) - size)))

@@ -9,9 +9,10 @@ Spec: spec/mail.md sections 5 and 6 (MAIL-3 to MAIL-14).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 import msgspec
@@ -35,6 +36,8 @@ class Bounds:
     channels_per_identity: int = 64
     sessions_per_identity: int = 256
     channels: int = 100_000
+    sessions: int = 200_000
+    awake: int = 4096
     session_ids: int = 1_000_000
 
 
@@ -44,15 +47,14 @@ def _head(request: Request) -> bytes:
     return head + _crypto.sha256(request.envelope) if request.envelope else head
 
 
-@dataclass(slots=True)
-class _Handled:
+class _Handled(msgspec.Struct):
     """One request that a handler was started for, until its replies are acknowledged."""
 
     mark: bytes
     session: EnclaveSession
     route: int
     padding: Padding
-    replies: list[Reply] = field(default_factory=list)
+    replies: list[Reply] = []
     count: int = 0
     done: bool = False
 
@@ -70,6 +72,7 @@ class Channel:
         "_bytes",
         "_handled",
         "_owners",
+        "_unfinished",
         "identity",
         "next_reply",
         "next_request",
@@ -89,6 +92,7 @@ class Channel:
         self._bounds = bounds
         self._acknowledged = 0
         self._owners: dict[int, int] = {}
+        self._unfinished = 0
         self._bytes = 0
 
     def acknowledge(self, below: int) -> None:
@@ -107,7 +111,7 @@ class Channel:
     @property
     def running(self) -> bool:
         """Whether a request has no last reply yet."""
-        return any(not handled.done for handled in self._handled.values())
+        return self._unfinished > 0
 
     @property
     def owes(self) -> bool:
@@ -126,6 +130,7 @@ class Channel:
             raise OverloadedError("too many unacknowledged replies on this channel")
         mark = marker.mark(_head(request), request.body)
         self._handled[request.sequence] = _Handled(mark, session, route, padding)
+        self._unfinished += 1
         self.next_request = request.sequence + 1
 
     def reply(
@@ -162,6 +167,7 @@ class Channel:
         self._bytes += len(body)
         handled.replies.append(reply)
         handled.done = last
+        self._unfinished -= last
         return reply
 
 
@@ -228,6 +234,8 @@ class Mailbox:
         self._per_identity: dict[bytes, list[bytes]] = {}
         self._owned: dict[bytes, list[Channel]] = {}
         self._mails = 0
+        # Sessions whose keys are expanded; an expanded key takes as much memory as all the rest.
+        self._awake: deque[EnclaveSession] = deque()
 
     def renew(self, key: DecryptionKey, claims_digest: bytes) -> None:
         """Open to a new encryption key; the one before stays for openings under way."""
@@ -269,6 +277,8 @@ class Mailbox:
             self._register(session, channel)
         elif request.strand != channel.strand:
             raise FormatError("a session carries one strand")
+        if not session.awake:
+            self._wake(session)
         self._mails += 1
         channel.used = self._mails
         channel.acknowledge(request.acknowledged)
@@ -281,6 +291,13 @@ class Mailbox:
             session.last_stream = mail.counter
             return Received(Outcome.STREAM, (), channel, request, 0, session, mail.counter)
         return self._order(session, channel, request, route)
+
+    def _wake(self, session: EnclaveSession) -> None:
+        """Count a session among those in use; the one that was for longest rests."""
+        session.awake = True
+        self._awake.append(session)
+        if len(self._awake) > self._bounds.awake:
+            self._awake.popleft().rest()
 
     def _order(self, session: EnclaveSession, channel: Channel, request: Request, route: int) -> Received:
         expected = channel.next_request
@@ -332,10 +349,11 @@ class Mailbox:
         Raises:
             OverloadedError, ValueError: too many, or too large; nothing changed.
         """
-        handled = channel.known(answers)
         reply = channel.reply(answers, kind, body, envelope, last=last, padding=padding)
-        if reply is None or handled is None:
+        if reply is None:
             return None
+        handled = channel.known(answers)
+        assert handled is not None
         return handled.route, self.seal(handled.session, reply)
 
     def _open(self, mail: EncryptedMail) -> EnclaveSession:
@@ -375,9 +393,7 @@ class Mailbox:
         self._owned[channel.identity].remove(channel)
         mine = self._per_identity[channel.identity]
         for session_id in [s for s in mine if self._sessions[s][1] is channel]:
-            mine.remove(session_id)
-            del self._sessions[session_id]
-            self._retired.add(session_id)
+            self._retire(session_id)
 
     def _register(self, session: EnclaveSession, channel: Channel) -> None:
         self._sessions[session.session_id] = (session, channel)
@@ -387,7 +403,13 @@ class Mailbox:
         mine = self._per_identity.setdefault(session.identity, [])
         mine.append(session.session_id)
         if len(mine) > self._bounds.sessions_per_identity:
-            # Its id stays known for ever, so that its opening cannot come back.
-            oldest = mine.pop(0)
-            self._sessions.pop(oldest, None)
-            self._retired.add(oldest)
+            self._retire(mine[0])
+        elif len(self._sessions) > self._bounds.sessions:
+            self._retire(next(iter(self._sessions)))
+
+    def _retire(self, session_id: bytes) -> None:
+        """End a session: its client opens another one."""
+        session, _ = self._sessions.pop(session_id)
+        self._per_identity[session.identity].remove(session_id)
+        # Its id stays known for ever, so that its opening cannot come back.
+        self._retired.add(session_id)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Self
 
 from conclave.errors import FormatError
@@ -100,6 +101,7 @@ class Padding:
         return len(self.sizes_bytes) == 1
 
 
+@lru_cache(maxsize=1024)
 def _padme(size: int) -> int:
     """At most 12 % more, at least 256; leaks O(log log size) bits."""
     if size <= MINIMUM:

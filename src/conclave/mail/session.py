@@ -236,7 +236,7 @@ class ClientSession:
         if not self.usable:
             raise SessionError("this session has ended in this process; open a new one")
         # Before a counter is taken: a gap would tell the host of a mail that did not fit.
-        plaintext = _wire.pad(_wire.pack_request(request, self._strand), request, self._padding)
+        plaintext = _wire.request_plaintext(request, self._strand, self._padding)
         counter, self._counter = self._counter, self._counter + 1
         return _encrypt(
             self._send,
@@ -305,6 +305,7 @@ class EnclaveSession:
         "_receive",
         "_salt",
         "_send",
+        "awake",
         "identity",
         "last_stream",
         "log_id",
@@ -345,6 +346,14 @@ class EnclaveSession:
         self._padding = padding
         # The counter of the newest stream call: a replayed one never runs a handler.
         self.last_stream = -1
+        # Whether the mailbox counts it among those whose keys are expanded.
+        self.awake = False
+
+    def rest(self) -> None:
+        """Take less memory until it is used again."""
+        self._receive.rest()
+        self._send.rest()
+        self.awake = False
 
     def open_stream(self, reply: Reply) -> tuple[bytes, ChunkSealer]:
         """Encrypt the head of a reply stream; the mail, and what encrypts its chunks."""
@@ -382,7 +391,7 @@ class EnclaveSession:
         """
         if self._counter >= MAX_COUNTER:
             raise SessionError("this session is spent")
-        plaintext = _wire.pad(_wire.pack_reply(reply), reply, self._padding)
+        plaintext = _wire.reply_plaintext(reply, self._padding)
         counter, self._counter = self._counter, self._counter + 1
         return _encrypt(
             self._send,

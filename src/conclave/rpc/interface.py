@@ -124,7 +124,7 @@ class Method:
         count = max((i + 1 for i, n in enumerate(names) if n in values), default=0)
         return [values.get(names[i], self.defaults[i]) for i in range(count)]
 
-    def decode_arguments(self, body: bytes) -> tuple[Any, ...]:
+    def decode_arguments(self, body: bytes | memoryview) -> tuple[Any, ...]:
         """Arguments from untrusted bytes.
 
         Raises:
@@ -137,7 +137,7 @@ class Method:
             # Fewer, because some have defaults, or wrong: one at a time, to say which.
             return self._decode_each(body)
 
-    def _decode_each(self, body: bytes) -> tuple[Any, ...]:
+    def _decode_each(self, body: bytes | memoryview) -> tuple[Any, ...]:
         try:
             raw = msgspec.msgpack.decode(body, type=list[msgspec.Raw])
         except (msgspec.MsgspecError, RecursionError):
@@ -301,12 +301,12 @@ def encode_call(name: str, arguments: list[Any]) -> bytes:
         raise TypeError("an argument cannot be encoded: see conclave.rpc for the types that cross") from None
 
 
-def decode_call(body: bytes) -> tuple[str, bytes]:
-    """Split a call body. Raises FormatError."""
+def decode_call(body: bytes) -> tuple[str, memoryview]:
+    """Split a call body, which is not copied. Raises FormatError."""
     if not body or len(body) < 1 + body[0] or body[0] == 0:
         raise FormatError("not a call: truncated method name")
     try:
-        return body[1 : 1 + body[0]].decode(), body[1 + body[0] :]
+        return body[1 : 1 + body[0]].decode(), memoryview(body)[1 + body[0] :]
     except UnicodeDecodeError:
         raise FormatError("not a call: method name is not UTF-8") from None
 

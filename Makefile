@@ -37,6 +37,10 @@ TARGETS ?= claims instance_info quote endorsements pem constraint mail frames ca
 fuzz: $(STAMP) $(VENV)/.fuzz
 	@for t in $(TARGETS); do $(BIN)/python -m fuzz $(SECONDS) $$t || exit 1; done
 
+# Many clients, kills, full stores and whatever else goes wrong, each for SECONDS, with figures.
+load: $(STAMP)
+	@CONCLAVE_LOAD_SECONDS=$(SECONDS) $(BIN)/python -m pytest -s tests/load
+
 # Every check of the verifier, of mail and of bundles taken out in turn; none may go unnoticed. Some minutes.
 mutation: $(STAMP)
 	@$(BIN)/python -m mutation

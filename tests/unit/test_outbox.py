@@ -361,6 +361,29 @@ def test_two_claimants() -> None:
 
 
 @pytest.mark.spec("HTTP-13", "HTTP-17")
+@pytest.mark.spec("HTTP-14")
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_clock_that_goes_back_hides_no_mail(*, killed: bool) -> None:
+    async def work() -> None:
+        store, clock = InMemory(), Clock()
+        outbox = await opened(store, now=clock)
+        await put(outbox, mail(0, b"read"))
+        ((place, _),) = await read(outbox, 0)
+        outbox.delete(BOXES[0], place + 1)
+        await outbox._tidy()
+        if killed:
+            outbox = await restart(store, now=clock)
+        # Its client has read up to there, and the box is empty. The first comes while the clock is behind.
+        clock.now -= 86_400
+        await put(outbox, mail(0, b"behind"))
+        clock.now += 2 * 86_400
+        await put(outbox, mail(0, b"ahead"))
+        assert len(await read(outbox, 0, place)) == 2
+        await outbox.stop()
+
+    run(work)
+
+
 def test_claims_are_bounded_and_boxes_with_mail_keep_theirs() -> None:
     async def work() -> None:
         store = InMemory()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from conclave.errors import FormatError, StoreError, StoreUnavailable, TransportError
 from conclave.host.stores import open_store
 from conclave.host.stores.patience import Patience
+from conclave.host.stores.threads import MOST_WAITING, Threads
 
 
 @pytest.mark.parametrize("url", ["", "file:", "sqlite:", "s3:", "s3:/", "postgresql:", "ftp://x", "/x", "FILE:x"])
@@ -70,3 +73,28 @@ def test_patience_ends() -> None:
 
     with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.01 seconds"):
         asyncio.run(Patience(0.01).spend(work, again=True))
+
+
+def test_a_disk_that_hangs_holds_no_more_than_some_operations() -> None:
+    async def work() -> None:
+        threads, hangs, goes_on, done = Threads(1, "test"), threading.Event(), threading.Event(), []
+        first = asyncio.ensure_future(threads.run(lambda: (hangs.set(), goes_on.wait())))
+        while not hangs.is_set():
+            await asyncio.sleep(0)
+        waiting = [asyncio.ensure_future(threads.run(partial(done.append, n))) for n in range(MOST_WAITING)]
+        await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        with pytest.raises(StoreUnavailable, match="too many operations wait"):
+            await threads.run(lambda: None)
+        goes_on.set()
+        await first
+        # What nobody waits for any more is not done; then there is room again.
+        await asyncio.to_thread(threads._pool.submit(lambda: None).result)
+        assert done == []
+        await threads.run(partial(done.append, "new"))
+        assert done == ["new"]
+        threads.close()
+
+    asyncio.run(work())

@@ -100,8 +100,10 @@ def _serve(settings: Settings, announce: Callable[[str], None], *, debug: bool =
     import uvloop
 
     from conclave.host import log_to_stderr
+    from conclave.host.server import allow_descriptors
     from conclave.host.service import Service
 
+    allow_descriptors()
     service = Service(
         launch,
         address=(settings.host, settings.port),

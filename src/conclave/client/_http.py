@@ -7,8 +7,10 @@ believed only where the core verifies it.
 from __future__ import annotations
 
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import cache
 from typing import Final
 
 import httpx2
@@ -23,6 +25,12 @@ _CONNECT_SECONDS: Final = 10.0
 # Nothing is decompressed on the way: what expands is chosen by the host.
 _HEADERS: Final = [(b"content-type", b"application/vnd.conclave.mail"), (b"accept-encoding", b"identity")]
 logger = logging.getLogger("conclave.client")
+
+
+@cache
+def trusted() -> ssl.SSLContext:
+    """The authorities that every client of this process trusts for TLS: to read them takes longer than many calls."""
+    return httpx2.create_ssl_context()
 
 
 def told(callback: Callable[..., None], *args: object) -> None:

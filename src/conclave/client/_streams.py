@@ -23,7 +23,7 @@ import msgspec
 
 from conclave import _codec
 from conclave._chunkheader import MAX_CHUNK, MAX_CHUNKS, MAX_CONTENT
-from conclave.client._http import Addresses
+from conclave.client._http import Addresses, trusted
 from conclave.client.core import Exchange, Opened
 from conclave.errors import CallError, DecryptionError, Error, FormatError, OverloadedError, StreamError, TransportError
 from conclave.mail import ReplyKind
@@ -427,7 +427,8 @@ class Background:
     """An event loop in a thread, in which a synchronous client's streams run."""
 
     def __init__(self) -> None:
-        self.http = httpx2.AsyncClient(limits=httpx2.Limits(max_connections=256, max_keepalive_connections=16))
+        limits = httpx2.Limits(max_connections=256, max_keepalive_connections=16)
+        self.http = httpx2.AsyncClient(verify=trusted(), limits=limits)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="conclave-streams", daemon=True)
         self._thread.start()

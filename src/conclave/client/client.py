@@ -31,6 +31,7 @@ from conclave.client._http import (
     answer_of,
     no_answer,
     told,
+    trusted,
     watched,
     watched_async,
 )
@@ -283,7 +284,7 @@ class Client(_Base):
                 # By another thread, in the middle of a call.
                 raise RuntimeError("this client is closed; make another one")
             if self._http_client is None:
-                self._http_client = httpx2.Client(limits=_LIMITS)
+                self._http_client = httpx2.Client(verify=trusted(), limits=_LIMITS)
             return self._http_client
 
     def _after_fork(self) -> None:
@@ -567,7 +568,7 @@ class AsyncClient(_Base):
             # What the loop before had open ended with it.
             self._loop, self._http_client = loop, None
         if self._http_client is None:
-            self._http_client = httpx2.AsyncClient(limits=_LIMITS)
+            self._http_client = httpx2.AsyncClient(verify=trusted(), limits=_LIMITS)
         return self._http_client
 
     def _after_fork(self) -> None:

@@ -32,7 +32,7 @@ class Limits:
     """What one server takes.
 
     Attributes:
-        connections: open at one time; one more is answered 503 and closed.
+        connections: open at one time; one more is answered 503 and closed, many more are just closed.
         head_bytes: request line and headers (431), trailers of a chunked body too.
         target_bytes: the request target (414).
         pipelined: requests of one connection that wait for an answer (503).
@@ -109,7 +109,10 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(high=_HIGH_WATER)
         self._server.connections.add(self)
-        if len(self._server.connections) > self._limits.connections:
+        if self._server.crowded:
+            self._deaf = True
+            self.transport.abort()
+        elif len(self._server.connections) > self._limits.connections:
             self._refuse(503, "overloaded", "too many connections are open here; try again, or another host")
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -224,9 +224,11 @@ class Host:
         self._ready = asyncio.get_running_loop().create_future()
         try:
             launched = await asyncio.to_thread(self._launch)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            # RuntimeError: no thread could be started.
             self._lost.set()
-            raise PlatformError(f"the platform process did not start: {error.strerror}") from None
+            reason = error.strerror if isinstance(error, OSError) else "no more threads"
+            raise PlatformError(f"the platform process did not start: {reason}") from None
         self._process = launched.process
         self.counts.starts += 1
         loop = asyncio.get_running_loop()

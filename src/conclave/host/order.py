@@ -29,6 +29,7 @@ class Reorder:
 
     def __init__(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._patience = patience_seconds
+        # Those used last at the end.
         self._sessions: OrderedDict[bytes, _Order] = OrderedDict()
 
     def clear(self) -> None:
@@ -38,6 +39,12 @@ class Reorder:
                 if not waiter.done():
                     waiter.set_result(None)
         self._sessions.clear()
+
+    def forget(self, session_id: bytes) -> None:
+        """The enclave knows no such session: whoever makes up many takes no room from others."""
+        order = self._sessions.get(session_id)
+        if order is not None and not order.early:
+            del self._sessions[session_id]
 
     def in_turn(self, session_id: bytes, counter: int, *, opening: bool = True) -> bool:
         """Whether this mail may go at once; if so it counts as gone.

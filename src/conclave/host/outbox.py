@@ -29,6 +29,8 @@ from conclave.host.stores import BlobStore
 MAILS: Final = "outbox/mails/"
 CLAIMS: Final = "outbox/claims/"
 INSTANCES: Final = "outbox/instances/"
+# The highest number ever given, as of when a blob was last deleted.
+LAST: Final = "outbox/last"
 # So much goes into one blob: a blob is deleted when none of its mails is wanted any more.
 GROUP_BYTES: Final = 1024 * 1024
 CACHE_BYTES: Final = 64 * 1024 * 1024
@@ -39,6 +41,7 @@ ROOM, FULL = b"\0", b"\1"
 _MAGIC: Final = b"CMO1"
 _HEAD: Final = struct.Struct(">4sQ")
 _MAIL: Final = struct.Struct(">QI")
+_NUMBER: Final = 8
 _LOADS: Final = 16
 # Far above any time in microseconds; beyond it a blob is damaged.
 _MOST_NUMBER: Final = 2**62
@@ -172,6 +175,7 @@ class Outbox:
         self._cache: OrderedDict[str, bytes] = OrderedDict()
         self._cached = 0
         self._mails = self._size = 0
+        self._last = self._last_kept = self._ahead = 0
         self._all_full = False
         self._next = 0
         self._pending: deque[_Group] = deque()
@@ -202,6 +206,9 @@ class Outbox:
             with suppress(ValueError):
                 self._own(bytes.fromhex(box), bytes.fromhex(digest))
         self._info_names = {n for n in await self._store.list(INSTANCES) if _INSTANCE.fullmatch(n)}
+        last = await self._store.get(LAST)
+        if last is not None and len(last[0]) == _NUMBER:
+            self._last = self._last_kept = int.from_bytes(last[0], "big")
         names = await self._store.list(MAILS)
         for at in range(0, len(names), _LOADS):
             some = names[at : at + _LOADS]
@@ -311,14 +318,16 @@ class Outbox:
 
     def _pack(self, mails: list[bytes], now: float) -> bytes:
         parts = [_HEAD.pack(_MAGIC, int(now))]
-        last: dict[bytes, int] = {}
         for mail in mails:
-            box = _box_of(mail)
-            known = self._boxes.get(box)
-            # Times, so that a host whose store was lost does not begin again below what clients have.
-            before = last.get(box, known.last if known is not None else 0)
-            last[box] = number = max(before + 1, int(now * 1e6))
-            parts += [_MAIL.pack(number, len(mail)), mail]
+            # Times, so that a host whose store was lost does not begin again below what clients have; and above all
+            # before, whatever the clock does: a client whose box is empty by now knows the last that was in it.
+            number = int(now * 1e6) + self._ahead
+            if number <= self._last:
+                # From there on it runs with the clock again: numbers do not count other clients' mails.
+                self._ahead += self._last + 1 - number
+                number = self._last + 1
+            self._last = number
+            parts += [_MAIL.pack(self._last, len(mail)), mail]
         return b"".join(parts)
 
     def _index(self, name: str, data: bytes) -> None:
@@ -341,6 +350,7 @@ class Outbox:
                 self._boxes[key] = box
                 box.entries[number] = _Entry(blob, at, size, digest := _digest(mail))
                 box.last = max(box.last, number)
+                self._last = max(self._last, number)
                 box.size += size
                 self._mails += 1
                 self._size += size
@@ -576,6 +586,9 @@ class Outbox:
                 await self._store.put(name, info)
                 self._info_names.add(name)
                 self._to_store.pop(name, None)
+            if self._to_delete and self._last > self._last_kept:
+                await self._store.put(LAST, (last := self._last).to_bytes(_NUMBER, "big"))
+                self._last_kept = last
             for name in [*self._to_delete]:
                 if name not in self._to_delete:
                     # Wanted again since then.

@@ -100,22 +100,22 @@ class Routes:
         except (FormatError, TransportError):
             return False
         exchange.on_gone = partial(link.drop, ask)
-        ask.when_answered(partial(self._answered, exchange))
+        ask.when_answered(partial(self._answered, exchange, session_id))
         return True
 
-    def _answered(self, exchange: Exchange, ask: Ask) -> None:
+    def _answered(self, exchange: Exchange, session_id: bytes, ask: Ask) -> None:
         if exchange.gone:
             return
         if ask.done and ask.frames and ask.frames[0].kind != Kind.ERROR:
             exchange.answer(200, MAILS_TYPE, _parts(ask.take()))
         else:
             # A stream, an error, or an enclave that ended.
-            exchange.run(partial(self._finish, ask), {})
+            exchange.run(partial(self._finish, ask, session_id), {})
 
-    async def _finish(self, ask: Ask, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _finish(self, ask: Ask, session_id: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         ask.leaves = partial(_left, receive)
         try:
-            await self._answer(ask, receive, send)
+            await self._answer(ask, session_id, receive, send)
         except Refusal as refusal:
             await refuse(send, refusal)
 
@@ -142,11 +142,13 @@ class Routes:
             await self._order.turn(session_id, counter)
         ask = self._ask(Kind.MAIL, data)
         ask.leaves = partial(_left, receive)
-        await self._answer(ask, receive, send)
+        await self._answer(ask, session_id, receive, send)
 
-    async def _answer(self, ask: Ask, receive: Receive, send: Send) -> None:
+    async def _answer(self, ask: Ask, session_id: bytes, receive: Receive, send: Send) -> None:
         frames = await ask.more()
         if not frames or frames[0].kind == Kind.ERROR:
+            if frames and frames[0].payload == b"session":
+                self._order.forget(session_id)
             raise _refusal(frames)
         if ask.done:
             await respond(send, 200, MAILS_TYPE, _join(frames))

@@ -22,16 +22,27 @@ from conclave.errors import TransportError
 from conclave.host.connection import Connection, Limits
 from conclave.host.exchange import App, Exchange
 
-__all__ = ["DRAIN_SECONDS", "Limits", "Server"]
+__all__ = ["DRAIN_SECONDS", "Limits", "Server", "allow_descriptors"]
 
 DRAIN_SECONDS: Final = 20.0
 # Descriptors that a host needs beside its clients' connections.
 _RESERVED: Final = 64
 _BACKLOG: Final = 2048
 _HANDSHAKE_SECONDS: Final = 10
+# Connections above the limit that get an answer; more than these are cut, for an answer holds a descriptor.
+_ANSWERED: Final = 16
 
 # Takes a mail that came whole; False: not now, or none, and the application says why.
 TakeMail = Callable[[bytes | bytearray, Exchange], bool]
+
+
+def allow_descriptors() -> None:
+    """Raise this process's own limit of descriptors to what a server with all its connections needs, if it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = Limits().connections + _BACKLOG + _RESERVED
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 class Server:
@@ -125,6 +136,11 @@ class Server:
                 await self._sweeper
         # Aborted connections tell their applications in the next turn.
         await asyncio.sleep(0)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many connections are open that one more is not even answered."""
+        return len(self.connections) > self.limits.connections + _ANSWERED
 
     def left(self, connection: Connection) -> None:
         """A connection has closed."""

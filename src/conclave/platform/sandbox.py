@@ -165,7 +165,10 @@ def _arrange(descriptors: tuple[int, ...], report: int) -> int:
 
 def _limits(place: Place, *, file_size: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_OPEN_FILES, _MAX_OPEN_FILES))
+    # No more than the operator allows, and nobody may raise that here.
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = _MAX_OPEN_FILES if allowed == resource.RLIM_INFINITY else min(_MAX_OPEN_FILES, allowed)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     memory, size = place.memory_mib << 20, file_size << 20
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

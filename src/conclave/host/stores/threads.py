@@ -6,13 +6,16 @@ Runs in the untrusted host.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from conclave.errors import StoreUnavailable
 
 Value = TypeVar("Value")
+# Operations that no thread has begun yet: while a disk hangs they are as many as somebody asks for.
+MOST_WAITING: Final = 256
 
 
 class Threads:
@@ -21,12 +24,28 @@ class Threads:
     def __init__(self, count: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
         self._closed = False
+        self._room = threading.Semaphore(MOST_WAITING)
 
     async def run(self, work: Callable[[], Value]) -> Value:
-        """Do blocking work in a thread. Raises StoreUnavailable once closed."""
+        """Do blocking work in a thread. Raises StoreUnavailable once closed, and while too much waits."""
         if self._closed:
             raise StoreUnavailable("the store is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        if not self._room.acquire(blocking=False):
+            raise StoreUnavailable("too many operations wait for the store")
+        given_up = threading.Event()
+
+        def begun() -> Value:
+            self._room.release()
+            if given_up.is_set():
+                raise StoreUnavailable("nobody waits for this operation any more")
+            return work()
+
+        # What waits in the pool keeps its place there when it is cancelled: so it is only told.
+        begins = self._pool.submit(begun)
+        try:
+            return await asyncio.shield(asyncio.wrap_future(begins))
+        finally:
+            given_up.set()
 
     def close(self) -> None:
         """Take no more work; what was begun ends by itself."""

@@ -1,0 +1,244 @@
+"""A host without room, store or descriptors, and clients that are slow on purpose: what was promised is kept."""
+
+from __future__ import annotations
+
+import fcntl
+import resource
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx2
+import pytest
+from tests.load._rig import (
+    SECONDS,
+    SOURCE,
+    Callers,
+    HostProcess,
+    answer,
+    connected,
+    exchange,
+    head,
+    report,
+    scaled,
+    until,
+)
+
+from conclave.bundle import Bundle
+from conclave.client import Client
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def bundle(author: Callable[..., Bundle]) -> Bundle:
+    return author("target", SOURCE)
+
+
+def health(host: HostProcess) -> int:
+    return httpx2.get(f"{host.url}/health", timeout=60).status_code
+
+
+@contextmanager
+def full(host: HostProcess, store: Path) -> Iterator[None]:
+    """Every write to a file finds no room."""
+    before = resource.prlimit(host.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    yield
+    resource.prlimit(host.pid, resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def gone(host: HostProcess, store: Path) -> Iterator[None]:
+    """The directory is not there."""
+    elsewhere = store.with_suffix(".away")
+    store.rename(elsewhere)
+    yield
+    elsewhere.rename(store)
+
+
+@contextmanager
+def hung(host: HostProcess, store: Path) -> Iterator[None]:
+    """Writes begin and do not end."""
+    with (store / "lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.mark.spec("CHAN-13")
+@pytest.mark.parametrize("hinder", [full, gone, hung])
+def test_a_store_that_takes_nothing_for_a_while(
+    hinder: Callable[[HostProcess, Path], Iterator[None]], bundle: Bundle, tmp_path: Path
+) -> None:
+    seen: set[str] = set()
+    times = 0
+    with (
+        HostProcess(bundle, tmp_path) as host,
+        Client(host.url, constraint=host.constraint) as receiver,
+    ):
+        address = receiver.call("me", returns=bytes)
+        receiver.poll()
+        with Callers(host, scaled(8, 32), to=address) as callers:
+            callers.rounds()
+            start, began = host.memory(), time.monotonic()
+            while not times or time.monotonic() < began + SECONDS:
+                with hinder(host, tmp_path / "store"):  # type: ignore[attr-defined]
+                    until(lambda: health(host) == 503, "the host's word that its store takes nothing")
+                    # Longer than the gate's patience in a long run, so that replies are refused and asked for again.
+                    time.sleep(min(SECONDS / 4, 12))
+                callers.rounds()
+                until(lambda: health(host) == 200, "the host's word that its store takes mail again")
+                seen.update(mail.body.decode() for mail in receiver.poll())
+                times += 1
+            end = host.memory()
+            tally = callers.stop()
+        while mails := receiver.poll():
+            seen.update(mail.body.decode() for mail in mails)
+        lost = tally.acknowledged - seen
+        report(f"store {hinder.__name__}", times=times, **tally.figures(), lost=len(lost), start=start, end=end)
+    assert not tally.errors
+    assert tally.twice == tally.wrong == 0
+    assert tally.boots == 1
+    assert lost == set()
+    assert end["host_mib"] < start["host_mib"] + 32
+    assert end["descriptors"] <= start["descriptors"] + 8
+
+
+def test_a_slow_store(bundle: Bundle, tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def hold() -> None:
+        with (tmp_path / "store" / "lock").open("rb") as lock:
+            while not stop.is_set():
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                time.sleep(0.1)
+                fcntl.flock(lock, fcntl.LOCK_UN)
+                time.sleep(0.005)
+
+    with (
+        HostProcess(bundle, tmp_path) as host,
+        Client(host.url, constraint=host.constraint) as receiver,
+    ):
+        address = receiver.call("me", returns=bytes)
+        receiver.poll()
+        holding = threading.Thread(target=hold)
+        holding.start()
+        try:
+            with Callers(host, scaled(8, 64), to=address) as callers:
+                callers.rounds()
+                start, began = host.memory(), time.monotonic()
+                while time.monotonic() < began + SECONDS:
+                    callers.rounds()
+                callers.rounds()
+                end = host.memory()
+                tally = callers.stop()
+        finally:
+            stop.set()
+            holding.join()
+        seen: set[str] = set()
+        while mails := receiver.poll():
+            seen.update(mail.body.decode() for mail in mails)
+        lost = tally.acknowledged - seen
+        report("store slow", **tally.figures(), lost=len(lost), start=start, end=end)
+    assert not tally.errors
+    assert tally.twice == tally.wrong == 0
+    assert lost == set()
+    assert end["host_mib"] < start["host_mib"] + 32
+
+
+def test_no_more_descriptors(bundle: Bundle, tmp_path: Path) -> None:
+    """More connections than the host may have descriptors, none of which does anything."""
+    flood: list[socket.socket] = []
+    found: Counter[str] = Counter()
+    with HostProcess(bundle, tmp_path, descriptors=160) as host:
+        start = host.memory()
+        with Client(host.url, constraint=host.constraint, attempts=60) as old:
+            address = old.call("me", returns=bytes)
+            # At once: who is refused keeps a descriptor for some seconds, unless too many are.
+            for number in range(scaled(3, 30)):
+                flood += [socket.create_connection(("127.0.0.1", host.port), timeout=60) for _ in range(150)]
+                # Who is connected is served, and the store has what it needs.
+                assert old.call("tell", "old", number, address)[1] == "1"
+            during = host.memory()
+            # The enclave can be started again, too.
+            host.kill_enclave()
+            assert old.call("run", "old", 1)[1] == "1"
+            for sock in flood:
+                sock.setblocking(False)
+                try:
+                    found["answered " + sock.recv(100)[9:12].decode()] += 1
+                except BlockingIOError:
+                    found["waits"] += 1
+                except OSError:
+                    found["reset"] += 1
+                sock.close()
+            posted = set()
+            while mails := old.poll():
+                posted.update(mail.body.decode() for mail in mails)
+        until(lambda: host.descriptors() <= start["descriptors"] + 2, "the descriptors that were given back")
+        with Client(host.url, constraint=host.constraint, attempts=1) as new:
+            assert new.call("run", "new", 1)[1] == "1"
+        report("descriptors", **found, start=start, during=during, end=host.memory())
+    assert found["answered 503"]
+    assert posted == {f"old {n}" for n in range(scaled(3, 30))}
+    # 96 connections, some more that are told so, and a host's own: what is left is for the store and the next boot.
+    assert during["descriptors"] < 150
+
+
+def test_slow_and_half_closed(bundle: Bundle, tmp_path: Path) -> None:
+    ways = ["half a head", "a slow body", "reads nothing", "half-closed", "half-closed in a body", "leaves"]
+    per_way, found = scaled(10, 100), Counter[str]()
+    with HostProcess(bundle, tmp_path) as host, Callers(host, scaled(8, 64)) as callers:
+        callers.rounds()
+        start, began = host.memory(), time.monotonic()
+        socks: list[tuple[str, socket.socket]] = []
+        while len(socks) < per_way * len(ways) or time.monotonic() < began + SECONDS:
+            if len(socks) < per_way * len(ways):
+                for way in ways:
+                    socks.append((way, _slow(host, way)))
+            else:
+                callers.rounds()
+            for way, sock in socks:
+                if way == "a slow body":
+                    with suppress(OSError):
+                        sock.send(b"x")
+        callers.rounds(2)
+        during = host.memory()
+        for way, sock in socks:
+            if way == "half-closed":
+                status, _ = answer(sock)
+                found[f"{way}: {status}"] += 1
+            sock.close()
+        tally = callers.stop()
+        until(lambda: host.descriptors() <= start["descriptors"] + 2, "the descriptors that were given back")
+        end = host.memory()
+        report("slow HTTP", connections=len(socks), **found, **tally.figures(), start=start, during=during, end=end)
+    assert not tally.errors
+    assert tally.twice == tally.wrong == 0
+    assert set(found) == {"half-closed: 200"}
+    assert end["host_mib"] < start["host_mib"] + 32
+
+
+def _slow(host: HostProcess, way: str) -> socket.socket:
+    sock = connected(host)
+    if way == "half a head":
+        sock.sendall(b"POST /mail HTTP/1.1\r\nHost: loc")
+    elif way == "a slow body":
+        sock.sendall(head("/mail", 100_000))
+    elif way == "reads nothing":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.sendall(head("/openapi.json", 0, "GET") * 50)
+    elif way == "half-closed":
+        sock.sendall(head("/instance", 0, "GET"))
+        sock.shutdown(socket.SHUT_WR)
+    elif way == "half-closed in a body":
+        sock.sendall(head("/mail", 1000) + bytes(10))
+        sock.shutdown(socket.SHUT_WR)
+    else:
+        exchange(sock, head("/health", 0, "GET"))
+        sock.sendall(head("/mail", 1000) + bytes(10))
+        sock.close()
+    return sock

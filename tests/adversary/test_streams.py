@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import httpx2
 import pytest
 
-from conclave._chunkheader import CHUNK_MAGIC, MAX_CHUNK, MAX_UPLOAD, split_chunks
+from conclave._chunkheader import CHUNK_MAGIC, MAX_CHUNK, MAX_CHUNKS, MAX_UPLOAD, split_chunks
 from conclave.bundle import Bundle
 from conclave.client import Client
 from conclave.errors import CallError, Error, OverloadedError, StreamError
@@ -317,7 +317,7 @@ def test_malformed_uploads_do_not_reach_the_enclave(client: Client, server: Host
             good[:-1],
             good + b"\0",
             b"\0\0\0\0",
-            join([split(server.operator.uploads[-1])[-1]] * 9),
+            join([split(server.operator.uploads[-1])[-1]] * (MAX_CHUNKS + 1)),
             join([chunks[0], flip(chunks[1], 10)]),
             join([back]),
             join([flip(chunks[0], 0)]),
@@ -350,7 +350,7 @@ def test_clients_that_open_streams_and_read_none(
             assert honest.call("memory") < 200 * 1024
             link = other.host._link
             assert link is not None
-            assert max(ask.chunks for ask in link._asks.values()) <= 10
+            assert max(ask.chunks for ask in link._asks.values()) <= MAX_CHUNKS + 2
         finally:
             for client in hostile:
                 client.close()

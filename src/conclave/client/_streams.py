@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar, cast
 
 import httpx2
 import msgspec
@@ -184,7 +184,7 @@ class _Uploader:
         stepped: _Stepped | None = None
         try:
             if _blocks(self._source):
-                stepped = _Stepped(self._source, self._encode, self._full, self._arrived)
+                stepped = _Stepped(cast(Iterable[Any], self._source), self._encode, self._full, self._arrived)
                 self._stepped = stepped
                 await stepped.ended
             async for item in _iterate(() if stepped else self._source):

@@ -60,6 +60,7 @@ def states() -> None:
     keep("result", "failure", msgspec.msgpack.encode({"type": "Closed", "message": "on Sunday"}))
     chunk = bytes.fromhex(json.loads((VECTORS / "mail" / "chunk.json").read_text())["chunk"])
     keep("chunks", "two", 2 * (len(chunk).to_bytes(4, "big") + chunk))
+    keep("packed", "two", b"\0\0\0\3abc\0\0\0\0")
     keep("mails", "two", b"\0\0\0\3abc\0\0\0\1d")
     keep("keys", "author", b"conclave-author-key-1 " + b"5f" * 32 + b"\n")
     keep("keys", "identity", b"conclave-identity-1 " + b"5f" * 32 + b"\n")

@@ -38,6 +38,7 @@ from conclave.errors import Error
 from conclave.host.endorsements import amd, intel
 from conclave.host.endorsements.documents import parse_name, read_document
 from conclave.host.endorsements.platform import read_platform
+from conclave.mail.stream import unpack
 from conclave.rpc.interface import decode_call
 from fuzz.states import STATES
 
@@ -175,6 +176,10 @@ def chunks(data: bytes) -> None:
     assert b"".join(len(chunk).to_bytes(4, "big") + chunk for chunk in found) == data
 
 
+def packed(data: bytes) -> None:
+    assert b"".join(len(item).to_bytes(4, "big") + item for item in unpack(data)) == data
+
+
 def frames(data: bytes) -> None:
     for kinds in (Kind, PlatformKind):
         byte_by_byte = _frames(kinds, [data[at : at + 1] for at in range(len(data))])
@@ -258,6 +263,6 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     for f in (
         claims, instance_info, quote, endorsements, pem, constraint, mail, frames, call, manifest, archive, wheel,
         source, lock, fetched, snp_report, snp_endorsements, nitro_document, announcement,
-        nvidia_report, nvidia_chain, nvidia_manifest, chunks,
+        nvidia_report, nvidia_chain, nvidia_manifest, chunks, packed,
     )
 } | STATES  # fmt: skip

@@ -21,7 +21,7 @@ CHUNK_PRIVATE: Final = struct.Struct(">B3sI")
 SMALLEST_CHUNK: Final = CHUNK_HEADER.size + CHUNK_PRIVATE.size + 16
 MAX_CHUNK: Final = SMALLEST_CHUNK + MAX_CONTENT
 # Of one `POST /stream`, and so of one CHUNKS frame.
-MAX_CHUNKS: Final = 8
+MAX_CHUNKS: Final = 16
 MAX_UPLOAD: Final = MAX_CHUNKS * (4 + MAX_CHUNK)
 _SIZE: Final = struct.Struct(">I")
 _ZERO: Final = b"\0\0\0"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import httpx2
 import pytest
 
-from conclave._chunkheader import CHUNK_MAGIC, MAX_CHUNK, MAX_UPLOAD, split_chunks
+from conclave._chunkheader import CHUNK_MAGIC, MAX_CHUNK, MAX_CHUNKS, MAX_UPLOAD, split_chunks
 from conclave.bundle import Bundle
 from conclave.client import Client
 from conclave.errors import CallError, Error, OverloadedError, StreamError
@@ -157,15 +157,23 @@ def test_a_download_is_changed_on_its_way(client: Client, server: HostServer, na
 
 @pytest.mark.spec("T-34", "MAIL-22")
 def test_a_download_without_its_end(client: Client, server: HostServer) -> None:
-    # The last chunk is the one that says so.
-    server.operator.on_part = lambda part: [part]
-    assert len(list(client.call_stream("down", 3000))) == 3
-    final = server.operator.parts[-1]
-    server.operator.on_part = lambda part: [] if len(server.operator.parts) and part[32:36] == final[32:36] else [part]
-    stream = client.call_stream("down", 3000)
-    assert [len(next(stream)) for _ in range(3)] == [1000] * 3
-    with pytest.raises(StreamError, match="before the enclave ended it"):
-        next(stream)
+    # Each chunk is kept back until the next has come: the last, which says that it is all, never leaves.
+    kept: list[bytes] = []
+
+    def all_but_the_last(part: bytes) -> list[bytes]:
+        if not part.startswith(CHUNK_MAGIC):
+            return [part]
+        kept.append(part)
+        return kept[-2:-1]
+
+    assert len(list(client.call_stream("down", 400_000))) == 400
+    server.operator.on_part = all_but_the_last
+    got = []
+    with pytest.raises(StreamError, match="before the enclave ended it"):  # noqa: PT012
+        for item in client.call_stream("down", 400_000):
+            got.append(item)
+    assert 0 < len(got) < 400
+    assert [item[:7] for item in got] == [b"%07d" % at for at in range(0, len(got) * 1000, 1000)]
 
 
 @pytest.mark.spec("T-34", "MAIL-21")
@@ -317,7 +325,7 @@ def test_malformed_uploads_do_not_reach_the_enclave(client: Client, server: Host
             good[:-1],
             good + b"\0",
             b"\0\0\0\0",
-            join([split(server.operator.uploads[-1])[-1]] * 9),
+            join([split(server.operator.uploads[-1])[-1]] * (MAX_CHUNKS + 1)),
             join([chunks[0], flip(chunks[1], 10)]),
             join([back]),
             join([flip(chunks[0], 0)]),
@@ -350,7 +358,7 @@ def test_clients_that_open_streams_and_read_none(
             assert honest.call("memory") < 200 * 1024
             link = other.host._link
             assert link is not None
-            assert max(ask.chunks for ask in link._asks.values()) <= 10
+            assert max(ask.chunks for ask in link._asks.values()) <= MAX_CHUNKS + 2
         finally:
             for client in hostile:
                 client.close()

@@ -30,12 +30,14 @@ from conclave.mail.stream import (
     FLAG_ERROR,
     FLAG_FINAL,
     FLAG_ITEM,
+    FLAG_PACKED,
     MAX_ITEM,
     Chunk,
     ChunkOpener,
     ChunkSealer,
     Items,
-    pieces,
+    Packer,
+    unpack,
 )
 
 DIGEST = bytes(64)
@@ -122,7 +124,9 @@ def forged(
 @pytest.mark.parametrize(
     "make",
     [
-        lambda s: forged(s, 1, 8),
+        lambda s: forged(s, 1, 16),
+        lambda s: forged(s, 1, FLAG_PACKED),
+        lambda s: forged(s, 1, FLAG_PACKED | FLAG_ERROR | FLAG_FINAL),
         lambda s: forged(s, 1, FLAG_ERROR),
         lambda s: forged(s, 1, FLAG_ERROR | FLAG_ITEM | FLAG_FINAL),
         lambda s: forged(s, 1, 0, zero=b"\0\1\0"),
@@ -197,20 +201,86 @@ def test_a_sealer_ends() -> None:
 def test_items() -> None:
     item = os.urandom(3 * MAX_CONTENT + 5)
     joined = Items()
-    found = [joined.add(Chunk(False, last, False, bytes(piece))) for piece, last in pieces(item)]
-    assert found == [None, None, None, item]
-    assert [last for _, last in pieces(item)] == [False, False, False, True]
-    assert len(pieces(bytes(2 * MAX_CONTENT))) == 2
-    assert pieces(b"") == [(memoryview(b""), True)]
-    assert joined.add(Chunk(False, False, False, b"")) is None
+    found = [joined.add(chunk) for chunk in chunks(item)]
+    assert found == [[], [], [], [item]]
+    assert [chunk.item for chunk in chunks(item)] == [False, False, False, True]
+    assert len(chunks(bytes(2 * MAX_CONTENT))) == 2
+    assert chunks(b"") == [Chunk(False, True, False, b"")]
+    assert joined.add(Chunk(False, False, False, b"")) == []
     assert joined.size == 0
-    assert joined.add(Chunk(True, True, False, b"last")) == b"last"
+    assert joined.add(Chunk(True, True, False, b"last")) == [b"last"]
+
+
+def chunks(*items: bytes) -> list[Chunk]:
+    packer = Packer()
+    for item in items:
+        packer.add(item)
+    found = []
+    while packer:
+        content, item_ends, packed = packer.next()
+        assert len(content) <= MAX_CONTENT
+        found.append(Chunk(False, item_ends, False, bytes(content), packed))
+    assert packer.size == 0
+    return found
+
+
+def size_of(item: bytes) -> bytes:
+    return len(item).to_bytes(4, "big") + item
+
+
+@pytest.mark.spec("MAIL-24")
+def test_small_items_share_a_chunk() -> None:
+    assert chunks(b"a", b"", b"bc") == [Chunk(False, True, False, b"\0\0\0\1a\0\0\0\0\0\0\0\2bc", True)]
+    # To the last byte, and no further.
+    most = bytes(MAX_CONTENT - 4 - 4 - 1)
+    assert chunks(b"a", most) == [Chunk(False, True, False, size_of(b"a") + size_of(most), True)]
+    assert [c.packed for c in chunks(b"a", most + b"x")] == [False, False]
+    assert [c.packed for c in chunks(b"a", b"b", bytes(MAX_CONTENT + 1), b"c")] == [True, False, False, False]
+    packer = Packer()
+    for count in range(1025):
+        assert not packer.full, count
+        packer.add(b"")
+    assert packer.full
+    large = Packer()
+    large.add(bytes(MAX_CONTENT - 4))
+    assert not large.full
+    large.add(b"")
+    assert large.full
+
+
+@pytest.mark.spec("MAIL-24")
+@given(st.lists(st.one_of(st.binary(max_size=40), st.integers(0, 3 * MAX_CONTENT).map(bytes)), max_size=12))
+@settings(max_examples=50)
+def test_items_come_out_as_they_went_in(items: list[bytes]) -> None:
+    sealer, opener = pair()
+    joined = Items()
+    found: list[bytes] = []
+    for chunk in chunks(*items):
+        sealed = sealer.seal(chunk.content, item=chunk.item, packed=chunk.packed)
+        found += joined.add(opener.open(sealed))
+    assert found == items
+
+
+@pytest.mark.spec("MAIL-24")
+@pytest.mark.parametrize(
+    "content", [b"", b"\0\0\0", b"\0\0\0\1", b"\0\0\0\1ab", b"\0\0\0\1a\0\0\0\5bc", b"\xff\xff\xff\xffa"]
+)
+def test_badly_packed_items(content: bytes) -> None:
+    with pytest.raises(FormatError, match="add up"):
+        unpack(content)
+    joined = Items()
+    with pytest.raises(FormatError, match="add up"):
+        joined.add(Chunk(False, True, False, content, True))
+    assert joined.add(Chunk(False, True, False, size_of(b"a") + size_of(b""), True)) == [b"a", b""]
+    joined.add(Chunk(False, False, False, b"begun"))
+    with pytest.raises(FormatError, match="within an item"):
+        joined.add(Chunk(False, True, False, size_of(b"a"), True))
 
 
 @pytest.mark.spec("MAIL-24")
 def test_an_item_too_large_or_cut_off() -> None:
     with pytest.raises(ValueError, match="at most"):
-        pieces(bytes(MAX_ITEM + 1))
+        Packer().add(bytes(MAX_ITEM + 1))
     joined = Items()
     for _ in range(MAX_ITEM // MAX_CONTENT):
         joined.add(Chunk(False, False, False, bytes(MAX_CONTENT)))
@@ -223,7 +293,7 @@ def test_an_item_too_large_or_cut_off() -> None:
     # Its sender failed: that it did not end is no news.
     failed = Items()
     failed.add(Chunk(False, False, False, b"begun"))
-    assert failed.add(Chunk(True, False, True, b"why")) is None
+    assert failed.add(Chunk(True, False, True, b"why")) == []
 
 
 def test_the_form_of_an_upload() -> None:

@@ -17,7 +17,7 @@ from conclave.errors import Error
 from conclave.mail import ClientSession, Reply, RequestKind
 from conclave.mail._wire import Request
 from conclave.mail.session import EnclaveSession
-from conclave.mail.stream import Chunk, ChunkSealer
+from conclave.mail.stream import ChunkSealer, Items, Packer
 
 PLACE = Path(__file__).parents[2] / "vectors" / "mail"
 CASES = sorted(path.stem for path in PLACE.glob("*.json"))
@@ -59,7 +59,7 @@ def receive(case: dict[str, Any], data: bytes) -> Request:
 
 
 def test_all_cases_are_here() -> None:
-    assert len(CASES) == 16
+    assert len(CASES) == 18
 
 
 def test_the_generator_gives_the_committed_files(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_refused(name: str) -> None:
     assert refused.value.code == case["expect"]
 
 
-@pytest.mark.parametrize("name", ["chunk", "chunk-renumbered", "chunk-flag"])
+@pytest.mark.parametrize("name", ["chunk", "chunk-renumbered", "chunk-flag", "chunk-packed", "chunk-packed-cut"])
 @pytest.mark.spec("MAIL-21", "MAIL-24")
 def test_chunks(name: str) -> None:
     case = load(name)
@@ -88,13 +88,21 @@ def test_chunks(name: str) -> None:
     opener = EnclaveSession(opening, key=key, claims_digest=case["claims_digest"]).stream_opener(5)
     if case["expect"] != "ok":
         with pytest.raises(Error) as refused:
-            opener.open(case["chunk"])
+            Items().add(opener.open(case["chunk"]))
         assert refused.value.code == case["expect"]
         return
-    assert opener.open(case["chunk"]) == Chunk(False, True, False, case["body"])
+    chunk = opener.open(case["chunk"])
+    items = [case["body"]] if name == "chunk" else [case["body"][:2], case["body"][2:]]
+    assert Items().add(chunk) == items
+    assert (chunk.final, chunk.item, chunk.error) == (False, True, False)
+    packer = Packer()
+    for item in items:
+        packer.add(item)
+    content, item_ends, packed = packer.next()
+    assert item_ends
     session = client(case)
     place = {"direction": 1, "session_id": session.session_id, "counter": 5}
-    assert ChunkSealer(session._send, **place).seal(case["body"], item=True) == case["chunk"]  # type: ignore[arg-type]
+    assert ChunkSealer(session._send, **place).seal(content, item=True, packed=packed) == case["chunk"]  # type: ignore[arg-type]
 
 
 def test_request_and_second() -> None:

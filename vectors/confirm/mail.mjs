@@ -192,6 +192,19 @@ async function encrypt(key, direction, session, counter, salt, opening, envelope
 
 // Section 8: chunks of a stream.
 
+function unpack(content) {
+  const items = [];
+  let at = 0;
+  while (at + 4 <= content.length) {
+    const end = at + 4 + content.readUInt32BE(at);
+    need(end <= content.length, "format", "size of a packed item");
+    items.push(content.subarray(at + 4, end));
+    at = end;
+  }
+  need(at === content.length && items.length > 0, "format", "packed items");
+  return items;
+}
+
 async function confirmChunk(v, first, same) {
   const { keys } = await acceptOpening(v.xwing_seed, first, v.claims_digest);
   const head = v.chunk.subarray(0, 36);
@@ -199,14 +212,17 @@ async function confirmChunk(v, first, same) {
   need(head.subarray(8, 24).equals(keys.session), "session", "another session");
   const plain = await aead("decrypt", keys.c2e, head.subarray(24), v.chunk.subarray(36), head);
   const flags = plain[0], size = plain.readUInt32BE(4);
-  need(flags < 8 && plain.readUIntBE(1, 3) === 0 && 8 + size <= plain.length, "format", "private header of the chunk");
+  need(flags < 16 && plain.readUIntBE(1, 3) === 0 && 8 + size <= plain.length, "format", "private header of the chunk");
   need(plain.subarray(8 + size).every((b) => b === 0), "format", "padding of the chunk");
   same(keys.c2e, v.k_c2e, "k_c2e");
-  same(plain.subarray(8, 8 + size), v.body, "body");
-  const again = Buffer.alloc(padme(8 + v.body.length));
+  const content = plain.subarray(8, 8 + size);
+  const items = flags & 8 ? unpack(content) : [content];
+  need(!(flags & 8) || flags & 2, "format", "marks of the chunk");
+  same(Buffer.concat(items), v.body, "body");
+  const again = Buffer.alloc(padme(8 + size));
   again[0] = flags;
-  again.writeUInt32BE(v.body.length, 4);
-  v.body.copy(again, 8);
+  again.writeUInt32BE(size, 4);
+  content.copy(again, 8);
   same(Buffer.concat([head, await aead("encrypt", keys.c2e, head.subarray(24), again, head)]), v.chunk, "chunk made again");
 }
 

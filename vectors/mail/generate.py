@@ -98,6 +98,10 @@ def chunk(key: bytes, session: bytes, number: int, flags: int, content: bytes, *
     return head[:32] + struct.pack(">I", number if named is None else named) + sealed
 
 
+def packed(*items: bytes) -> bytes:
+    return b"".join(struct.pack(">I", len(item)) + item for item in items)
+
+
 def cases() -> list[dict[str, Any]]:
     hpke_output = sealed()
     session = hashlib.sha256(hpke_output).digest()[:16]
@@ -169,7 +173,21 @@ def cases() -> list[dict[str, Any]]:
             "MAIL-21",
             chunk(k_c2e, session, 2, 2, BODY, named=1),
         ),
-        part("chunk-flag", "Authentic, with an unknown flag.", "format", "MAIL-21", chunk(k_c2e, session, 1, 10, BODY)),
+        part("chunk-flag", "Authentic, with an unknown flag.", "format", "MAIL-21", chunk(k_c2e, session, 1, 18, BODY)),
+        part(
+            "chunk-packed",
+            "The first chunk of an upload, two items: one of two bytes, and what is left of the body.",
+            "ok",
+            "MAIL-24",
+            chunk(k_c2e, session, 1, 10, packed(BODY[:2], BODY[2:])),
+        ),
+        part(
+            "chunk-packed-cut",
+            "Authentic, packed, with sizes that do not add up.",
+            "format",
+            "MAIL-24",
+            chunk(k_c2e, session, 1, 10, packed(BODY[:2], BODY[2:])[:-1]),
+        ),
         bad("flipped-tag", "Last bit changed.", "decryption", request[:-1] + bytes([request[-1] ^ 1])),
         bad("flipped-envelope", "Envelope changed.", "decryption", request.replace(ENVELOPE, b"ward 4")),
         bad("flipped-counter", "Another counter.", "decryption", request[:31] + b"\1" + request[32:]),

@@ -165,6 +165,13 @@ class AeadKey(_Hidden):
         except InvalidTag:
             raise DecryptionError from None
 
+    def decrypt_into(self, nonce: bytes, ciphertext: memoryview, associated: bytes, into: memoryview) -> None:
+        """The same, written to `into`, which has exactly the room for it."""
+        try:
+            (self._aead or self._expand()).decrypt_into(nonce, ciphertext, associated, into)
+        except InvalidTag:
+            raise DecryptionError from None
+
 
 class Marker(_Hidden):
     """Recognises a value that was marked before, in this process, without keeping it.

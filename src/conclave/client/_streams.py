@@ -10,13 +10,14 @@ Spec: spec/mail.md section 8, spec/http.md.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar, cast
 
 import httpx2
 import msgspec
@@ -27,13 +28,16 @@ from conclave.client._http import Addresses, trusted
 from conclave.client.core import Exchange, Opened
 from conclave.errors import CallError, DecryptionError, Error, FormatError, OverloadedError, StreamError, TransportError
 from conclave.mail import ReplyKind
-from conclave.mail.stream import ChunkOpener, Items, pieces
+from conclave.mail.stream import ChunkOpener, Items, Packer
 from conclave.rpc.interface import CallFailure, decode_result
 
 T = TypeVar("T")
 Source = AsyncIterable[Any] | Iterable[Any]
 # The first record is a mail, which may be padded as far as a mail can be.
 _MAX_HEAD: Final = 1024 * 1024
+# Items that wait to be sent, and those of them that an iterator gives at once.
+_MAX_ITEMS: Final = 16 * 1024
+_MAX_HOP: Final = 1024
 # An enclave that ended a stream has said so within this time.
 _GRACE_SECONDS: Final = 2.0
 _AGAIN_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0)
@@ -88,11 +92,9 @@ class Incoming:
                 self.open = True
                 return
             chunk = self._opener.open(record)
-            item = self._joined.add(chunk)
+            self.items += self._joined.add(chunk)
         except (FormatError, DecryptionError):
             raise StreamError("the host sent something that is not the enclave's next part of the stream") from None
-        if item is not None:
-            self.items.append(item)
         if chunk.error:
             failure = _codec.decode(CallFailure, chunk.content, max_size=65536, what="call error")
             self.failure = CallError(failure.type, failure.message)
@@ -124,7 +126,8 @@ class _Uploader:
         self._source = source
         self._post = post
         self._raw = raw
-        self._pieces: deque[tuple[memoryview, bool]] = deque()
+        self._out = Packer()
+        self._stepped: _Stepped | None = None
         self._changed = asyncio.Event()
         self._read = False
         self.failure: BaseException | None = None
@@ -137,7 +140,7 @@ class _Uploader:
         reading = asyncio.ensure_future(self._fill())
         try:
             while not self._sealer.ended:
-                await self._until(lambda: bool(self._pieces) or self._read)
+                await self._until(lambda: bool(self._out) or self._read)
                 if not await self._send(self._batch()):
                     self.refused = time.monotonic()
                     break
@@ -149,15 +152,17 @@ class _Uploader:
     def _batch(self) -> bytes:
         parts: list[bytes | bytearray] = []
         error = self._read and self.failure is not None
-        while self._pieces and len(parts) < 2 * MAX_CHUNKS:
-            piece, item = self._pieces.popleft()
-            final = self._read and not error and not self._pieces
-            chunk = self._sealer.seal(piece, item=item, final=final)
+        while self._out and len(parts) < 2 * MAX_CHUNKS:
+            content, item, packed = self._out.next()
+            final = self._read and not error and not self._out
+            chunk = self._sealer.seal(content, item=item, packed=packed, final=final)
             parts += (len(chunk).to_bytes(4, "big"), chunk)
         if self._read and not self._sealer.ended and len(parts) < 2 * MAX_CHUNKS:
             chunk = self._sealer.seal(b"", final=True, error=error)
             parts += (len(chunk).to_bytes(4, "big"), chunk)
         self._changed.set()
+        if self._stepped is not None:
+            self._stepped.room.set()
         return b"".join(parts)
 
     async def _send(self, body: bytes) -> bool:
@@ -176,17 +181,33 @@ class _Uploader:
             await self._changed.wait()
 
     async def _fill(self) -> None:
+        stepped: _Stepped | None = None
         try:
-            async for item in _iterate(self._source):
-                for piece in pieces(self._encode(item)):
-                    await self._until(lambda: len(self._pieces) < MAX_CHUNKS)
-                    self._pieces.append(piece)
-                    self._changed.set()
+            if _blocks(self._source):
+                stepped = _Stepped(cast(Iterable[Any], self._source), self._encode, self._full, self._arrived)
+                self._stepped = stepped
+                await stepped.ended
+            async for item in _iterate(() if stepped else self._source):
+                self._out.add(self._encode(item))
+                self._changed.set()
+                if self._full():
+                    await self._until(lambda: not self._full())
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             self.failure = error
+        finally:
+            if stepped is not None:
+                stepped.stop()
         self._read = True
+        self._changed.set()
+
+    def _full(self) -> bool:
+        return self._out.size > MAX_CHUNKS * MAX_CONTENT or len(self._out) > _MAX_ITEMS
+
+    def _arrived(self, items: list[Any]) -> None:
+        for item in items:
+            self._out.add(item)
         self._changed.set()
 
     def _encode(self, item: Any) -> bytes | bytearray | memoryview:
@@ -197,11 +218,87 @@ class _Uploader:
         return item
 
 
-_END: Final = object()
+class _Stepped:
+    """A caller's iterator, which may block: stepped in a thread of its own, as far as there is room."""
+
+    def __init__(
+        self,
+        source: Iterable[Any],
+        encode: Callable[[Any], Any],
+        full: Callable[[], bool],
+        arrived: Callable[[list[Any]], None],
+    ) -> None:
+        self.room = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._source = source
+        self._encode = encode
+        self._full = full
+        self._arrived = arrived
+        self._ready: deque[Any] = deque()
+        self._told = self._stopped = False
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(self._run,), name="conclave-upload", daemon=True).start()
+
+    def stop(self) -> None:
+        """Step no further than the item that is being made."""
+        self._stopped = True
+        self.room.set()
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            for item in self._source:
+                if self._stopped:
+                    return
+                self._give(self._encode(item))
+        except BaseException as raised:
+            error = raised
+        # The loop may be gone, and then nobody waits.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._end, error)
+
+    def _give(self, item: Any) -> None:
+        self._ready.append(item)
+        if not self._told:
+            # One hop for all that come until it is made.
+            self._told = True
+            self._loop.call_soon_threadsafe(self._take)
+        while self._over(len(item)) and not self._stopped:
+            self.room.clear()
+            if self._over(len(item)) and not self._stopped:
+                self.room.wait()
+
+    def _over(self, size: int) -> bool:
+        count = len(self._ready)
+        return self._full() or count > _MAX_HOP or count * size > MAX_CONTENT
+
+    def _take(self) -> None:
+        self._told = False
+        items = [self._ready.popleft() for _ in range(len(self._ready))]
+        try:
+            self._arrived(items)
+        except ValueError as error:
+            self.stop()
+            self._end(error)
+        if not self._full():
+            self.room.set()
+
+    def _end(self, error: BaseException | None) -> None:
+        if not self.ended.done():
+            if error is None:
+                self.ended.set_result(None)
+            else:
+                self.ended.set_exception(error)
+
+
+def _blocks(source: Any) -> bool:
+    known = isinstance(source, bytes | bytearray | memoryview | list | tuple)
+    return not (known or hasattr(source, "__aiter__") or hasattr(source, "read"))
 
 
 async def _iterate(source: Any) -> AsyncIterator[Any]:
-    """Items of whatever was given; what may block is asked in a thread."""
+    """Items of whatever was given, but for an iterator that may block."""
     if isinstance(source, bytes | bytearray | memoryview):
         view = memoryview(source)
         for at in range(0, len(view), MAX_CONTENT):
@@ -216,10 +313,6 @@ async def _iterate(source: Any) -> AsyncIterator[Any]:
         while data := await asyncio.to_thread(source.read, MAX_CHUNKS * MAX_CONTENT):
             for at in range(0, len(data), MAX_CONTENT):
                 yield data[at : at + MAX_CONTENT]
-    else:
-        iterator = iter(source)
-        while (item := await asyncio.to_thread(next, iterator, _END)) is not _END:
-            yield item
 
 
 class AsyncStream(Generic[T]):

@@ -22,14 +22,14 @@ from typing import Any, Final
 import msgspec
 
 from conclave import _codec
-from conclave._chunkheader import MAX_CHUNKS, MAX_CONTENT, chunk_address, split_chunks
+from conclave._chunkheader import MAX_CHUNKS, MAX_CONTENT, Bytes, chunk_address, split_chunks
 from conclave._framing import Frame, Kind
 from conclave._mailheader import NONE
 from conclave.errors import DecryptionError, FormatError, StreamError
 from conclave.mail._wire import FLAG_LAST, FLAG_OUTSIDE, FLAG_UPLOAD, Reply, ReplyKind, Request
 from conclave.mail.padding import Padding
 from conclave.mail.session import EnclaveSession
-from conclave.mail.stream import ChunkOpener, ChunkSealer, Items, pieces
+from conclave.mail.stream import ChunkOpener, ChunkSealer, Items, Packer
 from conclave.rpc.interface import CallFailure, Method, error_body
 from conclave.rpc.types import StreamType
 
@@ -38,6 +38,10 @@ WINDOW: Final = MAX_CHUNKS
 # Below so much that waits for the handler, the next chunks of an upload may come.
 LOW: Final = MAX_CHUNKS * MAX_CONTENT // 2
 BEAT_SECONDS: Final = 1.0
+# What an item takes beside its bytes while it waits.
+_ITEM_COST: Final = 64
+# Items that are made without a pause go out together, and others get their turn after so long.
+_TURN_SECONDS: Final = 0.002
 _MAX_CREDIT: Final = 1024
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -108,6 +112,9 @@ class _Stream:
         self._unanswered: int | None = None
         self._uploaded = method.upload is None
         self._wake: asyncio.Event = asyncio.Event()
+        self._out = Packer()
+        # When the first of the items that wait for the end of this turn came.
+        self._turn: float | None = None
 
     # Upload --------------------------------------------------------------------------
 
@@ -126,18 +133,21 @@ class _Stream:
         if self.opener is None:
             raise DecryptionError
         chunk = self.opener.open(data)
-        item = self._joined.add(chunk)
-        if item is not None:
-            self._items.append(item)
-            self._waiting += len(item)
+        before = self.held
+        try:
+            for item in self._joined.add(chunk):
+                self._items.append(item)
+                self._waiting += len(item) + _ITEM_COST
+        finally:
+            self._streams.held += self.held - before
         if chunk.error:
             self.fail("the client gave the upload up")
         # What its sender gave up is broken off, never an upload that came to its end.
         self._uploaded = self._uploaded or (chunk.final and not chunk.error)
-        self._wake.set()
 
     def answer(self, request: int) -> None:
         """Tell the host that these chunks were taken, as soon as the handler has most of them."""
+        self._wake.set()
         self._unanswered = request
         self._answer()
 
@@ -151,9 +161,13 @@ class _Stream:
         await self._until(lambda: bool(self._items) or self._uploaded)
         items = list(self._items)
         self._items.clear()
-        self._waiting = 0
-        self._answer()
+        self._taken(self._waiting)
         return items
+
+    def _taken(self, cost: int) -> None:
+        self._waiting -= cost
+        self._streams.held -= cost
+        self._answer()
 
     async def next_item(self) -> Any:
         """One item; raises StopAsyncIteration at the end of the upload."""
@@ -162,8 +176,7 @@ class _Stream:
             if not self._items:
                 raise StopAsyncIteration
         item = self._items.popleft()
-        self._waiting -= len(item)
-        self._answer()
+        self._taken(len(item) + _ITEM_COST)
         return self._codec_in.decode(item)
 
     async def _until(self, ready: Callable[[], bool]) -> None:
@@ -182,22 +195,46 @@ class _Stream:
     # Reply ---------------------------------------------------------------------------
 
     async def put(self, item: Any) -> None:
-        """Send one item as soon as there is credit for it."""
-        for piece, last in pieces(self._codec_out.encode(item)):
-            if self.credit <= 0:
-                await self._until(lambda: self.credit > 0)
-            self.check()
-            self._write(piece, item=last)
+        """Send one item as soon as there is credit for it: at the end of this turn, if it is small."""
+        self.check()
+        self._out.add(self._codec_out.encode(item))
+        await self._drain(lambda: self._out.full)
+        if self._out:
+            now = self._loop.time()
+            if self._turn is None:
+                self._turn = now
+                self._loop.call_soon(self._turned)
+            elif now - self._turn > _TURN_SECONDS:
+                await asyncio.sleep(0)
 
     async def finish(self, result: Any = None, *, value: bool) -> None:
         """Send the result of a method that returns no stream, or only the end."""
-        if not value:
+        if value:
+            self._out.add(_encode(result))
+        await self._drain(lambda: bool(self._out), final=True)
+        if self.sealer is not None and not self.sealer.ended:
             self._write(b"", final=True)
-            return
-        for piece, last in pieces(_encode(result)):
+
+    async def _drain(self, more: Callable[[], bool], *, final: bool = False) -> None:
+        """Send while there is more, as credit allows."""
+        while more():
             if self.credit <= 0:
-                await self._until(lambda: self.credit > 0)
-            self._write(piece, item=last, final=last)
+                await self._until(lambda: self.credit > 0 or not more())
+            else:
+                self._next(final=final)
+
+    def _next(self, *, final: bool = False) -> None:
+        content, item, packed = self._out.next()
+        self._write(content, item=item, packed=packed, final=final and not self._out)
+
+    def _turned(self) -> None:
+        self._turn = None
+        while self._out and self.credit > 0 and self.failure is None:
+            self._next()
+
+    async def flush(self) -> None:
+        """Send what waits, before an error ends the reply."""
+        await self._drain(lambda: bool(self._out))
 
     def end(self, failure: CallFailure) -> None:
         """Send the error with which the handler ended."""
@@ -211,18 +248,26 @@ class _Stream:
         self.quiet = True
 
     def _write(
-        self, content: bytes | memoryview, *, final: bool = False, item: bool = False, error: bool = False
+        self,
+        content: Bytes,
+        *,
+        final: bool = False,
+        item: bool = False,
+        error: bool = False,
+        packed: bool = False,
     ) -> None:
         assert self.sealer is not None
         self.credit -= 1
         self.quiet = False
-        chunk = self.sealer.seal(content, final=final, item=item, error=error)
+        chunk = self.sealer.seal(content, final=final, item=item, error=error, packed=packed)
         self._streams.send(Kind.DONE if final else Kind.REPLY, self.route, chunk)
 
     def more(self, chunks: int) -> None:
         """The host takes so many chunks more."""
         self.credit = min(self.credit + chunks, _MAX_CREDIT)
         self._wake.set()
+        if self._turn is None:
+            self._turned()
 
     # End -----------------------------------------------------------------------------
 
@@ -234,8 +279,10 @@ class _Stream:
     def close(self) -> None:
         """Nothing of it is left but what the handler's thread, if any, still holds."""
         self.fail("the stream has ended")
+        self._streams.held -= self.held
         self._items.clear()
         self._waiting = 0
+        self._joined = Items()
         self._answer(ended=True)
 
     # What a handler in a thread uses ---------------------------------------------------
@@ -295,6 +342,8 @@ class Streams:
         self._by_key: dict[tuple[bytes, int], _Stream] = {}
         self._per_identity: dict[bytes, int] = {}
         self._beat: asyncio.TimerHandle | None = None
+        # Bytes of all uploads that wait for their handlers.
+        self.held = 0
 
     def __len__(self) -> int:
         return len(self._by_route)
@@ -352,8 +401,8 @@ class Streams:
         word = b"session"
         try:
             for count, data in enumerate(split_chunks(memoryview(frame.payload))):
-                direction, session_id, counter, _ = chunk_address(data)
                 if count == 0:
+                    direction, session_id, counter, _ = chunk_address(data)
                     stream = self._by_key.get((session_id, counter))
                     if stream is None or direction != 1:
                         break
@@ -374,10 +423,9 @@ class Streams:
             stream.answer(frame.request)
 
     def _has_room(self, stream: _Stream) -> bool:
-        held = [other.held for other in self._by_route.values()]
-        mine = [other.held for other in self._by_route.values() if other.identity == stream.identity]
-        if sum(held) >= self._bounds.waiting_bytes:
+        if self.held >= self._bounds.waiting_bytes:
             return False
+        mine = [other.held for other in self._by_route.values() if other.identity == stream.identity]
         # Of those who wait for each other, the one with most comes to its end.
         return sum(mine) < self._bounds.waiting_bytes_per_identity or stream.held == max(mine)
 
@@ -424,6 +472,8 @@ class Streams:
             if stream.failure is None:
                 stream.end(self._failure(RuntimeError("cancelled")))
         except BaseException as error:
+            with suppress(Exception):
+                await stream.flush()
             with suppress(Exception):
                 stream.end(self._failure(error))
         finally:

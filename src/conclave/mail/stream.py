@@ -8,6 +8,8 @@ Spec: spec/mail.md section 8 (MAIL-20 to MAIL-24).
 
 from __future__ import annotations
 
+import struct
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -28,10 +30,14 @@ from conclave.mail.padding import Padding, padme
 
 MAX_ITEM: Final = MAX_BODY
 MAX_NUMBER: Final = 2**32 - 1
+# Items that wait for more, to go together: each takes memory beside its bytes.
+_MAX_TOGETHER: Final = 1024
 FLAG_FINAL: Final = 1
 FLAG_ITEM: Final = 2
 FLAG_ERROR: Final = 4
-_FLAGS: Final = FLAG_FINAL | FLAG_ITEM | FLAG_ERROR
+FLAG_PACKED: Final = 8
+_FLAGS: Final = FLAG_FINAL | FLAG_ITEM | FLAG_ERROR | FLAG_PACKED
+_SIZE: Final = struct.Struct(">I")
 _FULL: Final = CHUNK_PRIVATE.size + MAX_CONTENT
 _ZERO: Final = b"\0\0\0"
 
@@ -43,12 +49,14 @@ class Chunk(msgspec.Struct, frozen=True):
         final: nothing follows.
         item: an item ends with it. Content without this mark goes on in the next chunk.
         error: the sender failed; the content is its reason, a call error or nothing.
+        packed: the content is a series of whole items, each `size (4) ‖ item`.
     """
 
     final: bool
     item: bool
     error: bool
     content: bytes
+    packed: bool = False
 
 
 class ChunkSealer:
@@ -81,7 +89,9 @@ class ChunkSealer:
         """Whether the final chunk was made."""
         return self._ended
 
-    def seal(self, content: Bytes, *, final: bool = False, item: bool = False, error: bool = False) -> bytearray:
+    def seal(
+        self, content: Bytes, *, final: bool = False, item: bool = False, error: bool = False, packed: bool = False
+    ) -> bytearray:
         """The next chunk.
 
         Raises:
@@ -99,6 +109,8 @@ class ChunkSealer:
         padded = _FULL if size == MAX_CONTENT else _padded(self._padding, end)
         plain = self._plain
         flags = (FLAG_FINAL if final else 0) | (FLAG_ITEM if item else 0) | (FLAG_ERROR if error else 0)
+        if packed:
+            flags |= FLAG_PACKED
         CHUNK_PRIVATE.pack_into(plain, 0, flags, _ZERO, size)
         plain[CHUNK_PRIVATE.size : end] = content
         if padded > end:
@@ -126,7 +138,7 @@ def _padded(padding: Padding, size: int) -> int:
 class ChunkOpener:
     """Decrypts the chunks of one stream: the next number only."""
 
-    __slots__ = ("_counter", "_direction", "_ended", "_key", "_number", "_session_id")
+    __slots__ = ("_counter", "_direction", "_ended", "_key", "_number", "_plain", "_session_id")
 
     def __init__(self, key: AeadKey, *, direction: int, session_id: bytes, counter: int) -> None:
         self._key = key
@@ -135,6 +147,8 @@ class ChunkOpener:
         self._counter = counter
         self._number = 0
         self._ended = False
+        # Reused for every chunk, as the sealer's.
+        self._plain = bytearray(_FULL)
 
     @property
     def ended(self) -> bool:
@@ -153,19 +167,22 @@ class ChunkOpener:
             raise DecryptionError
         if self._ended or number != self._number + 1:
             raise DecryptionError
-        with memoryview(data) as view:
+        plain, padded = self._plain, len(data) - CHUNK_HEADER.size - TAG_SIZE
+        with memoryview(data) as view, memoryview(plain) as into:
             associated = bytes(view[: CHUNK_HEADER.size])
-            plain = self._key.decrypt(associated[24:36], view[CHUNK_HEADER.size :], associated)
-        flags, zero, size = CHUNK_PRIVATE.unpack_from(plain)
-        end = CHUNK_PRIVATE.size + size
-        if flags & ~_FLAGS or zero != _ZERO or plain.count(0, end) != len(plain) - end:
-            raise FormatError("a chunk's private header or padding is malformed")
+            self._key.decrypt_into(associated[24:36], view[CHUNK_HEADER.size :], associated, into[:padded])
+            flags, zero, size = CHUNK_PRIVATE.unpack_from(plain)
+            end = CHUNK_PRIVATE.size + size
+            if flags & ~_FLAGS or zero != _ZERO or plain.count(0, end, padded) != padded - end:
+                raise FormatError("a chunk's private header or padding is malformed")
+            content = bytes(into[CHUNK_PRIVATE.size : end])
         final, item, error = bool(flags & FLAG_FINAL), bool(flags & FLAG_ITEM), bool(flags & FLAG_ERROR)
-        if error and (item or not final):
+        packed = bool(flags & FLAG_PACKED)
+        if (error and (item or not final)) or (packed and not item):
             raise FormatError("a chunk with marks that do not go together")
         self._number = number
         self._ended = final
-        return Chunk(final, item, error, plain[CHUNK_PRIVATE.size : end])
+        return Chunk(final, item, error, content, packed)
 
 
 class Items:
@@ -182,36 +199,101 @@ class Items:
         """Bytes of the item that has begun."""
         return self._size
 
-    def add(self, chunk: Chunk) -> bytes | None:
-        """The item that this chunk completes.
+    def add(self, chunk: Chunk) -> list[bytes]:
+        """The items that this chunk completes.
 
         Raises:
-            FormatError: an item that is too large, or that the end cut off.
+            FormatError: an item that is too large, or that the end cut off, or items badly packed.
         """
+        if chunk.packed:
+            if self._parts:
+                raise FormatError("packed items within an item")
+            return unpack(chunk.content)
         if not chunk.error:
             self._size += len(chunk.content)
             if self._size > MAX_ITEM:
                 raise FormatError(f"an item of a stream has at most {MAX_ITEM} bytes")
             if chunk.item:
                 parts, self._parts, self._size = self._parts, [], 0
-                return chunk.content if not parts else b"".join((*parts, chunk.content))
+                return [chunk.content if not parts else b"".join((*parts, chunk.content))]
             if chunk.content:
                 self._parts.append(chunk.content)
             if chunk.final and self._parts:
                 raise FormatError("the stream ended within an item")
-        return None
+        return []
 
 
-def pieces(item: Bytes) -> list[tuple[memoryview, bool]]:
-    """An item in pieces that a chunk holds each, and whether the item ends with it.
+def unpack(content: bytes) -> list[bytes]:
+    """The items of a packed chunk.
 
     Raises:
-        ValueError: the item is too large.
+        FormatError: none, or sizes that do not add up.
     """
-    size = len(item)
-    if size > MAX_ITEM:
-        raise ValueError(f"an item of a stream has at most {MAX_ITEM} bytes, not {size}")
-    view = memoryview(item)
-    if size <= MAX_CONTENT:
-        return [(view, True)]
-    return [(view[at : at + MAX_CONTENT], at + MAX_CONTENT >= size) for at in range(0, size, MAX_CONTENT)]
+    items: list[bytes] = []
+    at, end = 0, len(content)
+    while at + _SIZE.size <= end:
+        (size,) = _SIZE.unpack_from(content, at)
+        at += _SIZE.size + size
+        items.append(content[at - size : at])
+    if at != end or not items:
+        raise FormatError("packed items whose sizes do not add up")
+    return items
+
+
+class Packer:
+    """Items on their way into chunks: small ones together, large ones in pieces."""
+
+    __slots__ = ("_at", "_items", "size")
+
+    def __init__(self) -> None:
+        self._items: deque[Bytes] = deque()
+        # How much of the first has gone.
+        self._at = 0
+        # Bytes that wait, as packed items take them.
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def full(self) -> bool:
+        """Whether what waits need not wait for more."""
+        return self.size > MAX_CONTENT or len(self._items) > _MAX_TOGETHER
+
+    def add(self, item: Bytes) -> None:
+        """Take one item.
+
+        Raises:
+            ValueError: it is too large.
+        """
+        size = len(item)
+        if size > MAX_ITEM:
+            raise ValueError(f"an item of a stream has at most {MAX_ITEM} bytes, not {size}")
+        self._items.append(item)
+        self.size += _SIZE.size + size
+
+    def next(self) -> tuple[Bytes, bool, bool]:
+        """The next chunk's content, whether an item ends with it, and whether it is packed. There must be an item."""
+        items, at = self._items, self._at
+        first = items[0]
+        size = len(first)
+        if size - at > MAX_CONTENT:
+            self._at += MAX_CONTENT
+            self.size -= MAX_CONTENT
+            return memoryview(first)[at : self._at], False, False
+        items.popleft()
+        self._at = 0
+        self.size -= _SIZE.size + size - at
+        if at:
+            return memoryview(first)[at:], True, False
+        room = MAX_CONTENT - 2 * _SIZE.size - size
+        if not items or len(items[0]) > room:
+            return first, True, False
+        parts: list[Bytes] = [_SIZE.pack(size), first]
+        while items and len(items[0]) <= room:
+            more = items.popleft()
+            size = len(more)
+            parts += (_SIZE.pack(size), more)
+            room -= _SIZE.size + size
+            self.size -= _SIZE.size + size
+        return b"".join(parts), True, True

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from conclave import __version__, _crypto
+from conclave._chunkheader import MAX_UPLOAD
 from conclave._crypto import SUITE_ID
 from conclave._framing import HEADER, FrameReader, Kind, head, pack
 from conclave.attestation.claims import InstanceClaims
@@ -35,7 +36,8 @@ from conclave.rpc.interface import Interface, interface_digest, interface_of
 
 RUNTIME_RELEASE: Final = f"conclave-{__version__}"
 HOST_FD: Final = 3
-_READ_SIZE: Final = 1024 * 1024
+# As large as a whole frame of chunks: a buffer that has to grow for it costs as much as the decryption.
+_READ_SIZE: Final = HEADER.size + MAX_UPLOAD
 _MAX_UNSENT: Final = 64 * 1024 * 1024
 # So many frames go out at once: the host goes on with them while we go on with the rest.
 _BATCH: Final = 32

@@ -13,7 +13,7 @@ import asyncio
 import contextvars
 import inspect
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -129,17 +129,17 @@ class _Stream:
         return self._waiting + self._joined.size
 
     def take(self, data: memoryview) -> None:
-        """One chunk of the upload. Raises FormatError, DecryptionError; then nothing changed."""
+        """One chunk of the upload; the caller counts what is `held`.
+
+        Raises:
+            FormatError, DecryptionError: nothing changed.
+        """
         if self.opener is None:
             raise DecryptionError
         chunk = self.opener.open(data)
-        before = self.held
-        try:
-            for item in self._joined.add(chunk):
-                self._items.append(item)
-                self._waiting += len(item) + _ITEM_COST
-        finally:
-            self._streams.held += self.held - before
+        for item in self._joined.add(chunk):
+            self._items.append(item)
+            self._waiting += len(item) + _ITEM_COST
         if chunk.error:
             self.fail("the client gave the upload up")
         # What its sender gave up is broken off, never an upload that came to its end.
@@ -171,11 +171,12 @@ class _Stream:
 
     async def next_item(self) -> Any:
         """One item; raises StopAsyncIteration at the end of the upload."""
-        if not self._items:
-            await self._until(lambda: bool(self._items) or self._uploaded)
-            if not self._items:
+        items = self._items
+        if not items:
+            await self._until(lambda: bool(items) or self._uploaded)
+            if not items:
                 raise StopAsyncIteration
-        item = self._items.popleft()
+        item = items.popleft()
         self._taken(len(item) + _ITEM_COST)
         return self._codec_in.decode(item)
 
@@ -197,9 +198,13 @@ class _Stream:
     async def put(self, item: Any) -> None:
         """Send one item as soon as there is credit for it: at the end of this turn, if it is small."""
         self.check()
-        self._out.add(self._codec_out.encode(item))
-        await self._drain(lambda: self._out.full)
-        if self._out:
+        out = self._out
+        out.add(self._codec_out.encode(item))
+        while out.full and self.credit > 0:
+            self._next()
+        if out.full:
+            await self._drain(lambda: out.full)
+        if out:
             now = self._loop.time()
             if self._turn is None:
                 self._turn = now
@@ -309,8 +314,8 @@ class _Upload:
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
-    async def __anext__(self) -> Any:
-        return await self._stream.next_item()
+    def __anext__(self) -> Coroutine[Any, Any, Any]:
+        return self._stream.next_item()
 
 
 class Streams:
@@ -397,29 +402,36 @@ class Streams:
 
     def chunks(self, frame: Frame) -> None:
         """Chunks of an upload; answered when the handler has taken most of them."""
-        stream: _Stream | None = None
         word = b"session"
+        stream: _Stream | None = None
+        before = 0
         try:
             for count, data in enumerate(split_chunks(memoryview(frame.payload))):
                 if count == 0:
                     direction, session_id, counter, _ = chunk_address(data)
-                    stream = self._by_key.get((session_id, counter))
-                    if stream is None or direction != 1:
+                    found = self._by_key.get((session_id, counter))
+                    if found is None or direction != 1:
                         break
-                    if stream.busy or not self._has_room(stream):
-                        stream, word = None, b"overloaded"
+                    if found.busy or not self._has_room(found):
+                        word = b"overloaded"
                         break
+                    stream, before = found, found.held
                 elif count >= MAX_CHUNKS:
                     raise FormatError("too many chunks at once")
                 assert stream is not None
                 stream.take(data)
         except FormatError:
-            stream, word = None, b"format"
+            word = b"format"
         except DecryptionError:
-            stream, word = None, b"decryption"
-        if stream is None:
-            self.send(Kind.ERROR, frame.request, word)
+            word = b"decryption"
         else:
+            if stream is not None:
+                word = b""
+        if stream is not None:
+            self.held += stream.held - before
+        if word:
+            self.send(Kind.ERROR, frame.request, word)
+        elif stream is not None:
             stream.answer(frame.request)
 
     def _has_room(self, stream: _Stream) -> bool:

@@ -19,7 +19,9 @@ from conclave._chunkheader import (
     CHUNK_HEADER,
     CHUNK_MAGIC,
     CHUNK_PRIVATE,
+    MAX_CHUNK,
     MAX_CONTENT,
+    SMALLEST_CHUNK,
     Bytes,
     chunk_address,
 )
@@ -40,9 +42,12 @@ _FLAGS: Final = FLAG_FINAL | FLAG_ITEM | FLAG_ERROR | FLAG_PACKED
 _SIZE: Final = struct.Struct(">I")
 _FULL: Final = CHUNK_PRIVATE.size + MAX_CONTENT
 _ZERO: Final = b"\0\0\0"
+_HEAD: Final = CHUNK_HEADER.size
+# The nonce is counter and number, which stand at the end of the header.
+_NONCE: Final = slice(24, 36)
 
 
-class Chunk(msgspec.Struct, frozen=True):
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     """What one chunk says: authentic once opened.
 
     Attributes:
@@ -62,7 +67,7 @@ class Chunk(msgspec.Struct, frozen=True):
 class ChunkSealer:
     """Encrypts the chunks of one stream, each number once."""
 
-    __slots__ = ("_alive", "_associated", "_ended", "_key", "_number", "_out", "_padding", "_plain")
+    __slots__ = ("_alive", "_associated", "_ended", "_key", "_number", "_padding", "_plain", "_view")
 
     def __init__(
         self,
@@ -83,6 +88,7 @@ class ChunkSealer:
         self._alive = alive
         # Reused for every chunk: fresh pages cost more than the encryption.
         self._plain = bytearray(_FULL)
+        self._view = memoryview(self._plain)
 
     @property
     def ended(self) -> bool:
@@ -115,16 +121,18 @@ class ChunkSealer:
         plain[CHUNK_PRIVATE.size : end] = content
         if padded > end:
             plain[end:padded] = bytes(padded - end)
-        head = self._associated
-        head[-4:] = self._number.to_bytes(4, "big")
-        associated = bytes(head)
+        associated = _numbered(self._associated, self._number)
         # Written where it is sent from: at this rate each copy of a chunk shows.
-        sealed = bytearray(CHUNK_HEADER.size + padded + TAG_SIZE)
-        sealed[: CHUNK_HEADER.size] = associated
-        with memoryview(plain) as view, memoryview(sealed) as into:
-            # The nonce is counter and number, which stand at the end of the header.
-            self._key.encrypt_into(associated[24:36], view[:padded], associated, into[CHUNK_HEADER.size :])
+        sealed = bytearray(_HEAD + padded + TAG_SIZE)
+        sealed[:_HEAD] = associated
+        self._key.encrypt_into(associated[_NONCE], self._view[:padded], associated, memoryview(sealed)[_HEAD:])
         return sealed
+
+
+def _numbered(head: bytearray, number: int) -> bytes:
+    """The public header of a stream's chunk with that number."""
+    head[-4:] = number.to_bytes(4, "big")
+    return bytes(head)
 
 
 def _padded(padding: Padding, size: int) -> int:
@@ -138,17 +146,18 @@ def _padded(padding: Padding, size: int) -> int:
 class ChunkOpener:
     """Decrypts the chunks of one stream: the next number only."""
 
-    __slots__ = ("_counter", "_direction", "_ended", "_key", "_number", "_plain", "_session_id")
+    __slots__ = ("_ended", "_expected", "_head", "_key", "_number", "_plain", "_view")
 
     def __init__(self, key: AeadKey, *, direction: int, session_id: bytes, counter: int) -> None:
         self._key = key
-        self._direction = direction
-        self._session_id = session_id
-        self._counter = counter
-        self._number = 0
+        self._head = bytearray(CHUNK_HEADER.pack(CHUNK_MAGIC, direction, _ZERO, session_id, counter, 0))
+        self._number = 1
+        # The public header of the one chunk that is taken next, if there is one.
+        self._expected = _numbered(self._head, 1)
         self._ended = False
-        # Reused for every chunk, as the sealer's.
+        # Reused for every chunk, as the sealer's. What it holds leaves it as a copy only.
         self._plain = bytearray(_FULL)
+        self._view = memoryview(self._plain)
 
     @property
     def ended(self) -> bool:
@@ -162,27 +171,30 @@ class ChunkOpener:
             FormatError: no chunk, or authentic but malformed inside.
             DecryptionError: of another stream, altered, repeated, out of order, or after the final one.
         """
-        direction, session_id, counter, number = chunk_address(data)
-        if (direction, session_id, counter) != (self._direction, self._session_id, self._counter):
+        associated, view = self._expected, memoryview(data)
+        if view[:_HEAD] != associated or not SMALLEST_CHUNK <= len(view) <= MAX_CHUNK:
+            # No chunk at all, or not this one.
+            chunk_address(data)
             raise DecryptionError
-        if self._ended or number != self._number + 1:
-            raise DecryptionError
-        plain, padded = self._plain, len(data) - CHUNK_HEADER.size - TAG_SIZE
-        with memoryview(data) as view, memoryview(plain) as into:
-            associated = bytes(view[: CHUNK_HEADER.size])
-            self._key.decrypt_into(associated[24:36], view[CHUNK_HEADER.size :], associated, into[:padded])
-            flags, zero, size = CHUNK_PRIVATE.unpack_from(plain)
-            end = CHUNK_PRIVATE.size + size
-            if flags & ~_FLAGS or zero != _ZERO or plain.count(0, end, padded) != padded - end:
-                raise FormatError("a chunk's private header or padding is malformed")
-            content = bytes(into[CHUNK_PRIVATE.size : end])
+        padded = len(view) - _HEAD - TAG_SIZE
+        plain, into = self._plain, self._view
+        self._key.decrypt_into(associated[_NONCE], view[_HEAD:], associated, into[:padded])
+        flags, zero, size = CHUNK_PRIVATE.unpack_from(plain)
+        end = CHUNK_PRIVATE.size + size
+        if flags & ~_FLAGS or zero != _ZERO or plain.count(0, end, padded) != padded - end:
+            raise FormatError("a chunk's private header or padding is malformed")
         final, item, error = bool(flags & FLAG_FINAL), bool(flags & FLAG_ITEM), bool(flags & FLAG_ERROR)
         packed = bool(flags & FLAG_PACKED)
         if (error and (item or not final)) or (packed and not item):
             raise FormatError("a chunk with marks that do not go together")
-        self._number = number
         self._ended = final
-        return Chunk(final, item, error, content, packed)
+        if final or self._number == MAX_NUMBER:
+            # No header is equal to that.
+            self._expected = b""
+        else:
+            self._number += 1
+            self._expected = _numbered(self._head, self._number)
+        return Chunk(final, item, error, bytes(into[CHUNK_PRIVATE.size : end]), packed)
 
 
 class Items:
@@ -205,6 +217,9 @@ class Items:
         Raises:
             FormatError: an item that is too large, or that the end cut off, or items badly packed.
         """
+        if chunk.item and not chunk.packed and not self._parts:
+            # A chunk holds less than an item may have.
+            return [chunk.content]
         if chunk.packed:
             if self._parts:
                 raise FormatError("packed items within an item")

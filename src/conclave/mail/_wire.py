@@ -20,6 +20,7 @@ from conclave.mail.padding import Padding
 
 PRIVATE: Final = struct.Struct(">BBHIQQQQ")
 SEALED_SIZE: Final = 1168
+MARK_SHIFT: Final = 40
 MAX_BODY: Final = 16 * 1024 * 1024 - 65536
 
 
@@ -65,6 +66,11 @@ _ANSWERS_OUTSIDE: Final = frozenset(
     {ReplyKind.STREAM, ReplyKind.CALL_ERROR, ReplyKind.OVERLOADED, ReplyKind.NOT_ADMITTED, ReplyKind.CLOSED}
     | {ReplyKind.COVER}
 )
+
+
+def strand_mark(claims_digest: bytes) -> int:
+    """The upper 24 bits of every strand that began under these claims (MAIL-50)."""
+    return int.from_bytes(claims_digest[:3], "big")
 
 
 def check_topic(topic: str) -> bytes:

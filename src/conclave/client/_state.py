@@ -273,7 +273,7 @@ class ClientState:
             raise StateError("the client state is not open here: it was closed, or stays with the parent process")
         try:
             if self._end > self._compact_at:
-                # Until this succeeds nothing is written: if it failed late, `_file` is a file that has no name any more.
+                # Until this succeeds nothing is written: if it failed late, `_file` is one that has no name any more.
                 self._compact()
             data = self._seal(change, self._header, self._count, self._tag)
             _write_all(self._file, data)

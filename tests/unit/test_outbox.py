@@ -428,6 +428,40 @@ def test_readers_that_wait() -> None:
     run(work)
 
 
+@pytest.mark.spec("HTTP-14")
+def test_mail_that_goes_while_it_is_read() -> None:
+    """A poll waits for the store; meanwhile another of the same client deletes, and the blob goes."""
+
+    class Slow(InMemory):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked, self.go = asyncio.Event(), asyncio.Event()
+
+        async def get(self, name: str) -> tuple[bytes, str] | None:
+            if name.startswith(MAILS):
+                self.asked.set()
+                await self.go.wait()
+            return await super().get(name)
+
+    async def work() -> None:
+        store = Slow()
+        outbox = await opened(store)
+        await put(outbox, mail(0))
+        outbox._cache.clear()
+        outbox._cached = 0
+        reading = asyncio.create_task(read(outbox, 0))
+        await store.asked.wait()
+        outbox.delete(BOXES[0], 2**63)
+        assert BOXES[0] not in outbox._boxes
+        await outbox._tidy()
+        store.go.set()
+        assert await reading == []
+        assert outbox.sizes()["mails"] == 0
+        await outbox.stop()
+
+    run(work)
+
+
 @pytest.mark.spec("HTTP-19")
 def test_senders_are_kept_with_their_mail() -> None:
     async def work() -> None:

@@ -519,9 +519,10 @@ class Outbox:
             self._remove(key, number)
 
     def _remove(self, key: bytes, number: int) -> None:
-        box = self._boxes[key]
-        entry = box.entries.pop(number, None)
-        if entry is None:
+        box = self._boxes.get(key)
+        # Its client may have deleted it while a reader waited for the store.
+        entry = None if box is None else box.entries.pop(number, None)
+        if box is None or entry is None:
             return
         box.size -= entry.size
         self._mails -= 1

@@ -56,6 +56,8 @@ _encode_result = msgspec.msgpack.Encoder().encode
 _MAIL: Final = Kind.MAIL
 _DONE: Final = Kind.DONE
 _CALL: Final = RequestKind.CALL
+_INTRODUCTION: Final = RequestKind.INTRODUCTION
+_REPLY: Final = Kind.REPLY
 _RESULT: Final = ReplyKind.RESULT
 _ANSWERED: Final = Outcome.ANSWERED
 _RUN: Final = Outcome.RUN
@@ -74,12 +76,13 @@ class Instance(_codec.Record, frozen=True):
 class _Target:
     """A handler of the author's object, and how it is called."""
 
-    __slots__ = ("asynchronous", "handler", "method")
+    __slots__ = ("asynchronous", "handler", "method", "streams")
 
     def __init__(self, handler: Callable[..., Any], method: Method | None = None) -> None:
         self.handler = handler
         self.asynchronous = inspect.iscoroutinefunction(handler)
         self.method = method
+        self.streams = method is not None and method.streams
 
 
 class Service:
@@ -303,6 +306,9 @@ class Service:
             word = next((w for kind, w in _WORDS if isinstance(error, kind)), b"format")
             self._send(Kind.ERROR, frame.request, word)
             return
+        if received.outcome is _RUN and received.channel and received.request:
+            self._start(received.channel, received.request)
+            return
         # The last mail comes with DONE, so that every answer of one mail is one frame.
         answered = received.outcome is _ANSWERED
         mails, last = (received.mails[:-1], received.mails[-1:]) if answered else (received.mails, ())
@@ -312,8 +318,6 @@ class Service:
             self._send(Kind.DONE, received.superseded_route, b"")
         if answered:
             self._send(Kind.DONE, frame.request, last[0] if last else b"")
-        elif received.outcome is _RUN and received.channel and received.request:
-            self._start(received.channel, received.request)
         elif received.outcome is Outcome.STREAM and received.session and received.request:
             self.streams.start(
                 received.request,
@@ -328,8 +332,8 @@ class Service:
 
     def _padding_of(self, request: Request) -> Padding:
         """A call of an unknown method is padded like what is no call."""
-        if request.kind in _CALLS and request.body:
-            return self._paddings.get(request.body[1 : 1 + request.body[0]], self._padding)
+        if self._paddings and request.kind in _CALLS and request.body:
+            return self._paddings.get(bytes(request.body[1 : 1 + request.body[0]]), self._padding)
         return self._padding
 
     def _admit(self, sender: bytes, topic: str) -> bool:
@@ -359,10 +363,10 @@ class Service:
     def _prepare(self, channel: Channel, request: Request) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:
         if request.kind == _CALL:
             target, method, arguments = self._called(request.body, channel.identity)
-            if method.streams:
+            if target.streams:
                 raise FormatError(f"{method.name}() takes or returns a stream: it is called by a stream call")
             return target.handler, arguments, target.asynchronous
-        if request.kind == RequestKind.INTRODUCTION:
+        if request.kind == _INTRODUCTION:
             if self._callers is None:
                 raise NotIntroduced("this enclave declares no callers; call it with introduce=False")
             return self._callers.introduce, (channel.identity, request.body), True
@@ -375,7 +379,7 @@ class Service:
 
     def _prepare_stream(self, request: Request, sender: bytes) -> tuple[Callable[..., Any], Method, tuple[Any, ...]]:
         target, method, arguments = self._called(request.body, sender)
-        if not method.streams:
+        if not target.streams:
             raise FormatError(f"{method.name}() takes and returns no stream: it is called by a plain call")
         return target.handler, method, arguments
 
@@ -402,7 +406,7 @@ class Service:
     def _finish(self, channel: Channel, request: Request, result: Any) -> None:
         if request.kind == _CALL:
             body, kind = _encode_result(result), _RESULT
-        elif request.kind == RequestKind.INTRODUCTION:
+        elif request.kind == _INTRODUCTION:
             body, kind = b"", ReplyKind.INTRODUCED
         elif result is None:
             body, kind = b"", ReplyKind.ACCEPTED
@@ -444,7 +448,7 @@ class Service:
         if made is None:
             return
         route, mail = made
-        self._send(_DONE if last else Kind.REPLY, route, mail)
+        self._send(_DONE if last else _REPLY, route, mail)
 
     def _report(self) -> None:
         if self._debug:

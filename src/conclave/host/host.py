@@ -23,7 +23,7 @@ from conclave import _codec
 from conclave._framing import Frame, Kind
 from conclave.errors import BundleError, Error, FormatError, PlatformError, TransportError
 from conclave.host.counts import Counts
-from conclave.host.exchange import Exchange, Receive, Scope, Send
+from conclave.host.exchange import Body, Exchange, Receive, Scope, Send
 from conclave.host.fetch import Fetcher
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
@@ -400,7 +400,7 @@ class Host:
         elif scope["type"] == "http":
             await self._routes.serve(scope, receive, send)
 
-    def mail(self, data: bytes | bytearray, exchange: Exchange) -> bool:
+    def mail(self, data: Body, exchange: Exchange) -> bool:
         """The short way of `POST /mail`, for `Server(host, mail=host.mail)`; see `Routes.take`."""
         return self._routes.take(data, exchange)
 

@@ -20,7 +20,8 @@ from typing import Final
 
 from conclave.errors import PlatformError, TransportError
 from conclave.host.connection import Connection, Limits
-from conclave.host.exchange import App, Exchange
+from conclave.host.exchange import App, Body, Exchange
+from conclave.host.heads import Heads
 
 __all__ = ["DRAIN_SECONDS", "Limits", "Server", "allow_descriptors"]
 
@@ -35,7 +36,7 @@ _HANDSHAKE_SECONDS: Final = 10
 _ANSWERED: Final = 16
 
 # Takes a mail that came whole; False: not now, or none, and the application says why.
-TakeMail = Callable[[bytes | bytearray, Exchange], bool]
+TakeMail = Callable[[Body, Exchange], bool]
 
 
 def allow_descriptors() -> None:
@@ -60,6 +61,7 @@ class Server:
 
     Attributes:
         connections: all that are open.
+        heads: those of mails that were taken before.
         collected: bytes of mails that are on their way in.
         refused: how many requests the server itself refused, by status.
         answers: how many were answered, by route and status.
@@ -88,6 +90,7 @@ class Server:
         most = max(_LEAST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVED)
         self.limits = replace(limits, connections=min(limits.connections, most))
         self.connections: set[Connection] = set()
+        self.heads = Heads()
         self.collected = 0
         self.refused: Counter[int] = Counter()
         self.answers: Counter[tuple[str, int]] = Counter()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 import msgspec
 
@@ -47,7 +48,7 @@ def _head(request: Request) -> bytes:
     return head + _crypto.sha256(request.envelope) if request.envelope else head
 
 
-class _Handled(msgspec.Struct):
+class _Handled(msgspec.Struct, gc=False):
     """One request that a handler was started for, until its replies are acknowledged."""
 
     mark: bytes
@@ -59,6 +60,7 @@ class _Handled(msgspec.Struct):
     done: bool = False
 
 
+_STREAM: Final = RequestKind.STREAM
 # Identity, topic, strand.
 _Key = tuple[bytes, str, int]
 
@@ -157,7 +159,8 @@ class Channel:
         # Checked before it is numbered: a number that never arrives would stop its client.
         _wire.check_sizes(body, envelope)
         padding = padding or handled.padding
-        padding(PRIVATE.size + len(body))
+        if padding is not padme:
+            padding(PRIVATE.size + len(body))
         flags = FLAG_LAST if last else 0
         handled.count += 1
         count = handled.count if last else 0
@@ -180,7 +183,10 @@ class Outcome(Enum):
     STREAM = "a stream call: run the handler beside the channel's order"
 
 
-class Received(msgspec.Struct, frozen=True):
+_RUN: Final = Outcome.RUN
+
+
+class Received(msgspec.Struct, frozen=True, gc=False):
     """Result of one mail from the host."""
 
     outcome: Outcome
@@ -260,7 +266,7 @@ class Mailbox:
         known = self._sessions.get(mail.session_id)
         session, channel = known if known is not None else (self._open(mail), None)
         request = session.decrypt(mail)
-        stream = request.kind == RequestKind.STREAM
+        stream = request.kind == _STREAM
         if stream and mail.counter <= session.last_stream:
             raise DecryptionError
         # From here the mail is authentic; only now does anything change.
@@ -282,15 +288,16 @@ class Mailbox:
         self._mails += 1
         channel.used = self._mails
         channel.acknowledge(request.acknowledged)
-        self._posted(session, request.posted)
-        if request.kind == RequestKind.ACKNOWLEDGE:
-            return Received(Outcome.ANSWERED)
-        if request.kind == RequestKind.COVER:
-            return self._refuse(session, request, ReplyKind.COVER, 0, mail.counter)
+        if request.posted:
+            self._posted(session, request.posted)
+        if request.sequence != NONE:
+            return self._order(session, channel, request, route)
         if stream:
             session.last_stream = mail.counter
             return Received(Outcome.STREAM, (), channel, request, 0, session, mail.counter)
-        return self._order(session, channel, request, route)
+        if request.kind == RequestKind.COVER:
+            return self._refuse(session, request, ReplyKind.COVER, 0, mail.counter)
+        return Received(Outcome.ANSWERED)
 
     def _wake(self, session: EnclaveSession) -> None:
         """Count a session among those in use; the one that was for longest rests."""
@@ -308,7 +315,7 @@ class Mailbox:
                 channel.start(request, self._marker, session, route, padding)
             except OverloadedError:
                 return self._refuse(session, request, ReplyKind.OVERLOADED, expected)
-            return Received(Outcome.RUN, channel=channel, request=request)
+            return Received(_RUN, (), channel, request)
         if handled is None or not self._marker.fits(handled.mark, _head(request), request.body):
             return self._refuse(session, request, ReplyKind.SEQUENCE_ERROR, expected)
         old, handled.route, handled.session = handled.route, route, session

@@ -230,6 +230,19 @@ def test_no_more_descriptors(bundle: Bundle, tmp_path: Path) -> None:
     assert during["descriptors"] < 150
 
 
+def test_too_few_descriptors_to_begin_with(bundle: Bundle, tmp_path: Path) -> None:
+    host = HostProcess(bundle, tmp_path, descriptors=60)
+    with pytest.raises(AssertionError), host:
+        pass
+    assert host.process is not None
+    assert host.process.wait(60) != 0
+    until(lambda: any("`ulimit -Hn`" in line for line in host.events), "what the operator has to do")
+    # With the least that a host takes, its enclave runs, too.
+    least = HostProcess(bundle, tmp_path, descriptors=80)
+    with least, Client(least.url, constraint=least.constraint) as client:
+        assert client.call("run", "one", 1)[1] == "1"
+
+
 def test_descriptors_that_others_took(bundle: Bundle, tmp_path: Path) -> None:
     """Fewer than the host counted on when it started: it meets the end of them before its own limit of connections."""
     flood: list[socket.socket] = []

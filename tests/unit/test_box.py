@@ -15,7 +15,7 @@ from conclave.attestation import AttestationResult, InstanceClaims
 from conclave.client import Box
 from conclave.client._box import MAX_WINDOWS, split_numbered
 from conclave.client.core import Answer, ClientCore, Exchange
-from conclave.errors import AppraisalError, FormatError, TransportError
+from conclave.errors import AppraisalError, ExpiredError, FormatError, TransportError
 from conclave.mail.post import Address, make_post
 
 
@@ -194,6 +194,41 @@ def test_a_sender_of_another_boot_is_verified_first(monkeypatch: pytest.MonkeyPa
         v.post(b"good", number=0)
         assert v.poll() == [b"good"]
         assert v.client.refused_mails == 1
+
+
+@pytest.mark.spec("MAIL-31")
+def test_mail_waits_while_the_clients_clock_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = World()
+    signing, digest, result = other_boot(w)
+    clock = {"wrong": True}
+
+    def verify(info: bytes, constraint: object, **_: object) -> AttestationResult:
+        if clock["wrong"]:
+            raise ExpiredError("pck: not valid yet at this time")
+        return result
+
+    monkeypatch.setattr("conclave.client.core.verify_instance", verify)
+    w.host.infos[digest.hex()] = Answer(200, b"info")
+    w.post(b"old", signer=signing, digest=digest, number=0)
+    w.post(b"new")
+    assert w.poll() == [b"new"]
+    assert w.poll() == []
+    # The host keeps it.
+    assert w.host.below == 1
+    clock["wrong"] = False
+    assert w.poll() == [b"old"]
+    assert w.client.refused_mails == 0
+
+
+def test_a_poll_waits_no_longer_when_the_clock_is_set_back() -> None:
+    w = World()
+    passed = iter(range(0, 1000, 10))
+    days = iter(range(1000))
+    w.client._elapsed = lambda: float(next(passed))
+    w.client._now = lambda: NOW - timedelta(days=next(days))
+    steps = w.client.poll(topic="t", wait_seconds=60)
+    assert w.instance.drive(steps, w.host) == []
+    assert next(passed) <= 100
 
 
 def test_numbers_are_of_one_boot(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ class Kind(IntEnum):
     FAILED = 70
     POST = 71
     FETCH = 72
+    SPENT = 73
 
 
 class PlatformKind(IntEnum):

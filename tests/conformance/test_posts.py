@@ -331,7 +331,7 @@ def test_events(server: HostServer, bundle: Bundle, only: Callable[[Bundle], str
         assert events(2, **{"last-event-id": str(got[0][0])}) == got[1:]
 
         async def readers() -> int:
-            return server.host.outbox._readers
+            return len(server.host.outbox._readers)
 
         # Whoever has gone holds no place.
         for _ in range(10):

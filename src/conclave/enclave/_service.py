@@ -18,7 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from conclave.enclave._clock import Clock
     from conclave.enclave._peers import Peer, Peers
 
+T = TypeVar("T")
 Send = Callable[[int, int, bytes | bytearray], None]
 MAX_MESSAGE: Final = 4096
 STOP_SECONDS: Final = 5.0
@@ -129,7 +130,9 @@ class Service:
             padding=self._padding,
             padding_of=self._padding_of,
             seal=self._release.seal if self._release else EnclaveSession.encrypt,
+            spent=self._spent,
         )
+        self._asked_renewal = False
         self._posts = Posts(
             signer=self._signing,
             claims_digest=self._digest,
@@ -216,9 +219,9 @@ class Service:
 
     # Context for the author's object -------------------------------------------------
 
-    def post(self, posts: Sequence[Post]) -> None:
+    def post(self, posts: Sequence[Post], *, skip_unreachable: bool = False) -> tuple[Post, ...]:
         """See `Enclave.post_together`."""
-        self._at_home(lambda: self._posts.post(posts))
+        return self._at_home(lambda: self._posts.post(posts, skip_unreachable=skip_unreachable))
 
     def address(self, identity: bytes, topic: str) -> bytes:
         """See `Enclave.address`."""
@@ -258,12 +261,11 @@ class Service:
             raise ValueError("this class declares no callers")
         self._at_home(lambda: callers.allow(name, constraint))
 
-    def _at_home(self, work: Callable[[], None]) -> None:
+    def _at_home(self, work: Callable[[], T]) -> T:
         """Run where sessions and channels live: the author's threads may call from elsewhere."""
         if threading.get_ident() == self._thread:
-            work()
-        else:
-            asyncio.run_coroutine_threadsafe(_run(work), self._loop).result()
+            return work()
+        return asyncio.run_coroutine_threadsafe(_run(work), self._loop).result()
 
     # Frames --------------------------------------------------------------------------
 
@@ -281,7 +283,14 @@ class Service:
         except FormatError:
             self._send(Kind.ERROR, frame.request, b"format")
 
+    def _spent(self) -> None:
+        if not self._asked_renewal:
+            self._asked_renewal = True
+            self._send(Kind.SPENT, 0, b"")
+
     def _renew(self, frame: Frame) -> None:
+        # Whatever comes of it: if it is needed still, it is asked for again.
+        self._asked_renewal = False
         key = DecryptionKey.generate()
         claims = self._make_claims(key.public, self._signing.public)
         digest = claims.digest()
@@ -455,8 +464,8 @@ class Service:
             traceback.print_exc(file=sys.stderr)
 
 
-async def _run(work: Callable[[], None]) -> None:
-    work()
+async def _run(work: Callable[[], T]) -> T:
+    return work()
 
 
 async def _wait(future: asyncio.Future[Any]) -> Any:

@@ -42,6 +42,8 @@ SWEEP_SECONDS: Final = 2.0
 RENEW_SECONDS: Final = 86_400.0
 # The certificates of a Nitro document are valid for three hours: whoever comes later could not verify it.
 NITRO_RENEW_SECONDS: Final = 3_600.0
+# How often an enclave may have its key renewed: it does not decide how often a vendor is asked.
+RENEW_AGAIN_SECONDS: Final = 60.0
 STAPLE_SECONDS: Final = 3600.0
 STAPLE_AGAIN_SECONDS: Final = 60.0
 
@@ -116,6 +118,8 @@ class Host:
         self._supervisor: asyncio.Task[None] | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._stapler: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
+        self._renewed = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._lost = asyncio.Event()
         self.counts = Counts()
@@ -146,7 +150,7 @@ class Host:
 
     async def stop(self) -> None:
         """Stop the enclave."""
-        for task in (self._supervisor, self._sweeper, self._stapler):
+        for task in (self._supervisor, self._sweeper, self._stapler, self._renewing):
             if task is not None:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
@@ -211,11 +215,17 @@ class Host:
     async def _renew(self) -> None:
         if self._link is None:
             return
+        self._renewed = time.monotonic()
         with suppress(TransportError, TimeoutError):
             async with asyncio.timeout(START_SECONDS):
                 for frame in await self._link.ask(Kind.RENEW).more():
                     self._instance(frame)
                 self.counts.renewals += 1
+
+    async def _renew_soon(self) -> None:
+        """The enclave asks for it: its key has served many sessions."""
+        await asyncio.sleep(self._renewed + RENEW_AGAIN_SECONDS - time.monotonic())
+        await self._renew()
 
     async def _boot(self) -> None:
         self._lost.clear()
@@ -347,6 +357,9 @@ class Host:
         elif frame.kind == Kind.FETCH:
             if self._link is not None:
                 self._fetcher.take(frame.payload, partial(self._link.tell, Kind.FETCHED, frame.request))
+        elif frame.kind == Kind.SPENT:
+            if self._renewing is None or self._renewing.done():
+                self._renewing = asyncio.create_task(self._renew_soon())
         elif frame.kind == Kind.FAILED:
             self._fail(
                 self._ready, PlatformError(f"the enclave refused to start: {frame.payload.decode('utf-8', 'replace')}")

@@ -20,6 +20,7 @@ from conclave.mail.padding import Padding
 
 PRIVATE: Final = struct.Struct(">BBHIQQQQ")
 SEALED_SIZE: Final = 1168
+MARK_SHIFT: Final = 40
 # From here on a copy costs more than what avoids it.
 LARGE: Final = 16 * 1024
 MAX_BODY: Final = 16 * 1024 * 1024 - 65536
@@ -70,6 +71,11 @@ _ANSWERS_OUTSIDE: Final = frozenset(
     {ReplyKind.STREAM, ReplyKind.CALL_ERROR, ReplyKind.OVERLOADED, ReplyKind.NOT_ADMITTED, ReplyKind.CLOSED}
     | {ReplyKind.COVER}
 )
+
+
+def strand_mark(claims_digest: bytes) -> int:
+    """The upper 24 bits of every strand that began under these claims (MAIL-50)."""
+    return int.from_bytes(claims_digest[:3], "big")
 
 
 def check_topic(topic: str) -> bytes:

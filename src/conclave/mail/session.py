@@ -309,6 +309,7 @@ class EnclaveSession:
         "identity",
         "last_stream",
         "log_id",
+        "recipient",
         "reply_key",
         "session_id",
         "topic",
@@ -336,6 +337,8 @@ class EnclaveSession:
         if log_flag > 1 or (log_flag == 0 and any(log_id)) or any(topic[size:]):
             raise DecryptionError
         self.session_id = _session_id(sealed)
+        # Claims digest of the key that it was opened to.
+        self.recipient = claims_digest
         self.identity = identity
         self.reply_key: bytes = reply_key
         self.log_id = log_id if log_flag else None

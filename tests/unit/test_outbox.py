@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -252,6 +253,20 @@ def test_mail_expires() -> None:
         assert await read(outbox, 0) == []
         await outbox._tidy()
         assert await store.list(MAILS) == []
+        await outbox.stop()
+
+    run(work)
+
+
+@pytest.mark.spec("HTTP-17")
+def test_a_clock_that_jumps_ahead_expires_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        outbox = await opened()
+        await put(outbox, mail(0, b"waits"))
+        right = time.time
+        monkeypatch.setattr(time, "time", lambda: right() + 30 * 86_400)
+        outbox.expire()
+        assert len(await read(outbox, 0)) == 1
         await outbox.stop()
 
     run(work)

@@ -9,10 +9,11 @@ Spec: spec/claims.md section 4, spec/mail.md section 6, spec/http.md.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from conclave import _codec, _crypto
@@ -226,6 +227,7 @@ class ClientCore:
         box: Box | None = None,
         state: ClientState | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
         self.constraint = constraint
         self.identity = identity or Identity.generate()
@@ -234,6 +236,7 @@ class ClientCore:
         self._attempts = attempts
         self._reference = reference
         self._now = now
+        self._elapsed = elapsed
         if box is None:
             box = Box.restore(state.box) if state is not None and state.box else Box.generate()
         self.box = box
@@ -634,18 +637,19 @@ class ClientCore:
             VerificationError, AppraisalError: the instance that runs now is refused.
         """
         yield from self.acknowledge(topic=topic)
-        until = self._now() + timedelta(seconds=wait_seconds)
+        # Not by the time of day: a clock set back by a day would make this wait for one.
+        until = self._elapsed() + wait_seconds
         early = 0
         while True:
-            asked = self._now()
-            left = max((until - asked).total_seconds(), 0.0)
+            asked = self._elapsed()
+            left = max(until - asked, 0.0)
             place = self._collector.place
             posts = yield from self._collector.fetch(topic, min(left, MOST_WAIT_SECONDS))
-            if posts or self._now() >= until:
+            if posts or self._elapsed() >= until:
                 return [ReceivedMail(p.body, p.envelope, p.number) for p in posts]
             if place == self._collector.place:
                 # It brought nothing. A host that does not wait, as one that is crowded, is not asked in a loop.
-                early = early + 1 if self._now() - asked < timedelta(seconds=1) else 0
+                early = early + 1 if self._elapsed() - asked < 1 else 0
                 yield Pause(min(left, max(delay_seconds(early) if early else 0.0, 0.05)))
 
     def listen(self, *, topic: str) -> Steps[list[ReceivedMail]]:

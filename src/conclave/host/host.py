@@ -25,6 +25,7 @@ from conclave.errors import BundleError, Error, FormatError, PlatformError, Tran
 from conclave.host.counts import Counts
 from conclave.host.exchange import Body, Exchange, Receive, Scope, Send
 from conclave.host.fetch import Fetcher
+from conclave.host.health import Health
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
 from conclave.host.outbox import Outbox, OutboxLimits
@@ -100,9 +101,11 @@ class Host:
         self._restart = restart
         self._renew_seconds = renew_seconds
         self.outbox = Outbox(store, limits=outbox, on_event=self._on_event, tell=self._tell)
+        self.health = Health(up=lambda: self.info is not None, keeps=lambda: not self.outbox.trouble, store=store)
         self._routes = Routes(
             Reorder() if patience_seconds is None else Reorder(patience_seconds),
             outbox=self.outbox,
+            health=self.health,
             link=lambda: None if self.info is None else self._link,
             info=lambda: self.info,
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Final, cast
 
 from conclave._framing import Frame, FrameReader, Kind, head
@@ -38,6 +39,12 @@ _FINAL: Final = frozenset({Kind.DONE, Kind.ERROR, Kind.SIGNED, Kind.INSTANCE})
 # Looking up the member of an enumeration costs more than comparing it.
 _MAIL: Final = Kind.MAIL
 _FETCH: Final = Kind.FETCH
+
+
+@cache
+def _keep_memory() -> None:
+    """Once in a process: a second block would come from what is kept, and each page of it be touched."""
+    bytearray(_KEPT_MEMORY)
 
 
 class Ask:
@@ -100,7 +107,7 @@ class Link(asyncio.BufferedProtocol):
         self._lost = lost
         self._gate = Gate(keep, self._deliver)
         self._reader = FrameReader(Kind, buffer_size=_READ_SIZE)
-        bytearray(_KEPT_MEMORY)
+        _keep_memory()
         self._asks: dict[int, Ask] = {}
         self._next = 1
         self._out: list[Body] = []

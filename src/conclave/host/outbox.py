@@ -153,7 +153,7 @@ class Outbox:
         store: BlobStore | None = None,
         *,
         limits: OutboxLimits | None = None,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] | None = None,
         on_event: Callable[[dict[str, Any]], None] = lambda event: None,
         tell: Callable[[bytes], None] = lambda payload: None,
     ) -> None:
@@ -161,13 +161,14 @@ class Outbox:
 
         Args:
             store: where mails lie; None keeps them in memory.
-            now: seconds since 1970. A clock that jumps changes when mails expire, no more.
+            now: seconds since 1970. A clock that jumps changes when mails expire, no more. None:
+                the clock as it is now, going on evenly, so that a jump of it expires nothing.
             on_event: told when the store fails and when it works again.
             tell: has the enclave told which boxes are full (payload of a ROOM frame).
         """
         self._store: BlobStore = store or InMemory()
         self.limits = limits or OutboxLimits()
-        self._now = now
+        self._now = now or _even_clock()
         self._on_event = on_event
         self._tell = tell
         self._boxes: dict[bytes, _Box] = {}
@@ -519,9 +520,10 @@ class Outbox:
             self._remove(key, number)
 
     def _remove(self, key: bytes, number: int) -> None:
-        box = self._boxes[key]
-        entry = box.entries.pop(number, None)
-        if entry is None:
+        box = self._boxes.get(key)
+        # Its client may have deleted it while a reader waited for the store.
+        entry = None if box is None else box.entries.pop(number, None)
+        if box is None or entry is None:
             return
         box.size -= entry.size
         self._mails -= 1
@@ -605,6 +607,12 @@ class Outbox:
                 await self._store.delete(name)
                 self._info_names.discard(name)
                 self._to_delete.discard(name)
+
+
+def _even_clock() -> Callable[[], float]:
+    """Seconds since 1970 as the clock says now; what is set later changes nothing."""
+    began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return lambda: began + time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _tell(reader: asyncio.Future[bool], *, new: bool) -> None:

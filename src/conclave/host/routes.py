@@ -18,6 +18,7 @@ from conclave.errors import FormatError, TransportError
 from conclave.host import openapi, streams
 from conclave.host.answers import Refusal, read_body, refuse, respond
 from conclave.host.exchange import Body, Exchange, Receive, Scope, Send
+from conclave.host.health import Health
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
 from conclave.host.outbox import Outbox
@@ -37,6 +38,13 @@ _STATUS: Final = {
     b"store": (503, "the host's store takes no posted mail, and the reply waits for it; send the same mail again"),
 }
 
+# What `/readyz` calls so, in the words of the other resources.
+_UNWELL: Final = {
+    "draining": ("stopping", "this host stops; go to another"),
+    "enclave": ("starting", "the enclave is not running at the moment; try again"),
+    "store": ("store", "the host's store does not answer, or takes no posted mail"),
+}
+
 
 class Routes:
     """The resources of one host."""
@@ -46,6 +54,7 @@ class Routes:
         order: Reorder,
         *,
         outbox: Outbox,
+        health: Health,
         link: Callable[[], Link | None],
         info: Callable[[], bytes | None],
     ) -> None:
@@ -54,12 +63,13 @@ class Routes:
         Args:
             order: puts early mails back in order.
             outbox: where posted mail waits for its clients.
+            health: what `/health` says.
             link: the enclave that runs now and has shown its evidence, or None.
             info: its instance info.
         """
         self._order = order
         self._pickup = Pickup(outbox)
-        self._outbox = outbox
+        self._health = health
         self._link = link
         self._info = info
 
@@ -185,9 +195,9 @@ class Routes:
             self._linked()
             await respond(send, 200, INFO_TYPE, self._info() or b"")
         elif path == "/health" and method == "GET":
-            self._linked()
-            if self._outbox.trouble:
-                raise Refusal(503, "store", self._outbox.trouble)
+            for reason in await self._health.reasons():
+                word, detail = _UNWELL[reason]
+                raise Refusal(503, word, detail)
             await respond(send, 200, b"application/json", b'{"status":"ok"}')
         elif path == "/challenge" and method == "POST":
             challenge = await read_body(scope, receive, 64)

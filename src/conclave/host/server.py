@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from conclave.errors import TransportError
+from conclave.errors import PlatformError, TransportError
 from conclave.host.connection import Connection, Limits
 from conclave.host.exchange import App, Body, Exchange
 from conclave.host.heads import Heads
@@ -28,6 +28,8 @@ __all__ = ["DRAIN_SECONDS", "Limits", "Server", "allow_descriptors"]
 DRAIN_SECONDS: Final = 20.0
 # Descriptors that a host needs beside its clients' connections.
 _RESERVED: Final = 64
+# So many connections there are at least.
+_LEAST: Final = 16
 _BACKLOG: Final = 2048
 _HANDSHAKE_SECONDS: Final = 10
 # Connections above the limit that get an answer; more than these are cut, for an answer holds a descriptor.
@@ -38,8 +40,16 @@ TakeMail = Callable[[Body, Exchange], bool]
 
 
 def allow_descriptors() -> None:
-    """Raise this process's own limit of descriptors to what a server with all its connections needs, if it may."""
+    """Raise this process's own limit of descriptors to what a server with all its connections needs, if it may.
+
+    Raises:
+        PlatformError: it may not have as many as a host needs for itself.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < _RESERVED + _LEAST:
+        raise PlatformError(
+            f"this process may open {hard} files; a host needs {_RESERVED + _LEAST} at least: raise `ulimit -Hn`"
+        )
     wanted = Limits().connections + _BACKLOG + _RESERVED
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
@@ -77,7 +87,7 @@ class Server:
         self.app = app
         self.mail = mail
         limits = limits or Limits()
-        most = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVED)
+        most = max(_LEAST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVED)
         self.limits = replace(limits, connections=min(limits.connections, most))
         self.connections: set[Connection] = set()
         self.heads = Heads()

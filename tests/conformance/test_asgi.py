@@ -411,9 +411,16 @@ def test_one_transport_serves_many_threads(client: httpx2.Client) -> None:
 
 BAD = {
     "no method": (400, {"method": ""}),
+    "a method in small letters": (400, {"method": "get"}),
     "a method with a space": (400, {"method": "GET /"}),
     "a long method": (400, {"method": "G" * 33}),
     "a relative path": (400, {"path": b"echo"}),
+    "no path": (400, {"path": b""}),
+    "another server": (400, {"path": b"https://elsewhere/echo"}),
+    "an authority": (400, {"method": "CONNECT", "path": b"elsewhere:443"}),
+    "a path with a zero": (400, {"path": b"/echo\0"}),
+    "a path with a fragment": (400, {"path": b"/echo#x"}),
+    "a star and more": (400, {"method": "OPTIONS", "path": b"*/"}),
     "a path with a space": (400, {"path": b"/e cho"}),
     "a path with a question mark": (400, {"path": b"/echo?x"}),
     "a path that is not ASCII": (400, {"path": b"/\xc3\xa4"}),
@@ -425,6 +432,14 @@ BAD = {
     "a name with a colon": (400, {"headers": [(b"a:b", b"")]}),
     "no name": (400, {"headers": [(b"", b"x")]}),
     "a value with a line": (400, {"headers": [(b"a", b"b\r\nc: d")]}),
+    "a value with spaces before it": (400, {"headers": [(b"a", b" b")]}),
+    "a value with a tab after it": (400, {"headers": [(b"a", b"b\t")]}),
+    "a folded value": (400, {"headers": [(b"a", b"b\n c")]}),
+    "a name that is not ASCII": (400, {"headers": [(b"\xc3\xa4", b"x")]}),
+    "a name of HTTP/2": (400, {"headers": [(b":authority", b"x")]}),
+    "a size twice in one": (400, {"headers": [(b"content-length", b"0, 0")]}),
+    "a size beyond counting": (400, {"headers": [(b"content-length", b"0" * 19)]}),
+    "trailers": (400, {"headers": [(b"trailer", b"content-length")]}),
     "a value with a zero": (400, {"headers": [(b"a", b"\0")]}),
     "two hosts": (400, {"headers": [(b"host", b"a"), (b"Host", b"b")]}),
     "two sizes": (400, {"headers": [(b"content-length", b"0"), (b"content-length", b"0")]}),
@@ -444,6 +459,23 @@ def test_heads_that_no_application_sees(raw: Callable[..., tuple[int, bytes]]) -
     longest = [(b"x-long", b"x" * 32_000), (b"tab", b"a\tb \xff"), (b"content-length", b"2")]
     assert raw(b"ok", path=b"/echo/" + b"a" * 16_000, headers=longest) == (200, b"ok")
     assert raw(b"", method="OPTIONS", path=b"*")[0] == 500
+
+
+def test_paths_are_the_applications_to_read(raw: Callable[..., tuple[int, bytes]]) -> None:
+    """Nothing is resolved or taken away on the way: what a client sends is what an application decides about."""
+    for sent, decoded in {
+        b"/scope/../scope": "/scope/../scope",
+        b"/scope/%2e%2e%2Fscope": "/scope/../scope",
+        b"/scope//x/./": "/scope//x/./",
+        b"//scope/elsewhere": "//scope/elsewhere",
+        b"/scope/%00%0d%0a": "/scope/\0\r\n",
+        b"/scope/%ff%C3%A4": "/scope/\N{REPLACEMENT CHARACTER}ä",
+        b"/scope/%zz%2": "/scope/%zz%2",
+        b"/scope/;a=b\\x": "/scope/;a=b\\x",
+    }.items():
+        scope = eval(raw(path=sent)[1])
+        assert (scope["raw_path"], scope["path"]) == (sent, decoded)
+        assert (scope["root_path"], scope["server"], scope["scheme"]) == ("", ("enclave", 443), "https")
 
 
 @pytest.mark.spec("ASGI-3")

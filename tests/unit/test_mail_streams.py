@@ -462,3 +462,13 @@ def test_the_layout_of_the_private_header() -> None:
     assert CHUNK_HEADER.size == 36
     assert CHUNK_PRIVATE.size == 8
     assert MAX_CHUNK == 36 + 8 + 65536 + 16
+
+
+@pytest.mark.spec("MAIL-21")
+def test_the_header_of_the_next_chunk_with_too_little_or_too_much_behind_it() -> None:
+    sealer, opener = pair()
+    chunk = sealer.seal(b"content", item=True)
+    for wrong in (chunk[:36], chunk[:40], chunk[:59], chunk + bytes(MAX_CHUNK)):
+        with pytest.raises(FormatError, match="not a chunk"):
+            opener.open(wrong)
+    assert opener.open(chunk).content == b"content"

@@ -399,6 +399,8 @@ class Streams:
         context.run(sender.set, session.identity)
         work = self._run(stream, handler, method, arguments)
         stream.task = asyncio.get_running_loop().create_task(work, context=context)
+        # A task that is cancelled before its first step runs nothing, not even what it would do at its end.
+        stream.task.add_done_callback(lambda _: self._forget(stream))
 
     def chunks(self, frame: Frame) -> None:
         """Chunks of an upload; answered when the handler has taken most of them."""
@@ -498,6 +500,8 @@ class Streams:
         return not any(kind is not None and kind.asynchronous for kind in kinds)
 
     def _forget(self, stream: _Stream) -> None:
+        if self._by_route.get(stream.route) is not stream:
+            return
         stream.close()
         del self._by_route[stream.route], self._by_key[stream.key]
         left = self._per_identity[stream.identity] - 1

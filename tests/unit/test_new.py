@@ -90,7 +90,7 @@ def test_its_client_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("pytest", "a module named pytest exists already"),
         ("full", "is not an empty folder"),
         ("file", "is not an empty folder"),
-        ("nowhere/survey", "no such file"),
+        ("nowhere/survey", "no such folder: nowhere"),
     ],
 )
 def test_names_that_are_refused(

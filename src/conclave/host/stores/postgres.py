@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
-from psycopg.errors import DiskFull, DuplicateTable, OutOfMemory, UniqueViolation
+from psycopg.errors import DiskFull, DuplicateObject, DuplicateTable, OutOfMemory, UniqueViolation
 
 from conclave.errors import StoreConflict, StoreFull, StoreUnavailable
 from conclave.host.stores.blobs import check_name, check_prefix, check_put
@@ -58,11 +58,15 @@ class PostgresStore:
         given = {"name": name, "etag": secrets.token_hex(16), "data": data, "expected": expected}
         statement = _PUT if expected is None else _CREATE if expected == "" else _UPDATE
 
-        async def work(connection: AsyncConnection, attempt: int) -> str:
+        sent = False
+
+        async def work(connection: AsyncConnection) -> str:
+            nonlocal sent
+            before, sent = sent, True
             cursor = await connection.execute(statement, given)
             if cursor.rowcount == 1:
                 return str(given["etag"])
-            if attempt:
+            if before:
                 raise StoreUnavailable("the connection to the store broke; whether the write happened is unknown")
             raise StoreConflict("the blob is not the one that was expected")
 
@@ -72,7 +76,7 @@ class PostgresStore:
         """See BlobStore."""
         check_name(name)
 
-        async def work(connection: AsyncConnection, attempt: int) -> tuple[bytes, str] | None:
+        async def work(connection: AsyncConnection) -> tuple[bytes, str] | None:
             row = await (await connection.execute(_GET, (name,), binary=True)).fetchone()
             return None if row is None else (bytes(row[0]), str(row[1]))
 
@@ -82,7 +86,7 @@ class PostgresStore:
         """See BlobStore."""
         check_prefix(prefix)
 
-        async def work(connection: AsyncConnection, attempt: int) -> list[str]:
+        async def work(connection: AsyncConnection) -> list[str]:
             return [str(name) for (name,) in await (await connection.execute(_LIST, (prefix,))).fetchall()]
 
         return await self._run(work)
@@ -91,7 +95,7 @@ class PostgresStore:
         """See BlobStore."""
         check_name(name)
 
-        async def work(connection: AsyncConnection, attempt: int) -> None:
+        async def work(connection: AsyncConnection) -> None:
             await connection.execute(_DELETE, (name,))
 
         await self._run(work)
@@ -103,7 +107,7 @@ class PostgresStore:
         for connection in idle:
             await connection.close()
 
-    async def _run(self, work: Callable[[AsyncConnection, int], Awaitable[Value]]) -> Value:
+    async def _run(self, work: Callable[[AsyncConnection], Awaitable[Value]]) -> Value:
         async def attempted(attempt: int) -> Value:
             async with self._room:
                 if self._closed:
@@ -112,7 +116,7 @@ class PostgresStore:
                 connection = self._idle.pop() if self._idle and not attempt else None
                 try:
                     connection = connection or await self._connect()
-                    value = await work(connection, attempt)
+                    value = await work(connection)
                 except StoreConflict:
                     await self._keep(connection)
                     raise
@@ -143,8 +147,8 @@ class PostgresStore:
             await connection.execute(_LIMIT, (str(int(self._patience.timeout_seconds * 1000)),))
             row = await (await connection.execute(_THERE)).fetchone()
             if row is None or not row[0]:
-                # Two that create it at one time: one is told, in either of these ways.
-                with suppress(UniqueViolation, DuplicateTable):
+                # Two that create it at one time: one is told, in any of these ways.
+                with suppress(UniqueViolation, DuplicateTable, DuplicateObject):
                     await connection.execute(_TABLE)
         except BaseException:
             await connection.close()

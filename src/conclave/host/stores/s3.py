@@ -4,6 +4,9 @@ Runs in the untrusted host. Endpoint, region and credentials are the environment
 usual variables. A conditional write whose answer is lost is not repeated: the
 second try could not tell its own first one from somebody else's.
 
+The client is called in threads of ours. Its own asynchronous calls end in threads of
+its own, which abort an interpreter that happens to end beside them.
+
 Spec: spec/stores.md (STORE-10).
 """
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -27,6 +30,7 @@ from obstore.exceptions import (
 from conclave.errors import StoreConflict, StoreError, StoreFull, StoreUnavailable
 from conclave.host.stores.blobs import check_name, check_prefix, check_put
 from conclave.host.stores.patience import Patience
+from conclave.host.stores.threads import Threads
 
 if TYPE_CHECKING:
     from obstore import PutMode
@@ -36,6 +40,8 @@ Value = TypeVar("Value")
 # The text has the server's answer: its status, and its document with a code.
 _FULL: Final = re.compile(r"status code: 507\b|<Code>(XMinioStorageFull|QuotaExceeded)</Code>")
 _NO_BUCKET: Final = "<Code>NoSuchBucket</Code>"
+# Requests at one time.
+_THREADS: Final = 8
 
 
 class S3Store:
@@ -44,7 +50,7 @@ class S3Store:
     def __init__(self, bucket: str, prefix: str, patience: Patience) -> None:
         """Connects to nothing yet. Raises StoreUnavailable if the environment does not say where."""
         self._patience = patience
-        self._closed = False
+        self._threads = Threads(_THREADS, "s3-store")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         config: S3Config = {} if endpoint is None else {"endpoint": endpoint}
         options: ClientConfig = {
@@ -72,8 +78,8 @@ class S3Store:
         check_put(name, data)
         mode: PutMode = "overwrite" if expected is None else "create" if expected == "" else {"e_tag": expected}
 
-        async def work() -> str:
-            result = await obstore.put_async(self._store, name, data, mode=mode, use_multipart=False)
+        def work() -> str:
+            result = obstore.put(self._store, name, data, mode=mode, use_multipart=False)
             if not result["e_tag"]:
                 raise StoreUnavailable("the S3 server gives no etag; conditional writes need one")
             return result["e_tag"]
@@ -84,14 +90,14 @@ class S3Store:
         """See BlobStore."""
         check_name(name)
 
-        async def work() -> tuple[bytes, str] | None:
+        def work() -> tuple[bytes, str] | None:
             try:
-                result = await obstore.get_async(self._store, name)
+                result = obstore.get(self._store, name)
             except FileNotFoundError as error:
                 if _NO_BUCKET in str(error):
                     raise
                 return None
-            return bytes(await result.bytes_async()), result.meta["e_tag"] or ""
+            return bytes(result.bytes()), result.meta["e_tag"] or ""
 
         return await self._run(work)
 
@@ -101,8 +107,8 @@ class S3Store:
         # The server is asked for whole parts of names.
         folder = prefix.rpartition("/")[0].rstrip("/")
 
-        async def work() -> list[str]:
-            found = await obstore.list(self._store, folder or None).collect_async()
+        def work() -> list[str]:
+            found = obstore.list(self._store, folder or None).collect()
             return sorted(meta["path"] for meta in found if meta["path"].startswith(prefix))
 
         return await self._run(work)
@@ -111,9 +117,9 @@ class S3Store:
         """See BlobStore."""
         check_name(name)
 
-        async def work() -> None:
+        def work() -> None:
             try:
-                await obstore.delete_async(self._store, name)
+                obstore.delete(self._store, name)
             except FileNotFoundError as error:
                 if _NO_BUCKET in str(error):
                     raise
@@ -122,18 +128,16 @@ class S3Store:
 
     async def close(self) -> None:
         """See BlobStore."""
-        self._closed = True
+        self._threads.close()
 
-    async def _run(self, work: Callable[[], Awaitable[Value]], *, again: bool = True) -> Value:
-        async def guarded(attempt: int) -> Value:
-            if self._closed:
-                raise StoreUnavailable("the store is closed")
+    async def _run(self, work: Callable[[], Value], *, again: bool = True) -> Value:
+        def guarded() -> Value:
             try:
-                return await work()
+                return work()
             except (BaseError, OSError, ValueError) as error:
                 raise _translated(error) from None
 
-        return await self._patience.spend(guarded, again=again)
+        return await self._patience.spend(lambda _: self._threads.run(guarded), again=again)
 
 
 def _translated(error: Exception) -> StoreError:

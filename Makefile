@@ -24,11 +24,6 @@ check: $(STAMP)
 bench: $(STAMP) $(VENV)/.bench
 	@for f in bench/bench_*.py; do $(BIN)/python $$f || exit 1; done
 
-# Load and faults at full size, MINUTES for the longest; prints figures.
-MINUTES ?= 2
-load: $(STAMP)
-	@$(BIN)/python -m tests.load $(MINUTES)
-
 # Coverage-guided, SECONDS for each target; `make fuzz TARGETS=wheel SECONDS=600` for one.
 SECONDS ?= 60
 TARGETS ?= claims instance_info quote endorsements pem constraint mail frames call manifest archive wheel source lock \
@@ -37,9 +32,9 @@ TARGETS ?= claims instance_info quote endorsements pem constraint mail frames ca
 fuzz: $(STAMP) $(VENV)/.fuzz
 	@for t in $(TARGETS); do $(BIN)/python -m fuzz $(SECONDS) $$t || exit 1; done
 
-# Many clients, kills, full stores and whatever else goes wrong, each for SECONDS, with figures.
+# Many clients, kills, full stores and whatever else goes wrong, at full size, each for SECONDS at least, with figures.
 load: $(STAMP)
-	@CONCLAVE_LOAD_SECONDS=$(SECONDS) $(BIN)/python -m pytest -s tests/load
+	@CONCLAVE_LOAD_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -s --durations=0 --durations-min=1 tests/load
 
 # Every check of the verifier, of mail and of bundles taken out in turn; none may go unnoticed. Some minutes.
 mutation: $(STAMP)

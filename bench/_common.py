@@ -7,6 +7,7 @@ starts, every response read to its end and checked after the clock stopped.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from statistics import median
 from types import TracebackType
@@ -34,6 +36,8 @@ HERE: Final = Path(__file__).parent
 _PATIENCE_SECONDS: Final = 60
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 _CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding: *chunked\r\n", re.IGNORECASE)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_BUFFER_SIZE: Final = 128 * 1024
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -199,6 +203,54 @@ def _unchunk(body: bytes) -> bytes | None:
         whole, body = whole + body[: int(size, 16)], body[int(size, 16) + 2 :]
 
 
+@cache
+def _keep_memory() -> None:
+    """Have the C library keep what is freed: fresh pages for every answer cost more than to receive it."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_TRIM_THRESHOLD, 2**30)
+        mallopt(_MMAP_THRESHOLD, 2**24)
+
+
+class _Inbox:
+    """The answer that one connection receives now. A head like the one before is not read again."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(_BUFFER_SIZE)
+        self._view = memoryview(self._buffer)
+        self._filled = 0
+        self._head = b""
+        self._size = 0
+
+    def receive(self, sock: socket.socket) -> bytes | None:
+        """Take what there is; the body, once the answer is whole. Raises what the socket raises."""
+        if self._filled == len(self._buffer):
+            self._buffer = self._buffer + bytes(self._filled)
+            self._view = memoryview(self._buffer)
+        size = sock.recv_into(self._view[self._filled :] if self._filled else self._view)
+        if not size:
+            raise ConnectionError("the server closed a connection")
+        filled = self._filled = self._filled + size
+        if self._head and self._buffer.startswith(self._head):
+            if filled < self._size:
+                return None
+            body: bytes | None = bytes(self._view[len(self._head) : filled])
+            if filled > self._size:
+                raise RuntimeError("the server answered more than one asked")
+        else:
+            body = self._read(bytes(self._view[:filled]))
+        if body is not None:
+            self._filled = 0
+        return body
+
+    def _read(self, data: bytes) -> bytes | None:
+        head, _, _ = data.partition(b"\r\n\r\n")
+        body = response_body(data)
+        if body is not None and _LENGTH.search(head + b"\r\n"):
+            self._head, self._size = head + b"\r\n\r\n", len(data)
+        return body
+
+
 class Stream:
     """What one connection sends, one after the other, and who gets the bodies that come back."""
 
@@ -209,12 +261,13 @@ class Stream:
 
 def in_flight(port: int, streams: list[Stream], tls: ssl.SSLContext | None = None) -> float:
     """Run all streams side by side, a connection each; the seconds from first request to last response."""
+    _keep_memory()
     poll = select.epoll()
-    connections: dict[int, tuple[socket.socket, Stream, list[bytes]]] = {}
+    connections: dict[int, tuple[socket.socket, Stream, _Inbox]] = {}
     for stream in streams:
         sock = connect(port, tls)
         sock.setblocking(False)
-        connections[sock.fileno()] = (sock, stream, [])
+        connections[sock.fileno()] = (sock, stream, _Inbox())
         poll.register(sock.fileno(), select.EPOLLIN)
     began = time.perf_counter()
     for sock, stream, _ in connections.values():
@@ -225,22 +278,14 @@ def in_flight(port: int, streams: list[Stream], tls: ssl.SSLContext | None = Non
         if not ready:
             raise TimeoutError("the server does not answer")
         for number, _ in ready:
-            sock, stream, parts = connections[number]
+            sock, stream, inbox = connections[number]
             while True:
                 try:
-                    data = sock.recv(65536)
+                    body = inbox.receive(sock)
                 except (BlockingIOError, ssl.SSLWantReadError):
                     break
-                if not data:
-                    raise ConnectionError("the server closed a connection")
-                if parts:
-                    parts.append(data)
-                    data = b"".join(parts)
-                body = response_body(data)
                 if body is None:
-                    parts[:] = [data]
                     continue
-                parts.clear()
                 stream.take(body)
                 request = next(stream.requests, None)
                 if request is None:
@@ -269,18 +314,14 @@ def one_by_one(port: int, stream: Stream, tls: ssl.SSLContext | None = None) -> 
     """Run one stream over one connection; the seconds each request took, preparing it and taking its body included."""
     times: list[float] = []
     with connect(port, tls) as sock:
-        recv, sendall, clock = sock.recv, sock.sendall, time.perf_counter
+        sendall, clock, inbox = sock.sendall, time.perf_counter, _Inbox()
         while True:
             began = clock()
             request = next(stream.requests, None)
             if request is None:
                 return times
             sendall(request)
-            data = recv(65536)
-            while (body := response_body(data)) is None:
-                more = recv(65536)
-                if not more:
-                    raise ConnectionError("the server closed a connection")
-                data += more
+            while (body := inbox.receive(sock)) is None:
+                pass
             stream.take(body)
             times.append(clock() - began)

@@ -62,6 +62,7 @@ _FAST = {
         "tests/unit/test_mail_checks.py",
         "tests/unit/test_mail.py",
         "tests/unit/test_strands.py",
+        "tests/adversary/test_sessions.py",
         "tests/unit/test_mail_streams.py",
         "tests/vectors/test_mail_vectors.py",
         "tests/unit/test_peers.py",

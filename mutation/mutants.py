@@ -39,7 +39,7 @@ FILES = (
     "client/core.py",
 )
 _CHECKING = re.compile(r"_?(verify|check)")
-_REMEMBERING = re.compile(r"self\._(seen|retired|above)\.add\(")
+_REMEMBERING = re.compile(r"(self\._(seen|above)|term\.ids)\.add\(")
 
 
 @dataclass(frozen=True)

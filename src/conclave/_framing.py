@@ -41,6 +41,7 @@ class Kind(IntEnum):
     FAILED = 70
     POST = 71
     FETCH = 72
+    SPENT = 73
 
 
 class PlatformKind(IntEnum):
@@ -55,7 +56,7 @@ class PlatformKind(IntEnum):
     REFUSED = 192
 
 
-class Frame(msgspec.Struct, frozen=True):
+class Frame(msgspec.Struct, frozen=True, gc=False):
     """One frame: its kind, the request it belongs to (0 if none), its payload.
 
     A payload that was not copied is a memoryview, at readers that ask for those only.
@@ -134,20 +135,21 @@ class FrameReader:
         self._end += size
         frames: list[Frame] = []
         buffer, at, end = self._buffer, self._start, self._end
-        self._needed = HEADER.size
-        while end - at >= HEADER.size:
-            length, kind, reserved, request = HEADER.unpack_from(buffer, at)
-            if kind not in self._kinds or reserved != _ZERO:
+        kinds, views, head_size, unpack = self._kinds, self._views, HEADER.size, HEADER.unpack_from
+        self._needed = head_size
+        while end - at >= head_size:
+            length, kind, reserved, request = unpack(buffer, at)
+            if kind not in kinds or reserved != _ZERO:
                 raise FormatError("frame of an unknown kind or with reserved bytes set")
             if length > self._max:
                 raise FormatError(f"frame payload of {length} bytes exceeds {self._max}")
-            after = at + HEADER.size + length
+            after = at + head_size + length
             if after > end:
                 self._needed = after - at
                 break
-            payload = buffer[at + HEADER.size : after]
+            payload = buffer[at + head_size : after]
             # A view is not hashable and does not last; whoever asked for it knows.
-            frames.append(Frame(kind, request, cast(bytes, payload) if kind in self._views else bytes(payload)))
+            frames.append(Frame(kind, request, cast(bytes, payload) if kind in views else bytes(payload)))
             at = after
         self._start = at
         return frames

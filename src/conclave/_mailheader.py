@@ -33,7 +33,7 @@ TO_CLIENT: Final = 2
 FLAG_OPENING: Final = 1
 
 
-class EncryptedMail(msgspec.Struct, frozen=True):
+class EncryptedMail(msgspec.Struct, frozen=True, gc=False):
     """A mail as the host sees it. Nothing in it is authentic yet.
 
     Attributes:
@@ -107,16 +107,11 @@ def parse_mail(data: bytes | memoryview) -> EncryptedMail:
     """Read the public parts of a mail; the ciphertext is not copied. Raises FormatError."""
     direction, session_id, counter, salt, opening_end, start = _parts(data)
     associated = bytes(data[:start])
-    return EncryptedMail(
-        direction,
-        session_id,
-        counter,
-        salt,
-        associated[HEADER.size : opening_end],
-        associated[opening_end:],
-        associated,
-        memoryview(data)[start:],
-    )
+    opening = envelope = b""
+    if start > HEADER.size:
+        opening, envelope = associated[HEADER.size : opening_end], associated[opening_end:]
+    view = data if isinstance(data, memoryview) else memoryview(data)
+    return EncryptedMail(direction, session_id, counter, salt, opening, envelope, associated, view[start:])
 
 
 def parse_post(data: bytes) -> PostedMail:

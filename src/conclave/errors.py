@@ -106,9 +106,16 @@ class SessionError(MailError):
 
 
 class OverloadedError(MailError):
-    """A bound of the enclave is reached; acknowledge replies or try later."""
+    """A bound of the enclave is reached; acknowledge replies or try later.
+
+    `clients`: where mail was to be posted, the public keys of those who have no room for it.
+    """
 
     code = "overloaded"
+
+    def __init__(self, message: str = "", *, clients: tuple[bytes, ...] = ()) -> None:
+        self.clients = clients
+        super().__init__(message)
 
 
 class StateError(Error):

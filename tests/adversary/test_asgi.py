@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
 
 import httpx2
 import pytest
 
+from conclave._chunkheader import CHUNK_MAGIC
 from conclave.bundle import Bundle
-from conclave.client import Identity, MailTransport
-from conclave.errors import AppraisalError
+from conclave.client import Client, Identity, MailTransport
+from conclave.errors import AppraisalError, CallError, StreamError
+from conclave.rpc.http import HeadReader, HttpExchange, RequestHead
 from conclave.testing import HostServer
 
 pytestmark = pytest.mark.slow
@@ -19,9 +25,10 @@ SOURCE = """
 # [tool.conclave]
 # entry = "diary:app"
 # ///
-import os
+import asyncio, os, resource
 
 entries = {}
+gone = []
 
 
 async def app(scope, receive, send):
@@ -30,11 +37,54 @@ async def app(scope, receive, send):
     mine = entries.setdefault(scope["extensions"]["conclave"]["sender"], [])
     if scope["path"] == "/die":
         os._exit(9)
+    if scope["path"] in globals():
+        return await globals()[scope["path"]](scope, receive, send)
     message = await receive()
     if scope["method"] == "POST":
         mine.append(message["body"])
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b",".join(mine) + b" " + repr(scope["client"]).encode()})
+
+
+async def pages(scope, receive, send):
+    # 40 parts, each with its number.
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for n in range(40):
+        await send({"type": "http.response.body", "body": b"%07d" % n + bytes(9993), "more_body": n < 39})
+
+
+async def flood(scope, receive, send):
+    # A response that never ends, as fast as it is taken.
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    try:
+        while True:
+            await send({"type": "http.response.body", "body": bytes(1024 * 1024), "more_body": True})
+    except OSError:
+        gone.append("flood")
+
+
+async def take(scope, receive, send):
+    # Reads what comes of a body, says how it ended.
+    seen, size = [], 0
+    while not seen or seen[-1] == "http.request":
+        message = await receive()
+        seen.append(message["type"])
+        size += len(message.get("body", b""))
+        if not message.get("more_body"):
+            break
+    entries["last"] = [seen[-1], size]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"%d" % size})
+
+
+async def facts(scope, receive, send):
+    known = [entries.get("last"), len(gone), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, scope["state"]]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": repr(known).encode()})
+
+
+for handler in (pages, flood, take, facts):
+    globals()["/" + handler.__name__] = handler
 """
 
 
@@ -149,3 +199,201 @@ def test_another_enclave_is_refused_as_such(server: HostServer) -> None:
     transport = MailTransport(server.url, constraint=f"C:{'00' * 32} SEC:INSECURE")
     with httpx2.Client(transport=transport, base_url="https://diary") as client, pytest.raises(AppraisalError):
         client.get("/")
+
+
+Part = Callable[[bytes], list[bytes]]
+
+
+def until(look: Callable[[], Any], enough: Callable[[Any], bool]) -> Any:
+    """What is seen once it is enough."""
+    for _ in range(1000):
+        seen = look()
+        if enough(seen):
+            return seen
+        time.sleep(0.02)
+    pytest.fail(f"it stays at {seen}")
+
+
+@pytest.fixture
+def streaming(server: HostServer) -> Iterator[HostServer]:
+    """The operator lets answers go on as they come, and has its hand on each part of them."""
+    server.operator.streaming = True
+    yield server
+    server.operator.streaming = False
+
+
+def is_chunk(part: bytes) -> bool:
+    return part.startswith(CHUNK_MAGIC)
+
+
+def without_the_last(kept: list[bytes]) -> Part:
+    """Each chunk leaves when the next has come; the one that says that this is all never does."""
+
+    def changed(part: bytes) -> list[bytes]:
+        if not is_chunk(part):
+            return [part]
+        kept.append(part)
+        return kept[-2:-1]
+
+    return changed
+
+
+def in_pairs(kept: list[bytes]) -> Part:
+    """Every two chunks change places."""
+
+    def changed(part: bytes) -> list[bytes]:
+        if not is_chunk(part):
+            return [part]
+        kept.append(part)
+        return [kept.pop(), kept.pop()] if len(kept) == 2 else []
+
+    return changed
+
+
+def in_pieces(kept: list[bytes]) -> Part:
+    return lambda part: [part[:-1]] if is_chunk(part) else [part]
+
+
+@pytest.mark.spec("T-44", "ASGI-7")
+@pytest.mark.parametrize("attack", [without_the_last, in_pairs, in_pieces])
+def test_a_response_is_whole_or_an_error(
+    person: Callable[..., httpx2.Client], streaming: HostServer, attack: Callable[[list[bytes]], Part]
+) -> None:
+    with person() as client:
+        assert len(client.get("/pages").content) == 400_000
+        streaming.operator.on_part = attack([])
+        with pytest.raises(httpx2.ReadError) as raised:
+            client.get("/pages")
+        assert isinstance(raised.value.__cause__, StreamError)
+        # Nor is it taken for whole where it is read as it comes; what was read is a beginning of it.
+        streaming.operator.on_part = attack([])
+        got = b""
+        with pytest.raises(httpx2.ReadError), client.stream("GET", "/pages") as response:  # noqa: PT012
+            for part in response.iter_raw():
+                got += part
+        assert len(got) <= 400_000
+        assert [got[at : at + 7] for at in range(0, len(got) - 7, 10_000)] == [
+            b"%07d" % n for n in range(-(-(len(got) - 7) // 10_000))
+        ]
+
+
+@pytest.mark.spec("T-44")
+def test_answers_of_one_client_are_not_swapped(person: Callable[..., httpx2.Client], streaming: HostServer) -> None:
+    """Both are authentic, of the same session; each answers its own request, and no other one."""
+    operator = streaming.operator
+    with person() as client:
+        first = len(operator.parts)
+        client.post("/", content=b"one")
+        answered = operator.parts[first:]
+        assert len(answered) >= 2
+        # All of the answer before; its head before the new body; the new head before its body.
+        told = iter(answered)
+        for attack in (
+            lambda part: answered if not is_chunk(part) else [],
+            lambda part: [next(told, part)] if not is_chunk(part) else [part],
+            lambda part: [part, *answered[1:]] if not is_chunk(part) else [],
+        ):
+            operator.on_part = attack
+            with pytest.raises(httpx2.TransportError):
+                client.post("/", content=b"two")
+        operator.behave()
+        assert client.get("/").text == "one,two,two,two None"
+
+
+@pytest.mark.spec("T-44", "ASGI-6")
+def test_a_body_that_the_operator_cuts_is_no_body(person: Callable[..., httpx2.Client], streaming: HostServer) -> None:
+    body = [bytes(65536)] * 16
+    with person() as client:
+        assert client.post("/take", content=iter(body)).text == str(16 * 65536)
+        taken: list[bytes] = []
+
+        def only_the_first(upload: bytes) -> bytes | None:
+            taken.append(upload)
+            return upload if len(taken) == 1 else None
+
+        streaming.operator.on_upload = only_the_first
+        with pytest.raises(httpx2.TransportError):
+            client.post("/take", content=iter(body * 8), timeout=httpx2.Timeout(5, write=1, read=1))
+        streaming.operator.behave()
+        last = until(lambda: eval(client.get("/facts").text)[0], lambda last: last[0] == "http.disconnect")
+        assert last[1] < 8 * 16 * 65536
+
+
+@pytest.fixture
+def raw(server: HostServer, bundle: Bundle, only: Callable[[Bundle], str]) -> Iterator[Callable[..., Iterator[bytes]]]:
+    """A client of its own making: what it writes into a head is what goes."""
+    with Client(server.url, constraint=only(bundle), timeout_seconds=5.0) as made:
+        made.stub(HttpExchange)
+
+        def send(path: bytes, body: bytes | Iterator[bytes] = b"", *headers: tuple[bytes, bytes]) -> Iterator[bytes]:
+            head = RequestHead(method="POST", path=path, query=b"", headers=list(headers))
+            if isinstance(body, bytes):
+                return made.call_stream("request", head, body)
+            return made.call_stream("upload", head, upload=body)
+
+        yield send
+
+
+def status(reply: Iterator[bytes]) -> int:
+    whole = HeadReader().feed(b"".join(reply))
+    assert whole is not None
+    return whole[0].status
+
+
+@pytest.mark.spec("T-44", "ASGI-6")
+def test_a_body_is_the_one_that_was_announced(
+    raw: Callable[..., Iterator[bytes]], person: Callable[..., httpx2.Client], streaming: HostServer
+) -> None:
+    assert status(raw(b"/take", b"12345", (b"content-length", b"4"))) == 400
+    assert status(raw(b"/take", b"12345", (b"content-length", b"6"))) == 400
+    with person() as other:
+        for parts in ([b"1234"], [b"12345", b"6"], []):
+            # To the application it broke off, and its response is nobody's.
+            with pytest.raises(CallError):
+                list(raw(b"/take", iter(parts), (b"content-length", b"5")))
+            assert eval(other.get("/facts").text)[0][0] == "http.disconnect"
+        assert status(raw(b"/take", iter([b"123", b"45"]), (b"content-length", b"5"))) == 200
+        assert eval(other.get("/facts").text)[0] == ["http.request", 5]
+
+
+@pytest.mark.spec("T-44", "ASGI-5")
+def test_nothing_in_a_head_is_the_scope(raw: Callable[..., Iterator[bytes]]) -> None:
+    forged = [(name, b"10.0.0.1:1") for name in (b"extensions", b"state", b"sender", b"conclave", b"client")]
+    whole = HeadReader().feed(b"".join(raw(b"/facts", b"", *forged)))
+    assert whole is not None
+    assert eval(whole[1])[3] == {}
+    whole = HeadReader().feed(b"".join(raw(b"/", b"mine", *forged)))
+    assert whole is not None
+    assert whole[1] == b"mine None"
+
+
+@pytest.mark.spec("T-44", "T-35", "ASGI-9")
+def test_responses_that_nobody_reads_fill_nothing(
+    person: Callable[..., httpx2.Client], streaming: HostServer, bundle: Bundle
+) -> None:
+    """One client takes as many endless responses as it may, and reads of each what it must; others are served."""
+    with person() as other:
+        _, before, memory, _ = eval(other.get("/facts").text)
+        with person() as greedy, ExitStack() as stack:
+            with ThreadPoolExecutor(8) as pool:
+                list(
+                    pool.map(lambda _: stack.enter_context(greedy.stream("GET", "/flood", timeout=30)), range(32)),
+                )
+            with pytest.raises(httpx2.PoolTimeout):
+                greedy.get("/", timeout=httpx2.Timeout(5, pool=0.1))
+            assert other.get("/").text == " None"
+            _, _, now, _ = eval(other.get("/facts").text)
+            assert now - memory < 256
+        # All of them are told that she is gone.
+        until(lambda: eval(other.get("/facts").text)[1], lambda told: told == before + 32)
+
+
+@pytest.mark.spec("T-44", "ASGI-9")
+def test_the_head_of_an_endless_response_stops_nobody(
+    person: Callable[..., httpx2.Client], streaming: HostServer
+) -> None:
+    with person() as hostile, person() as other:
+        before = eval(other.get("/facts").text)[1]
+        with pytest.raises(httpx2.ReadTimeout):
+            hostile.head("/flood", timeout=httpx2.Timeout(5, read=1))
+        until(lambda: eval(other.get("/facts").text)[1], lambda told: told == before + 1)

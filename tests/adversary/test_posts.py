@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 
 import httpx2
@@ -9,9 +10,9 @@ import pytest
 
 from conclave._crypto import SigningKey
 from conclave.bundle import Bundle
-from conclave.client import Box, Client, Identity
+from conclave.client import Box, Client, Identity, ReceivedMail
 from conclave.errors import TransportError
-from conclave.host.outbox import _MAIL, _Blob, _Box, _Entry
+from conclave.host.outbox import _MAIL, OutboxLimits, _Blob, _Box, _Entry
 from conclave.mail.post import Address, make_post, parse_address
 from conclave.testing import HostServer
 
@@ -322,3 +323,43 @@ def test_a_reply_key_that_is_none_harms_its_client_alone(
         mallory.call("write", mallory.call("me", returns=bytes), b"lost")
         mallory.call("write", alice.address, b"arrives")
     assert alice.bodies() == [b"arrives"]
+
+
+@pytest.mark.spec("T-38", "HTTP-17", "HTTP-18")
+def test_a_stranger_with_many_boxes_keeps_nobody_from_waiting(
+    serve: Callable[..., HostServer], bundle: Bundle, only: Callable[[Bundle], str]
+) -> None:
+    """Boxes are free: what one of them may hold says nothing of what a stranger holds."""
+    with (
+        serve(bundle, outbox=OutboxLimits(readers=8)) as server,
+        Client(server.url, constraint=only(bundle)) as honest,
+        Client(server.url, constraint=only(bundle)) as sender,
+    ):
+        address = honest.call("me", returns=bytes)
+        assert honest.poll() == []
+        ended: list[int] = []
+
+        async def strangers(mails: Callable[[], list[ReceivedMail]]) -> list[ReceivedMail]:
+            async with httpx2.AsyncClient(base_url=server.url, timeout=60) as http, asyncio.TaskGroup() as group:
+
+                async def hold(number: int, accept: str) -> None:
+                    capability = bytes([number]) * 32
+                    headers = {"authorization": f"Bearer {capability.hex()}", "accept": accept}
+                    await http.post(f"/outbox/{capability[:16].hex()}", content=capability)
+                    while True:
+                        ended.append((await http.get("/outbox?wait=30", headers=headers)).status_code)
+
+                holding = [group.create_task(hold(n, ("*/*", "text/event-stream")[n % 2])) for n in range(1, 17)]
+                waiting = asyncio.create_task(asyncio.to_thread(mails))
+                while len(ended) < 32:
+                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(sender.call, "write", address, b"for whoever waits")
+                found = await waiting
+                for task in holding:
+                    task.cancel()
+            return found
+
+        found = asyncio.run(strangers(lambda: honest.poll(wait_seconds=60)))
+        assert [mail.body for mail in found] == [b"for whoever waits"]
+        # Nobody is refused, and nobody keeps a place for itself.
+        assert set(ended) == {200}

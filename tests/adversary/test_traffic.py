@@ -186,6 +186,42 @@ def test_words_about_what_cannot_be_decrypted_leave_at_once(
         assert not server.operator.answers
 
 
+POSTS = """
+from datetime import timedelta
+from conclave.enclave import Enclave, Post, fixed, rpc
+
+
+class Tells(Enclave):
+    padding = fixed(2048)
+    release_every = timedelta(milliseconds=10)
+
+    @rpc
+    def tell(self, sizes: list[int]) -> None:
+        for size in sizes:
+            self.post(self.sender, bytes(size))
+        self.post_together([Post(self.sender, bytes(size)) for size in sizes])
+"""
+
+
+@pytest.mark.spec("T-39", "MAIL-34", "MAIL-43")
+def test_posted_mails_have_one_size_under_release(
+    serve: Callable[..., HostServer], author: Callable[..., Bundle], only: Callable[[Bundle], str]
+) -> None:
+    bundle = author("tells", POSTS)
+    with serve(bundle) as server, Client(server.url, constraint=only(bundle)) as client:
+        sizes = [0, 1, 300, 1600]
+        client.call("tell", sizes)
+
+        async def kept() -> list[bytes]:
+            outbox = server.host.outbox
+            return [mail for _, mail in await outbox.read(client.box.id, 0, most_bytes=2**30)]
+
+        mails = server.run(kept())
+        assert len(mails) == 2 * len(sizes)
+        assert len({len(mail) for mail in mails}) == 1
+        assert [len(mail.body) for mail in client.poll()] == 2 * sizes
+
+
 def _swallow(client: Client) -> None:
     with suppress(Exception):
         client.call("work", "return", 1)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -12,7 +16,7 @@ import pytest
 
 from conclave.bundle import Bundle
 from conclave.client import AsyncMailTransport, Client, Identity, MailTransport
-from conclave.errors import AppraisalError, PlatformError
+from conclave.errors import AppraisalError, PlatformError, StreamError
 from conclave.rpc.http import HeadReader, HttpExchange, RequestHead
 from conclave.testing import HostServer
 
@@ -66,6 +70,10 @@ async def scope(scope, receive, send):
 
 async def echo(scope, receive, send):
     await answer(send, b"".join(await read(receive)))
+
+
+async def moves(scope, receive, send):
+    await answer(send, b"", 307, [(b"location", b"http://elsewhere.example:99/echo")])
 
 
 async def headers(scope, receive, send):
@@ -358,6 +366,78 @@ def test_time_outs_are_those_of_httpx2(client: httpx2.Client) -> None:
     assert client.get("/who_left").text == "http.disconnect"
 
 
+def test_a_redirect_brings_the_body_to_the_same_enclave(client: httpx2.Client) -> None:
+    moved = client.post("/moves", content=b"x" * 1000, follow_redirects=True)
+    assert (moved.content, len(moved.history)) == (b"x" * 1000, 1)
+    assert moved.url.host == "elsewhere.example"
+
+
+def test_a_proxy_of_the_environment_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch, server: HostServer, bundle: Bundle, only: Only
+) -> None:
+    """What httpx2 would send through a proxy would not go inside mail."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    transport = MailTransport(server.url, constraint=only(bundle))
+    with httpx2.Client(transport=transport, base_url="https://app") as client:
+        assert client.post("/echo", content=b"inside").content == b"inside"
+
+
+def test_bodies_that_wait_for_each_other_are_all_sent(client: httpx2.Client) -> None:
+    together = threading.Barrier(12, timeout=30)
+
+    def parts(n: int) -> Iterator[bytes]:
+        yield b"%d," % n
+        together.wait()
+        yield b"%d" % n
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = pool.map(lambda n: client.post("/echo", content=parts(n), timeout=60).content, range(12))
+        assert list(answers) == [b"%d,%d" % (n, n) for n in range(12)]
+
+
+@pytest.mark.spec("ASGI-7")
+def test_a_response_that_is_closed_has_not_ended(client: httpx2.Client) -> None:
+    with client.stream("GET", "/endless") as response:
+        parts = response.iter_raw()
+        assert next(parts) == b"begun"
+        # As another thread may do, in between.
+        response.stream.close()  # type: ignore[union-attr]
+        with pytest.raises(httpx2.ReadError, match="closed before its end") as raised:
+            next(parts)
+        assert isinstance(raised.value.__cause__, StreamError)
+    assert client.get("/who_left").text == "http.disconnect"
+
+
+MISTAKES = {
+    "app:missing": "error (bundle): app cannot be built: app has nothing called missing",
+    "app:number": "error (bundle): app cannot be built: an ASGI application is an object that can be called, ",
+    "app:make": "error (bundle): app cannot be built: an ASGI application is called with scope, receive and send; ",
+    "broken:app": "error (bundle): broken cannot be built: broken.py, line 1: ModuleNotFoundError: ",
+    "unlocked:app": "error (bundle): unlocked.lock is missing: run `conclave lock` to pin the dependencies",
+    "nothing:app": "error (bundle): . has no nothing.py, and no pyproject.toml that says what belongs to nothing",
+    "fails:app": "error (platform): the enclave refused to start: "
+    "RuntimeError: the application says that it cannot start: no database",
+}
+
+
+@pytest.mark.parametrize("named", MISTAKES)
+def test_mistakes_get_one_line(named: str, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("number = 3\n\ndef make():\n    return None\n")
+    (tmp_path / "broken.py").write_text("import no_such\n")
+    (tmp_path / "unlocked.py").write_text('# /// script\n# dependencies = ["starlette"]\n# ///\n')
+    (tmp_path / "fails.py").write_text(
+        "async def app(scope, receive, send):\n"
+        "    await send({'type': 'lifespan.startup.failed', 'message': 'no database'})\n"
+    )
+    command = [sys.executable, "-m", "conclave.cli", "run", named, "--port", "0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(MISTAKES[named])
+
+
 def test_nobody_is_there(bundle: Bundle, only: Only) -> None:
     transport = MailTransport("http://127.0.0.1:1", constraint=only(bundle), attempts=1)
     with httpx2.Client(transport=transport, base_url="http://app") as client, pytest.raises(httpx2.ConnectError):
@@ -411,9 +491,16 @@ def test_one_transport_serves_many_threads(client: httpx2.Client) -> None:
 
 BAD = {
     "no method": (400, {"method": ""}),
+    "a method in small letters": (400, {"method": "get"}),
     "a method with a space": (400, {"method": "GET /"}),
     "a long method": (400, {"method": "G" * 33}),
     "a relative path": (400, {"path": b"echo"}),
+    "no path": (400, {"path": b""}),
+    "another server": (400, {"path": b"https://elsewhere/echo"}),
+    "an authority": (400, {"method": "CONNECT", "path": b"elsewhere:443"}),
+    "a path with a zero": (400, {"path": b"/echo\0"}),
+    "a path with a fragment": (400, {"path": b"/echo#x"}),
+    "a star and more": (400, {"method": "OPTIONS", "path": b"*/"}),
     "a path with a space": (400, {"path": b"/e cho"}),
     "a path with a question mark": (400, {"path": b"/echo?x"}),
     "a path that is not ASCII": (400, {"path": b"/\xc3\xa4"}),
@@ -425,6 +512,14 @@ BAD = {
     "a name with a colon": (400, {"headers": [(b"a:b", b"")]}),
     "no name": (400, {"headers": [(b"", b"x")]}),
     "a value with a line": (400, {"headers": [(b"a", b"b\r\nc: d")]}),
+    "a value with spaces before it": (400, {"headers": [(b"a", b" b")]}),
+    "a value with a tab after it": (400, {"headers": [(b"a", b"b\t")]}),
+    "a folded value": (400, {"headers": [(b"a", b"b\n c")]}),
+    "a name that is not ASCII": (400, {"headers": [(b"\xc3\xa4", b"x")]}),
+    "a name of HTTP/2": (400, {"headers": [(b":authority", b"x")]}),
+    "a size twice in one": (400, {"headers": [(b"content-length", b"0, 0")]}),
+    "a size beyond counting": (400, {"headers": [(b"content-length", b"0" * 19)]}),
+    "trailers": (400, {"headers": [(b"trailer", b"content-length")]}),
     "a value with a zero": (400, {"headers": [(b"a", b"\0")]}),
     "two hosts": (400, {"headers": [(b"host", b"a"), (b"Host", b"b")]}),
     "two sizes": (400, {"headers": [(b"content-length", b"0"), (b"content-length", b"0")]}),
@@ -444,6 +539,23 @@ def test_heads_that_no_application_sees(raw: Callable[..., tuple[int, bytes]]) -
     longest = [(b"x-long", b"x" * 32_000), (b"tab", b"a\tb \xff"), (b"content-length", b"2")]
     assert raw(b"ok", path=b"/echo/" + b"a" * 16_000, headers=longest) == (200, b"ok")
     assert raw(b"", method="OPTIONS", path=b"*")[0] == 500
+
+
+def test_paths_are_the_applications_to_read(raw: Callable[..., tuple[int, bytes]]) -> None:
+    """Nothing is resolved or taken away on the way: what a client sends is what an application decides about."""
+    for sent, decoded in {
+        b"/scope/../scope": "/scope/../scope",
+        b"/scope/%2e%2e%2Fscope": "/scope/../scope",
+        b"/scope//x/./": "/scope//x/./",
+        b"//scope/elsewhere": "//scope/elsewhere",
+        b"/scope/%00%0d%0a": "/scope/\0\r\n",
+        b"/scope/%ff%C3%A4": "/scope/\N{REPLACEMENT CHARACTER}ä",
+        b"/scope/%zz%2": "/scope/%zz%2",
+        b"/scope/;a=b\\x": "/scope/;a=b\\x",
+    }.items():
+        scope = eval(raw(path=sent)[1])
+        assert (scope["raw_path"], scope["path"]) == (sent, decoded)
+        assert (scope["root_path"], scope["server"], scope["scheme"]) == ("", ("enclave", 443), "https")
 
 
 @pytest.mark.spec("ASGI-3")

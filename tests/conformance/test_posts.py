@@ -331,7 +331,7 @@ def test_events(server: HostServer, bundle: Bundle, only: Callable[[Bundle], str
         assert events(2, **{"last-event-id": str(got[0][0])}) == got[1:]
 
         async def readers() -> int:
-            return server.host.outbox._readers
+            return len(server.host.outbox._readers)
 
         # Whoever has gone holds no place.
         for _ in range(10):
@@ -413,5 +413,42 @@ def test_a_reply_waits_for_a_store_that_is_away(
         store.error = None
         caller.join(60)
         assert answered == [1]
-        assert http.get("/readyz").status_code == 200
+        # The store is asked once a second.
+        while http.get("/readyz").status_code != 200:
+            time.sleep(0.01)
         assert [m.body for m in client.poll()] == [b"0"]
+
+
+@pytest.mark.spec("HTTP-21")
+def test_both_kinds_of_health_agree(
+    serve: Callable[..., HostServer], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that answers nobody, though no mail was refused yet; a stop; an enclave that is gone."""
+    from tests.unit.test_outbox import Failing
+
+    from conclave.errors import StoreUnavailable
+    from conclave.host import health
+
+    monkeypatch.setattr(health, "FRESH_SECONDS", 0.0)
+    store = Failing()
+    with serve(bundle, store=store) as server, httpx2.Client(base_url=server.url) as http:
+
+        def says(reasons: list[str], word: str | None) -> None:
+            ready, simple = http.get("/readyz"), http.get("/health")
+            assert ready.status_code == simple.status_code == (503 if reasons else 200)
+            assert ready.json().get("reasons", []) == reasons
+            assert simple.json().get("error") == word
+
+        says([], None)
+        store.error = StoreUnavailable("gone")
+        says(["store"], "store")
+        store.error = None
+        says([], None)
+        server.host.outbox.trouble = "no room"
+        says(["store"], "store")
+        info, server.host.info = server.host.info, None
+        says(["enclave", "store"], "starting")
+        server.host.health.draining = True
+        says(["draining", "enclave", "store"], "stopping")
+        server.host.info, server.host.outbox.trouble = info, ""
+        says(["draining"], "stopping")

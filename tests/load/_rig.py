@@ -25,7 +25,9 @@ from typing import Any, Self
 from conclave._crypto import DecryptionKey, SigningKey, random_bytes
 from conclave.attestation import AttestationResult
 from conclave.bundle import Bundle
+from conclave.client import Client
 from conclave.client.core import split_mails
+from conclave.errors import TransportError
 from conclave.mail import ClientSession, Request, RequestKind
 from conclave.rpc.interface import encode_call
 
@@ -40,6 +42,7 @@ import os
 from collections.abc import AsyncIterator
 
 from conclave.enclave import Enclave, rpc
+from conclave.errors import OverloadedError
 
 
 class Target(Enclave):
@@ -68,7 +71,11 @@ class Target(Enclave):
     @rpc
     def tell(self, caller: str, number: int, to: bytes) -> list[str]:
         counted = self.count(caller, number)
-        self.post(to, f"{caller} {number}".encode())
+        try:
+            self.post(to, f"{caller} {number}".encode())
+        except OverloadedError:
+            # Its reader is slower than they who post: nothing was promised.
+            return [*counted, "full"]
         return counted
 
     @rpc
@@ -139,6 +146,7 @@ class HostProcess:
         place: Path,
         *,
         store: str = "",
+        store_timeout_seconds: float = 10,
         descriptors: int = 0,
         file_bytes: int = 0,
         clock: Path | None = None,
@@ -147,6 +155,7 @@ class HostProcess:
 
         Args:
             store: the URL of a store instead of a directory in `place`.
+            store_timeout_seconds: how long one of its operations may take.
             descriptors: how many it may have open; 0: as many as we.
             file_bytes: how large its files may become.
             clock: a file with the seconds by which its clock is wrong.
@@ -161,7 +170,7 @@ class HostProcess:
             *("sh", "-c", "; ".join([*limits, 'exec "$@"']), "sh", sys.executable),
             *(["-m", "conclave.cli"] if clock is None else [str(HERE / "_wrong_clock.py"), str(clock)]),
             *("serve", str(bundle.path), "--platform", str(place / "machine"), "--port", str(self.port)),
-            *("--store", store or f"file:{place / 'store'}"),
+            *("--store", store or f"file:{place / 'store'}", "--store-timeout-seconds", str(store_timeout_seconds)),
         ]
         self._environment = {**os.environ, "XDG_STATE_HOME": str(place)}
         self.url = f"http://127.0.0.1:{self.port}"
@@ -265,6 +274,7 @@ class Callers:
         ]
         self._processes: list[subprocess.Popen[str]] = []
         self._rounds: list[int] = []
+        self._failures = 0
         self._tallies: list[dict[str, Any]] = []
         self._threads: list[threading.Thread] = []
 
@@ -284,6 +294,8 @@ class Callers:
         for line in process.stdout:
             if line.startswith("round"):
                 self._rounds[number] += 1
+            elif line.startswith("failed"):
+                self._failures += 1
             else:
                 self._tallies.append(json.loads(line))
 
@@ -294,6 +306,12 @@ class Callers:
             lambda: all(done >= mark for done, mark in zip(self._rounds, marks, strict=True)) or self._ended(),
             "an answer for every caller",
         )
+        assert not self._ended(), "a process of callers ended"
+
+    def failures(self) -> None:
+        """Wait until a call fails that they expect to."""
+        mark = self._failures
+        until(lambda: self._failures > mark or self._ended(), "a call that fails")
         assert not self._ended(), "a process of callers ended"
 
     def _ended(self) -> bool:
@@ -328,13 +346,15 @@ class Tally:
     """What became of all calls.
 
     Attributes:
-        acknowledged: of each caller, the numbers that were answered, as (caller, below) with `holes`.
+        full: how many were answered that the reader's box is full.
+        acknowledged: what was posted, as the answers say.
     """
 
     def __init__(self, parts: Sequence[dict[str, Any]]) -> None:
         self.answered = sum(part["answered"] for part in parts)
         self.twice = sum(part["twice"] for part in parts)
         self.wrong = sum(part["wrong"] for part in parts)
+        self.full = sum(part["full"] for part in parts)
         self.errors: Counter[str] = Counter()
         for part in parts:
             self.errors.update(part["errors"])
@@ -348,7 +368,60 @@ class Tally:
             "wrong": self.wrong,
             "handled twice": self.twice,
             "boots": self.boots,
+            **({"posted": len(self.acknowledged)} if self.acknowledged else {}),
+            **({"box full": self.full} if self.full else {}),
         }
+
+
+class Reader:
+    """Who reads what is posted to it, all the while and through whatever happens to the host."""
+
+    def __init__(self, host: HostProcess) -> None:
+        """Nothing runs before the block."""
+        self._client = Client(host.url, constraint=host.constraint, attempts=60)
+        self._bodies: list[str] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._failed: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        self._client.__enter__()
+        self.address = self._client.call("me", returns=bytes)
+        self._client.poll()
+        self._thread.start()
+        return self
+
+    def _read(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._poll(1)
+        except BaseException as error:
+            self._failed = error
+
+    def _poll(self, wait_seconds: float) -> bool:
+        """Whether there may be more."""
+        try:
+            mails = self._client.poll(wait_seconds=wait_seconds)
+        except TransportError:
+            time.sleep(0.05)
+            return True
+        self._bodies += [mail.body.decode() for mail in mails]
+        return bool(mails)
+
+    def all(self) -> list[str]:
+        """Everything that was posted, in the order in which it came; read once."""
+        self._stop.set()
+        self._thread.join(DEADLINE_SECONDS)
+        assert self._failed is None, self._failed
+        until(lambda: not self._poll(0), "the end of the mail")
+        return self._bodies
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(60)
+        self._client.__exit__(kind, error, trace)
 
 
 # Raw ---------------------------------------------------------------------------------

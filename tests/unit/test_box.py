@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from conclave.attestation import AttestationResult, InstanceClaims
 from conclave.client import Box
 from conclave.client._box import MAX_WINDOWS, split_numbered
 from conclave.client.core import Answer, ClientCore, Exchange
-from conclave.errors import AppraisalError, FormatError, TransportError
+from conclave.errors import AppraisalError, ExpiredError, FormatError, TransportError
 from conclave.mail.post import Address, make_post
 
 
@@ -196,6 +196,41 @@ def test_a_sender_of_another_boot_is_verified_first(monkeypatch: pytest.MonkeyPa
         assert v.client.refused_mails == 1
 
 
+@pytest.mark.spec("MAIL-31")
+def test_mail_waits_while_the_clients_clock_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = World()
+    signing, digest, result = other_boot(w)
+    clock = {"wrong": True}
+
+    def verify(info: bytes, constraint: object, **_: object) -> AttestationResult:
+        if clock["wrong"]:
+            raise ExpiredError("pck: not valid yet at this time")
+        return result
+
+    monkeypatch.setattr("conclave.client.core.verify_instance", verify)
+    w.host.infos[digest.hex()] = Answer(200, b"info")
+    w.post(b"old", signer=signing, digest=digest, number=0)
+    w.post(b"new")
+    assert w.poll() == [b"new"]
+    assert w.poll() == []
+    # The host keeps it.
+    assert w.host.below == 1
+    clock["wrong"] = False
+    assert w.poll() == [b"old"]
+    assert w.client.refused_mails == 0
+
+
+def test_a_poll_waits_no_longer_when_the_clock_is_set_back() -> None:
+    w = World()
+    passed = iter(range(0, 1000, 10))
+    days = iter(range(1000))
+    w.client._elapsed = lambda: float(next(passed))
+    w.client._now = lambda: NOW - timedelta(days=next(days))
+    steps = w.client.poll(topic="t", wait_seconds=60)
+    assert w.instance.drive(steps, w.host) == []
+    assert next(passed) <= 100
+
+
 def test_numbers_are_of_one_boot(monkeypatch: pytest.MonkeyPatch) -> None:
     w = World()
     signing, digest, result = other_boot(w)
@@ -302,18 +337,13 @@ def test_listening_goes_on_whatever_the_host_does() -> None:
     w = World()
     answers: list[Answer | None] = [Answer(0), Answer(500), Answer(200), None]
     w.post(b"at last")
-    moment = NOW
-
-    def now() -> datetime:
-        nonlocal moment
-        # Each look at the clock finds that a wait took its time.
-        moment += timedelta(seconds=30)
-        return moment
+    # Each look at the clock finds that a wait took its time.
+    seconds = iter(range(0, 1_000_000, 30))
 
     w.client._is_stale = lambda: False  # type: ignore[method-assign]
     w.client._sender = lambda _: _claims(w)  # type: ignore[method-assign]
     w.client._collector._sender = w.client._sender
-    w.client._now = now
+    w.client._elapsed = lambda: float(next(seconds))
 
     def host(exchange: Exchange) -> Answer:
         given = answers.pop(0) if exchange.method == "GET" else None

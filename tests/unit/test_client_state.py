@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conclave import _crypto
-from conclave.client import Client, Identity
+from conclave.client import Client, Identity, _state
 from conclave.client._state import ClientState, Unanswered
 from conclave.errors import FormatError, StateError, VerificationError, WrongKeyError
 from conclave.mail import Pending
@@ -174,6 +175,97 @@ def test_a_full_disk_is_an_error_and_the_file_stays_whole(
     again = ClientState(tmp_path / "s", me)
     assert [left.sequence for left in again.left] == [0, 2]
     again.close()
+
+
+@pytest.mark.spec("MAIL-53")
+@pytest.mark.parametrize("step", ["open", "write", "fsync", "rename", "fsync of the directory", "close"])
+def test_a_disk_that_fails_while_the_file_is_replaced(
+    tmp_path: Path, me: Identity, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Wherever it fails: what the file had is there, and what may not have got there does not leave."""
+    monkeypatch.setattr(_state, "_COMPACT_BYTES", 0)
+    state = ClientState(tmp_path / "s", me)
+    written = 0
+    while state._end <= state._compact_at:
+        save(state, written, body=bytes(200))
+        written += 1
+
+    name = step.partition(" ")[0]
+    real = getattr(os, name)
+
+    def fails(*args: object, **options: object) -> object:
+        directory = isinstance(args[0], int) and stat.S_ISDIR(os.fstat(args[0]).st_mode)
+        if name in ("fsync", "close") and directory != step.endswith("directory"):
+            return real(*args, **options)
+        if name == "close":
+            real(*args, **options)
+        raise OSError(errno.EIO, "injected")
+
+    monkeypatch.setattr(os, name, fails)
+    for _ in range(2):
+        if step == "close":
+            # The file that is closed is no longer the one that counts.
+            save(state, written, body=bytes(200))
+            written += 1
+        else:
+            with pytest.raises(StateError, match="cannot be read or written"):
+                save(state, written, body=bytes(200))
+            with pytest.raises(StateError):
+                state.keep_box(b"lost")
+        shutil.copy(tmp_path / "s", tmp_path / "copy")
+    state.answered(request(0).key)
+    monkeypatch.setattr(os, name, real)
+
+    def kept(path: Path) -> list[int]:
+        again = ClientState(path, me)
+        again.close()
+        assert again.box == b""
+        return [item.sequence for item in again.left]
+
+    assert kept(tmp_path / "copy") == list(range(written))
+    # It works again: that request may leave now, and nothing is lost that did before.
+    save(state, written, body=bytes(200))
+    assert os.fstat(state._file).st_ino == (tmp_path / "s").stat().st_ino
+    state.close()
+    assert kept(tmp_path / "s") == list(range(1, written + 1))
+
+
+@pytest.mark.spec("MAIL-53")
+@pytest.mark.parametrize("durable", [False, True])
+def test_half_a_record_that_cannot_be_taken_back(
+    tmp_path: Path, me: Identity, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    """Whatever came after it would be lost to whoever reads the file."""
+    state = ClientState(tmp_path / "s", me, durable=durable)
+    save(state, 0)
+    write = os.write
+
+    def half(file: int, data: memoryview) -> int:
+        if len(data) < 20:
+            raise OSError(errno.ENOSPC, "injected")
+        return write(file, data[: len(data) // 2])
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", half)
+        patch.setattr(os, "ftruncate", fails)
+        with pytest.raises(StateError):
+            save(state, 1)
+    save(state, 2)
+    state.close()
+    again = ClientState(tmp_path / "s", me)
+    assert [item.sequence for item in again.left] == [0, 2]
+    if durable:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", fails)
+            durably = ClientState(tmp_path / "t", me, durable=True)
+            with pytest.raises(StateError):
+                save(durably, 1)
+        # What did not leave is not repeated either.
+        durably.close()
+        assert ClientState(tmp_path / "t", me).left == []
 
 
 @pytest.mark.spec("MAIL-53", "MAIL-2")

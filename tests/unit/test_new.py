@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,9 +17,9 @@ from conclave.cli import main
 from conclave.testing import serve_enclave
 
 
-def new(name: str) -> int:
+def new(name: str, *options: str) -> int:
     with pytest.raises(SystemExit) as stopped:
-        main(["new", name])
+        main(["new", *options, name])
     assert isinstance(stopped.value.code, int)
     return stopped.value.code
 
@@ -72,6 +76,93 @@ def test_its_client_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert refused.returncode == 1
         assert refused.stderr == "an average is told of 3 numbers or more\n"
         assert client("9").stdout == "numbers so far: 3\naverage: 12.0\n"
+
+
+CONCLAVE = (sys.executable, "-m", "conclave.cli")
+# The template declares what this example does, so the example's lock is what `conclave lock` would write.
+LOCK = Path(__file__).parents[2] / "examples" / "starlette" / "app.lock"
+
+
+@contextmanager
+def served(project: Path, *command: str) -> Iterator[str]:
+    """`conclave run` or `serve` in the project's folder, as in a terminal; gives the URL."""
+    arguments = [*CONCLAVE, *command, "--port", "0"]
+    environment = {**os.environ, "XDG_STATE_HOME": str(project / "state")}
+    with subprocess.Popen(arguments, cwd=project, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if line.startswith("serving"):
+                    url = line.split()[1]
+                if line.startswith("written to" if command[0] == "run" else "constraint"):
+                    yield url
+                    break
+            else:
+                pytest.fail("it did not start")
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+
+
+def client_of(project: Path, url: str, constraint: str, *numbers: str) -> str:
+    """What its client prints, once as each person."""
+    (project / "my_survey.constraint").write_text(constraint + "\n")
+    script = (project / "client.py").read_text()
+    (project / "client_here.py").write_text(script.replace("http://127.0.0.1:8765", url))
+    command = [sys.executable, "client_here.py"]
+    said = [subprocess.run([*command, n], cwd=project, capture_output=True, text=True, check=True) for n in numbers]
+    return "".join(done.stdout for done in said)
+
+
+@pytest.mark.slow
+def test_an_application_is_written_run_built_and_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert new("my-survey", "--asgi") == 0
+    assert capsys.readouterr().out == (
+        "wrote my-survey: my_survey.py, client.py, conftest.py, test_my_survey.py, README.md, .gitignore\n"
+        "next:  cd my-survey; conclave lock my_survey.py; python -m pytest; conclave run my_survey:app\n"
+    )
+    project = tmp_path / "my-survey"
+    # 1. Without its lock it says what is missing; the second step of what was printed mends that.
+    unlocked = subprocess.run([*CONCLAVE, "run", "my_survey:app"], cwd=project, capture_output=True, text=True)
+    assert (unlocked.returncode, unlocked.stdout) == (1, "")
+    assert unlocked.stderr == (
+        "error (bundle): my_survey.lock is missing: run `conclave lock` to pin the dependencies\n"
+    )
+    shutil.copyfile(LOCK, project / "my_survey.lock")
+    # 2. Its tests pass, in this process and in an enclave, and can fail in both.
+    done = run_tests(project)
+    assert done.returncode == 0, done.stdout
+    assert "6 passed" in done.stdout
+    program = (project / "my_survey.py").read_text()
+    (project / "my_survey.py").write_text(program.replace("ENOUGH = 3", "ENOUGH = 2"))
+    assert "2 failed, 4 passed" in run_tests(project).stdout
+    (project / "my_survey.py").write_text(program)
+    clean = [sys.executable, "-m", "ruff", "check", "--isolated", "--line-length", "100", "--select", "E,F,B,UP", "."]
+    assert subprocess.run(clean, cwd=project).returncode == 0
+    # 3. It runs, and its client talks to it.
+    told = (
+        '{"numbers":1}\nan average is told of 3 numbers or more\n'
+        '{"numbers":2}\nan average is told of 3 numbers or more\n'
+        '{"numbers":3}\n{"average":12.0}\n'
+    )
+    with served(project, "run", "my_survey:app") as url:
+        constraint = (project / "my_survey.constraint").read_text().strip()
+        assert client_of(project, url, constraint, "12", "15", "9") == told
+    # 4. So does the release that is built of it, for whoever trusts its author.
+    command = [*CONCLAVE, "build", "my_survey:app", "--sign", "author.key"]
+    built = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
+    (author,) = [line for line in built.stdout.splitlines() if line.startswith("constraint author")]
+    with served(project, "serve", "my-survey-0.enclave") as url:
+        constraint = author.removeprefix("constraint author").strip() + " SEC:INSECURE"
+        assert client_of(project, url, constraint, "12", "15", "9") == told
+        refused = subprocess.run(
+            [*CONCLAVE, "call", url, "average", "--constraint", constraint], cwd=project, capture_output=True, text=True
+        )
+        assert refused.returncode == 1
+        assert "serves HTTP" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -161,8 +161,65 @@ def test_bytes_and_lines_are_bounded() -> None:
     boot.meets(others[0])
     boot.posts.post([Post(others[0].public, b"")])
     boot.meets(others[1])
-    with pytest.raises(OverloadedError, match="posted on 2 channels"):
+    with pytest.raises(OverloadedError, match="waits on 2 channels"):
         boot.posts.post([Post(others[1].public, b"")])
+
+
+@pytest.mark.spec("MAIL-35", "MAIL-32", "T-21")
+def test_channels_whose_mail_was_fetched_make_room_and_none_of_their_numbers_comes_again() -> None:
+    boot, clients, spoiled = Boot(PostBounds(lines=3)), [Client() for _ in range(6)], Client()
+    spoiled.session.reply_key = bytes(1216)
+    boot.meets(clients[0], spoiled)
+    # To a client that can get none nothing is lost, and it holds no place.
+    boot.posts.post([Post(spoiled.public, b"")])
+    for _ in range(5):
+        boot.posts.post([Post(clients[0].public, b"")])
+    for client in clients:
+        boot.meets(client)
+        boot.posts.post([Post(client.public, b"")])
+        boot.posts.acknowledge(client.session, 2**64 - 1)
+        assert len(boot.posts._lines) <= 3
+        assert set(boot.posts._boxes) == {key[0] for key in boot.posts._lines}
+        assert set(boot.posts._owners) == {key[1] for key in boot.posts._lines}
+    boot.meets(clients[0])
+    boot.posts.post([Post(clients[0].public, b"")])
+    assert boot.numbers(clients[0]) == [0, 1, 2, 3, 4, 5, 2048]
+    last = open_post(boot.frames[-1][0], key=clients[0].reply_key, identity=clients[0].public)
+    # Its client takes from this that nothing is missing.
+    assert last.acknowledged == 2048
+    assert boot.numbers(clients[5]) == [1024]
+
+
+@pytest.mark.spec("MAIL-34", "T-38")
+def test_who_does_not_fetch_keeps_no_mail_from_others() -> None:
+    boot, full, lost = Boot(PostBounds(mails_per_box=2)), Client(), Client()
+    clients = [Client() for _ in range(3)]
+    boot.meets(full, *clients)
+    boot.posts.post([Post(full.public, b"")] * 2)
+    everybody = [Post(c.public, b"x" * (n * 500)) for n, c in enumerate([*clients, full])]
+    with pytest.raises(OverloadedError, match="box is full") as error:
+        boot.posts.post(everybody)
+    assert error.value.clients == (full.public,)
+    assert len(boot.frames) == 1
+    # Several for one: those that fit, in the order of the call.
+    more = [Post(lost.public, b"?"), *everybody, *[Post(clients[0].public, b"%d" % n) for n in range(3)]]
+    left = boot.posts.post(more, skip_unreachable=True)
+    assert [(p.to, p.body) for p in left] == [
+        (lost.public, b"?"),
+        (full.public, everybody[3].body),
+        (clients[0].public, b"1"),
+        (clients[0].public, b"2"),
+    ]
+    # All of the others in one frame, as large as if nobody had been left out.
+    assert [len(frame) for frame in boot.frames] == [2, 4]
+    assert len({len(mail) for mail in boot.frames[1]}) == 1
+    other = Boot()
+    other.meets(full)
+    other.posts.post([everybody[3]])
+    assert len(other.frames[0][0]) == len(boot.frames[1][0])
+    # Nobody is left: nothing leaves, and that is no error.
+    assert len(boot.posts.post([Post(full.public, b"")] * 2, skip_unreachable=True)) == 2
+    assert len(boot.frames) == 2
 
 
 @pytest.mark.spec("MAIL-36")

@@ -38,17 +38,18 @@ def demo() -> int:
 
 
 @app.command
-def new(name: Path) -> int:
+def new(name: Path, *, asgi: Annotated[bool, Parameter(negative="")] = False) -> int:
     """Write a project: enclave, client, test, README.
 
     Example: conclave new my-survey
 
     Args:
         name: folder to make; its name becomes the project's.
+        asgi: an ASGI application (Starlette) rather than a class with @rpc methods.
     """
     from conclave.cli._new import new_command
 
-    return new_command(name)
+    return new_command(name, asgi=asgi)
 
 
 @app.command

@@ -13,6 +13,8 @@ from conclave.cli._files import constraint_line, misuse
 from conclave.cli._terminal import safe
 from conclave.client import Client, Identity
 from conclave.errors import CallError, FormatError
+from conclave.rpc.http import HttpExchange
+from conclave.rpc.interface import interface_of
 
 
 def call_command(
@@ -48,6 +50,8 @@ def call_command(
             result = client.call(method, *[_argument(a) for a in arguments])
         except CallError as error:
             print(f"the enclave refused the call: {error.type_name}: {error}", file=sys.stderr)
+            if client.instance.claims.interface == interface_of(HttpExchange).digest():
+                print("it serves HTTP: talk to it with httpx2 and conclave.client.MailTransport", file=sys.stderr)
             return 1
     print(json.dumps(result, default=_plain, ensure_ascii=False))
     return 0

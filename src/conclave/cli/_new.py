@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from conclave.cli._new_asgi import FILES
 from conclave.errors import FormatError
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,38}[a-z0-9]\Z")
@@ -149,11 +150,20 @@ conclave inspect @MODULE_DASHED@-0.enclave
 Keep `author.key` secret and keep a copy: it is who you are to those who accept your signature.
 """
 
+_FILES: Final = {
+    "@MODULE@.py": _ENCLAVE,
+    "client.py": _CLIENT,
+    "test_@MODULE@.py": _TEST,
+    "README.md": _README,
+}
 _IGNORED: Final = "__pycache__/\n.pytest_cache/\n*.constraint\n*.enclave\n*.key\n"
 
 
-def new_command(path: Path) -> int:
+def new_command(path: Path, *, asgi: bool) -> int:
     """Write the project and say what to do next.
+
+    Args:
+        asgi: a web application rather than a class with methods.
 
     Raises:
         FormatError: the name is none for a project, or something is there already.
@@ -169,22 +179,22 @@ def new_command(path: Path) -> int:
         "@MODULE_DASHED@": module.replace("_", "-"),
         "@CLASS@": "".join(part.capitalize() for part in module.split("_")),
     }
-    files = {
-        f"{module}.py": _ENCLAVE,
-        "client.py": _CLIENT,
-        f"test_{module}.py": _TEST,
-        "README.md": _README,
-        ".gitignore": _IGNORED,
-    }
+    templates = {**(FILES if asgi else _FILES), ".gitignore": _IGNORED}
+    files = {_filled(file, words): _filled(text, words) for file, text in templates.items()}
     path.mkdir(exist_ok=True)
     for file, text in files.items():
-        for word, value in words.items():
-            text = text.replace(word, value)
         with open(path / file, "x", encoding="utf-8") as target:
             target.write(text)
     print(f"wrote {path}: {', '.join(files)}")
-    print(f"next:  cd {path}; python -m pytest; conclave run {module}.py")
+    first = f"conclave lock {module}.py; " if asgi else ""
+    print(f"next:  cd {path}; {first}python -m pytest; conclave run {module}{':app' if asgi else '.py'}")
     return 0
+
+
+def _filled(text: str, words: dict[str, str]) -> str:
+    for word, value in words.items():
+        text = text.replace(word, value)
+    return text
 
 
 def _check(name: str, module: str) -> None:

@@ -19,6 +19,7 @@ from conclave._crypto import DecryptionKey
 from conclave.attestation import InstanceClaims
 from conclave.errors import (
     AppraisalError,
+    ExpiredError,
     FormatError,
     MailError,
     OverloadedError,
@@ -258,8 +259,9 @@ class Collector:
             post = open_post(data, key=self.box.reply_key, identity=self._identity)
             claims = yield from self._sender(post.claims_digest)
             post.check_sender(claims.signing_key)
-        except TransportError:
-            # A host may give one mail over and over, and never say whose it is.
+        except (TransportError, ExpiredError):
+            # Not now, which may be the clock of this machine. A host may give one mail over and over, and
+            # never say whose it is.
             size = sum(len(mail) for _, mail in self._unresolved)
             if len(self._unresolved) < MAX_UNRESOLVED and size + len(data) <= MAX_UNRESOLVED_BYTES:
                 self._unresolved.append((number, data))

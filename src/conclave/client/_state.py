@@ -260,9 +260,11 @@ class ClientState:
         except BaseException:
             os.close(file)
             raise
-        if self._file >= 0:
-            os.close(self._file)
-        self._file, self._end = file, _HEADER_SIZE + len(data)
+        old, self._file, self._end = self._file, file, _HEADER_SIZE + len(data)
+        if old >= 0:
+            with suppress(OSError):
+                # Whatever a disk says now of a file that is no longer there.
+                os.close(old)
         self._compact_at = self._end + max(_COMPACT_BYTES, self._end)
         self._header, self._count, self._tag = header, 1, data[-_crypto.TAG_SIZE :]
 
@@ -271,16 +273,20 @@ class ClientState:
             raise StateError("the client state is not open here: it was closed, or stays with the parent process")
         try:
             if self._end > self._compact_at:
+                # Until this succeeds nothing is written: if it failed late, `_file` is one that has no name any more.
                 self._compact()
             data = self._seal(change, self._header, self._count, self._tag)
             _write_all(self._file, data)
             if self._durable:
                 os.fdatasync(self._file)
         except OSError as error:
-            with suppress(OSError):
+            try:
                 # Half a record would end the file for whoever reads it.
                 os.ftruncate(self._file, self._end)
                 os.lseek(self._file, self._end, os.SEEK_SET)
+            except OSError:
+                # Then the next record goes into another file.
+                self._compact_at = -1
             raise _trouble(error) from None
         self._end += len(data)
         self._count, self._tag = self._count + 1, data[-_crypto.TAG_SIZE :]

@@ -9,14 +9,15 @@ Spec: spec/claims.md section 4, spec/mail.md section 6, spec/http.md.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from conclave import _codec, _crypto
-from conclave._mailheader import HEADER, SMALLEST_CIPHERTEXT
+from conclave._mailheader import HEADER, NONE, SMALLEST_CIPHERTEXT
 from conclave.attestation import AttestationResult, Constraint, InstanceClaims, ReferenceValues, verify_instance
 from conclave.attestation.reference import built_in
 from conclave.client._box import Box, Collector
@@ -36,6 +37,7 @@ from conclave.errors import (
     TransportError,
 )
 from conclave.mail import ClientSession, Conversation, Pending, Reply, ReplyKind, RequestKind, padme
+from conclave.mail._wire import MARK_SHIFT, strand_mark
 from conclave.mail.padding import Padding
 from conclave.mail.stream import ChunkSealer
 from conclave.rpc.interface import CallFailure, Interface, decode_call, decode_result, encode_call
@@ -203,16 +205,11 @@ class Opened:
 class _Topic:
     __slots__ = ("conversation", "left", "strand")
 
-    def __init__(self) -> None:
+    def __init__(self, strand: int) -> None:
         self.conversation = Conversation()
-        self.strand = _new_strand()
+        self.strand = strand
         # What an earlier process left in this strand.
         self.left: list[Pending] = []
-
-
-def _new_strand() -> int:
-    # Random, so that no other process, no copy of this one and no restored backup has it (MAIL-50).
-    return int.from_bytes(_crypto.random_bytes(8), "big")
 
 
 class ClientCore:
@@ -230,6 +227,7 @@ class ClientCore:
         box: Box | None = None,
         state: ClientState | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
         self.constraint = constraint
         self.identity = identity or Identity.generate()
@@ -238,6 +236,7 @@ class ClientCore:
         self._attempts = attempts
         self._reference = reference
         self._now = now
+        self._elapsed = elapsed
         if box is None:
             box = Box.restore(state.box) if state is not None and state.box else Box.generate()
         self.box = box
@@ -340,10 +339,16 @@ class ClientCore:
         assert self.instance is not None
         if new_boot:
             self._move(topic.conversation)
-            topic.strand = _new_strand()
+            topic.strand = self._new_strand()
         topic.conversation.use(self._session(name, topic), new_boot=new_boot)
         if new_boot:
             self._save(name, topic, topic.conversation.waiting())
+
+    def _new_strand(self) -> int:
+        # Random, so that no other process, no copy of this one and no restored backup has it (MAIL-50).
+        assert self.instance is not None
+        mark = strand_mark(self.instance.claims_digest)
+        return mark << MARK_SHIFT | int.from_bytes(_crypto.random_bytes(5), "big")
 
     def _save(self, name: str, topic: _Topic, items: list[Pending]) -> None:
         """Write down what is about to leave. Raises StateError: it must not."""
@@ -395,17 +400,18 @@ class ClientCore:
         for item in topic.conversation.waiting():
             item.refused = None
             if item.sequence < taken:
-                item.failed = TransportError("the enclave took the request, and no longer has its answer")
+                known = "took the request" if taken < NONE else "may have taken the request"
+                item.failed = TransportError(f"the enclave {known}, and no longer has its answer")
                 topic.conversation.forget(item)
                 self._settle(item)
-        topic.strand = _new_strand()
+        topic.strand = self._new_strand()
         topic.conversation.use(self._session(name, topic), new_boot=True)
         self._save(name, topic, topic.conversation.waiting())
 
     def _topic(self, name: str) -> _Topic:
         topic = self._topics.get(name)
         if topic is None:
-            topic = _Topic()
+            topic = _Topic(self._new_strand())
             self._open(name, topic, new_boot=False)
             self._topics[name] = topic
         elif topic.conversation.session is None or not topic.conversation.session.usable:
@@ -631,16 +637,20 @@ class ClientCore:
             VerificationError, AppraisalError: the instance that runs now is refused.
         """
         yield from self.acknowledge(topic=topic)
-        until = self._now() + timedelta(seconds=wait_seconds)
+        # Not by the time of day: a clock set back by a day would make this wait for one.
+        until = self._elapsed() + wait_seconds
+        early = 0
         while True:
-            left = max((until - self._now()).total_seconds(), 0.0)
+            asked = self._elapsed()
+            left = max(until - asked, 0.0)
             place = self._collector.place
             posts = yield from self._collector.fetch(topic, min(left, MOST_WAIT_SECONDS))
-            if posts or self._now() >= until:
+            if posts or self._elapsed() >= until:
                 return [ReceivedMail(p.body, p.envelope, p.number) for p in posts]
             if place == self._collector.place:
-                # It brought nothing, whether the host waited or not.
-                yield Pause(min(left, 0.05))
+                # It brought nothing. A host that does not wait, as one that is crowded, is not asked in a loop.
+                early = early + 1 if self._elapsed() - asked < 1 else 0
+                yield Pause(min(left, max(delay_seconds(early) if early else 0.0, 0.05)))
 
     def listen(self, *, topic: str) -> Steps[list[ReceivedMail]]:
         """Wait for mail on a topic for as long as it takes, through whatever the host does."""
@@ -737,8 +747,7 @@ class ClientCore:
         assert self.instance is not None
         places: dict[tuple[str, int, bytes], _Topic] = {}
         for left in self.state.left:
-            place = places.setdefault((left.topic, left.strand, left.boots[-1]), _Topic())
-            place.strand = left.strand
+            place = places.setdefault((left.topic, left.strand, left.boots[-1]), _Topic(left.strand))
             padding = None if left.padding is None else Padding.parse(left.padding)
             item = Pending(left.kind, left.flags, left.body, left.envelope, left.sequence, padding=padding)
             item.boots, item.saved, item.resumed = list(left.boots), left.key, True

@@ -79,7 +79,7 @@ class AsyncMailTransport(httpx2.AsyncBaseTransport):
             VerificationError, AppraisalError: the host offers another enclave than the constraint accepts.
         """
         assert isinstance(request.stream, httpx2.AsyncByteStream)
-        upload = _Upload(aiter(request.stream)) if _is_large(request) else None
+        upload = _Upload(request.stream) if _is_large(request) else None
         body = b"" if upload is not None else b"".join([part async for part in request.stream])
         head, reply = await self._exchange(request, body, upload)
         return httpx2.Response(head.status, headers=head.headers, stream=_AsyncBody(reply))
@@ -118,7 +118,7 @@ class AsyncMailTransport(httpx2.AsyncBaseTransport):
             if upload is None:
                 stream = self._client.call_stream("request", head, body)
             else:
-                stream = self._client.call_stream("upload", head, upload=upload)
+                stream = self._client.call_stream("upload", head, upload=upload.parts)
             return await stream.begin()
 
     async def aclose(self) -> None:
@@ -158,7 +158,7 @@ class MailTransport(httpx2.BaseTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request; see `AsyncMailTransport.handle_async_request`."""
         assert isinstance(request.stream, httpx2.SyncByteStream)
-        upload = _Upload(_in_thread(iter(request.stream))) if _is_large(request) else None
+        upload = _Upload(request.stream) if _is_large(request) else None
         body = b"" if upload is not None else b"".join(request.stream)
         head, reply = self._run(self._inner._exchange(request, body, upload))
         return httpx2.Response(head.status, headers=head.headers, stream=_Body(reply, self._run))
@@ -214,25 +214,34 @@ def _raise(error: BaseException, request: httpx2.Request) -> NoReturn:
 class _Upload:
     """A request's body as it is taken: parts of bounded size, and when the last one was."""
 
-    def __init__(self, source: AsyncIterator[bytes]) -> None:
-        self._source = source
+    def __init__(self, source: httpx2.SyncByteStream | httpx2.AsyncByteStream) -> None:
         self.since = time.monotonic()
         self.ended = False
+        # One that may block is stepped in a thread of its own by who sends it.
+        self.parts = self._later(source) if isinstance(source, httpx2.AsyncByteStream) else self._now(source)
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def _now(self, source: httpx2.SyncByteStream) -> Iterator[bytes]:
         try:
-            async for part in self._source:
-                for at in range(0, len(part), _PART):
-                    self.since = time.monotonic()
-                    yield part[at : at + _PART]
+            for part in source:
+                yield from self._cut(part)
         finally:
-            self.since, self.ended = time.monotonic(), True
+            self._end()
 
+    async def _later(self, source: httpx2.AsyncByteStream) -> AsyncIterator[bytes]:
+        try:
+            async for part in source:
+                for piece in self._cut(part):
+                    yield piece
+        finally:
+            self._end()
 
-async def _in_thread(source: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """What a caller's iterator gives, which may block."""
-    while (part := await asyncio.to_thread(next, source, None)) is not None:
-        yield part
+    def _cut(self, part: bytes) -> Iterator[bytes]:
+        for at in range(0, len(part), _PART):
+            self.since = time.monotonic()
+            yield part[at : at + _PART]
+
+    def _end(self) -> None:
+        self.since, self.ended = time.monotonic(), True
 
 
 class _Reply:
@@ -262,7 +271,10 @@ class _Reply:
         """Parts of the body, waiting for the first; none at the end. Raises httpx2.RequestError."""
         ready, self._ready = [p for p in self._ready if p], []
         try:
-            return ready or await self._some()
+            parts = ready or await self._some()
+            if not parts and self._room is None:
+                raise StreamError("the response was closed before its end")
+            return parts
         except BaseException as error:
             await self.aclose()
             _raise(error, self._request)

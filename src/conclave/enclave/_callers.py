@@ -10,6 +10,7 @@ Spec: spec/mail.md section 9 (MAIL-45 to MAIL-49).
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ from conclave.errors import Error, FormatError
 MAX_INTRODUCTION: Final = 256 * 1024
 MAX_NAMES: Final = 16
 MAX_KNOWN: Final = 4096
-# So many wait at most for the one thread that verifies.
+# So many wait at most for the one thread that verifies, and so many of one identity.
 MAX_WAITING: Final = 32
+MAX_WAITING_EACH: Final = 2
 # A constraint's EXPIRE: is looked at again at least so often.
 MAX_AGE: Final = timedelta(days=1)
 
@@ -64,7 +66,7 @@ class Callers:
         self._accepted = check_declared(declared)
         self._clock = clock
         self._known: dict[bytes, _Known] = {}
-        self._waiting = 0
+        self._waiting: Counter[bytes] = Counter()
         # One thread beside the loop: whoever sends what takes long to refuse holds up no call.
         self._pool = ThreadPoolExecutor(1)
 
@@ -107,15 +109,17 @@ class Callers:
         # What costs little comes first. These claims are not verified yet: the evidence has to cover just these bytes.
         if not _crypto.same(parse_claims(parse_instance_info(info).claims).signing_key, identity):
             raise NotIntroduced("the introduction is of another enclave than the one that opened this channel")
-        if self._waiting >= MAX_WAITING:
+        if self._waiting[identity] >= MAX_WAITING_EACH or self._waiting.total() >= MAX_WAITING:
             raise NotIntroduced("too many introductions wait; try again")
         asked, now = dict(self._accepted), self._clock.now()
-        self._waiting += 1
+        self._waiting[identity] += 1
         try:
             loop = asyncio.get_running_loop()
             results, reasons = await loop.run_in_executor(self._pool, _verify, info, asked, now)
         finally:
-            self._waiting -= 1
+            self._waiting[identity] -= 1
+            # Of who waits no more nothing is kept.
+            self._waiting += Counter()
         # The author may have replaced a constraint meanwhile.
         results = {name: result for name, result in results.items() if self._accepted[name] is asked[name]}
         if not results:

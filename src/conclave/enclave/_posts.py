@@ -26,6 +26,7 @@ from conclave.mail.post import Address, box_id
 IDENTITY_SIZE: Final = 32
 ROOM, FULL = 0, 1
 BOX_SIZE: Final = 16
+_STEP: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +45,22 @@ class PostBounds:
 
 @dataclass(slots=True)
 class _Held:
-    """What was posted to one box, or to one client, and is not acknowledged."""
+    """What was posted to one box, or to one client, and is not acknowledged; and on how many lines."""
 
     mails: int = 0
     size: int = 0
     lines: int = 0
 
+    def __add__(self, more: _Held) -> _Held:
+        return _Held(self.mails + more.mails, self.size + more.size, self.lines + more.lines)
+
     def add(self, mails: int, size: int) -> None:
         self.mails += mails
         self.size += size
+
+
+# Box, identity, topic.
+_Key = tuple[bytes, bytes, str]
 
 
 @dataclass(slots=True)
@@ -101,7 +109,11 @@ class Posts:
         # Where clients of this boot are reached, by topic: what their newest sessions brought.
         self._reply_keys: OrderedDict[bytes, OrderedDict[str, bytes]] = OrderedDict()
         self._topics = 0
-        self._lines: dict[tuple[bytes, bytes, str], _Line] = {}
+        self._lines: dict[_Key, _Line] = {}
+        # Those whose mail is all acknowledged, oldest first. They make room for others, and none of their
+        # numbers comes again: what is begun anew begins at `_begin`.
+        self._settled: OrderedDict[_Key, None] = OrderedDict()
+        self._begin = 0
         self._full: set[bytes] = set()
         self._all_full = False
 
@@ -127,23 +139,42 @@ class Posts:
         """See `Enclave.address`."""
         return Address(identity, self._reply_key(identity, topic), topic).encode()
 
-    def post(self, posts: Sequence[Post]) -> None:
+    def post(self, posts: Sequence[Post], *, skip_unreachable: bool = False) -> tuple[Post, ...]:
         """Make all of them, equally large, and queue them as one; or nothing.
+
+        Args:
+            skip_unreachable: go on without those who have no room or no session.
+
+        Returns:
+            Those that were not posted.
 
         Raises:
             SessionError, OverloadedError: see `Enclave.post`; nothing was posted.
             ValueError: one does not fit a mail, or all together do not fit a frame.
         """
         if not posts:
-            return
-        addresses = [self._resolve(item) for item in posts]
+            return ()
+        # Also of those who are skipped: sizes shall not tell what they would have got.
         inner = self._padding(max(post.inner_size(item.body) for item in posts))
-        sizes = [post.wire_size(inner, item.envelope) for item in posts]
-        if (total := sum(sizes) + 4 * len(sizes)) > MAX_PAYLOAD:
+        wanted, lost = [], []
+        for item in posts:
+            try:
+                wanted.append((item, self._resolve(item), post.wire_size(inner, item.envelope)))
+            except SessionError:
+                if not skip_unreachable:
+                    raise
+                lost.append(item)
+        refused = self._refused([(address, size) for _, address, size in wanted])
+        if refused and not skip_unreachable:
+            full = dict.fromkeys(wanted[index][1].identity for index in refused)
+            raise OverloadedError(next(iter(refused.values())), clients=tuple(full))
+        lost += [wanted[index][0] for index in refused]
+        going = [one for index, one in enumerate(wanted) if index not in refused]
+        total = sum(4 + size for _, _, size in going)
+        if total > MAX_PAYLOAD:
             raise ValueError(f"posted together these have {total} bytes, at most {MAX_PAYLOAD} leave at one moment")
-        self._reserve(addresses, sizes)
         parts = []
-        for item, address, size in zip(posts, addresses, sizes, strict=True):
+        for item, address, size in going:
             line = self._line(address)
             try:
                 made = post.make_post(
@@ -159,22 +190,32 @@ class Posts:
             except FormatError:
                 # A client whose reply key is none has chosen to get no mail. It
                 # shall not keep the others from theirs.
+                lost.append(item)
+                if not line.sizes:
+                    self._settled[self._key(address)] = None
                 continue
+            self._settled.pop(self._key(address), None)
             line.next += 1
             line.sizes.append(size)
             line.count(1, size)
             parts += [len(made).to_bytes(4, "big"), made]
         if parts:
             self._send(b"".join(parts))
+        return tuple(lost)
 
     def acknowledge(self, session: EnclaveSession, below: int) -> None:
         """The client of that session has all mail of its channel with a lower number."""
-        line = self._lines.get((box_id(session.reply_key), session.identity, session.topic)) if below else None
+        if not below:
+            return
+        key = box_id(session.reply_key), session.identity, session.topic
+        line = self._lines.get(key)
         if line is None:
             return
         # An identity that claims mail it cannot have harms only itself.
         while line.acknowledged < below and line.sizes:
             line.count(-1, -line.sizes.popleft())
+        if not line.sizes:
+            self._settled[key] = None
 
     def room(self, payload: bytes) -> None:
         """The host says which boxes are full and which are no longer. Raises FormatError."""
@@ -202,49 +243,73 @@ class Posts:
         check_topic(item.topic)
         return Address(item.to, self._reply_key(item.to, item.topic), item.topic)
 
-    def _reserve(self, addresses: list[Address], sizes: list[int]) -> None:
-        """Whether all of them fit, counted together."""
-        bounds = self._bounds
+    def _refused(self, wanted: list[tuple[Address, int]]) -> dict[int, str]:
+        """Which of them find no room, all others counted together, and why."""
         boxes: dict[bytes, _Held] = {}
         owners: dict[bytes, _Held] = {}
-        fresh = set()
-        for address, size in zip(addresses, sizes, strict=True):
-            box, owner = address.box, address.identity
-            if self._all_full or box in self._full:
-                raise OverloadedError("the host's outbox is full; its clients must fetch, or mail expire, before more")
-            have, more = self._boxes.get(box, _Held()), boxes.setdefault(box, _Held())
-            more.add(1, size)
-            if have.mails + more.mails > bounds.mails_per_box or have.size + more.size > bounds.bytes_per_box:
-                raise OverloadedError(
-                    f"the client's box is full: it has not acknowledged {have.mails} mails of {have.size} bytes; "
-                    f"at most {bounds.mails_per_box} mails and {bounds.bytes_per_box} bytes wait for it"
-                )
-            have, more = self._owners.get(owner, _Held()), owners.setdefault(owner, _Held())
-            more.add(1, size)
-            if self._key(address) not in self._lines and self._key(address) not in fresh:
-                fresh.add(self._key(address))
-                more.lines += 1
-            if (
-                have.mails + more.mails > bounds.mails_per_identity
-                or have.size + more.size > bounds.bytes_per_identity
-                or have.lines + more.lines > bounds.lines_per_identity
-            ):
-                raise OverloadedError(
-                    f"the client's boxes are full: it has not acknowledged {have.mails} mails of {have.size} bytes "
-                    f"on {have.lines} channels and reply keys; it has to keep its box across restarts"
-                )
-        if len(self._lines) + len(fresh) > bounds.lines:
-            raise OverloadedError(f"this boot has posted on {bounds.lines} channels, and on no further one")
+        fresh: set[tuple[bytes, bytes, str]] = set()
+        refused = {}
+        for index, (address, size) in enumerate(wanted):
+            key = self._key(address)
+            more = _Held(1, size, int(key not in self._lines and key not in fresh))
+            box, owner = boxes.setdefault(address.box, _Held()), owners.setdefault(address.identity, _Held())
+            reason = self._no_room(address, box + more, owner + more, len(fresh) + more.lines)
+            if reason is not None:
+                refused[index] = reason
+                continue
+            boxes[address.box], owners[address.identity] = box + more, owner + more
+            if more.lines:
+                fresh.add(key)
+        return refused
+
+    def _no_room(self, address: Address, to_box: _Held, to_owner: _Held, fresh: int) -> str | None:
+        """Why so much more does not fit; None if it does."""
+        bounds = self._bounds
+        if self._all_full or address.box in self._full:
+            return "the host's outbox is full; its clients must fetch, or mail expire, before more"
+        have = self._boxes.get(address.box, _Held())
+        after = have + to_box
+        if after.mails > bounds.mails_per_box or after.size > bounds.bytes_per_box:
+            return (
+                f"the client's box is full: it has not acknowledged {have.mails} mails of {have.size} bytes; "
+                f"at most {bounds.mails_per_box} mails and {bounds.bytes_per_box} bytes wait for it"
+            )
+        have = self._owners.get(address.identity, _Held())
+        after = have + to_owner
+        if (
+            after.mails > bounds.mails_per_identity
+            or after.size > bounds.bytes_per_identity
+            or after.lines > bounds.lines_per_identity
+        ):
+            return (
+                f"the client's boxes are full: it has not acknowledged {have.mails} mails of {have.size} bytes "
+                f"on {have.lines} channels and reply keys; it has to keep its box across restarts"
+            )
+        if len(self._lines) - len(self._settled) + fresh > bounds.lines:
+            return f"mail of this boot waits on {bounds.lines} channels; their clients must fetch it before more"
+        return None
 
     @staticmethod
-    def _key(address: Address) -> tuple[bytes, bytes, str]:
+    def _key(address: Address) -> _Key:
         return address.box, address.identity, address.topic
 
     def _line(self, address: Address) -> _Line:
         line = self._lines.get(self._key(address))
         if line is None:
+            while len(self._lines) >= self._bounds.lines and self._settled:
+                self._forget(self._settled.popitem(last=False)[0])
             box = self._boxes.setdefault(address.box, _Held())
             owner = self._owners.setdefault(address.identity, _Held())
+            box.lines += 1
             owner.lines += 1
-            line = self._lines[self._key(address)] = _Line(box, owner)
+            line = self._lines[self._key(address)] = _Line(box, owner, self._begin)
         return line
+
+    def _forget(self, key: _Key) -> None:
+        line = self._lines.pop(key)
+        for kept, name, held in ((self._boxes, key[0], line.box), (self._owners, key[1], line.owner)):
+            held.lines -= 1
+            if not held.lines:
+                del kept[name]
+        # Rounded: how many mails one client got is no other's business.
+        self._begin = max(self._begin, -(-line.next // _STEP) * _STEP)

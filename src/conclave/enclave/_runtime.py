@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
+import conclave
 from conclave import __version__, _crypto
 from conclave._crypto import SUITE_ID
 from conclave._framing import HEADER, FrameReader, Kind, head, pack
@@ -173,7 +174,7 @@ def _load(manifest: Manifest) -> type[Enclave]:
         entry = getattr(importlib.import_module(module_name), name)
     except BaseException:
         if manifest.mode == "debug":
-            raise StartError(traceback.format_exc(limit=-3)) from None
+            raise StartError(_told()) from None
         raise StartError("the enclave's module failed to import (build in debug mode to see why)") from None
     if isinstance(entry, type) and issubclass(entry, Enclave):
         return entry
@@ -184,6 +185,15 @@ def _load(manifest: Manifest) -> type[Enclave]:
         return enclave_of(entry)
     except TypeError:
         raise StartError("the manifest's entry is neither an Enclave class nor an ASGI application") from None
+
+
+def _told() -> str:
+    """The error that is being handled, with the author's lines that led to it."""
+    error = sys.exception()
+    assert error is not None
+    ours = (os.path.dirname(conclave.__file__), os.path.dirname(os.__file__), "<frozen ")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    return "".join(traceback.format_list(frames[-3:]) + traceback.format_exception_only(error)).strip()
 
 
 class _Output:
@@ -293,7 +303,7 @@ async def _serve(channel: socket.socket, start: _Start) -> None:
         )
         await service.start()
     except BaseException:
-        _refuse(channel, traceback.format_exc(limit=-3) if manifest.mode == "debug" else "the enclave's start failed")
+        _refuse(channel, _told() if manifest.mode == "debug" else "the enclave's start failed")
     try:
         service.announce()
     except (Error, OSError) as error:

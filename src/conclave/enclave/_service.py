@@ -18,7 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from conclave.enclave._clock import Clock
     from conclave.enclave._peers import Peer, Peers
 
+T = TypeVar("T")
 Send = Callable[[int, int, bytes | bytearray], None]
 MAX_MESSAGE: Final = 4096
 STOP_SECONDS: Final = 5.0
@@ -56,6 +57,8 @@ _encode_result = msgspec.msgpack.Encoder().encode
 _MAIL: Final = Kind.MAIL
 _DONE: Final = Kind.DONE
 _CALL: Final = RequestKind.CALL
+_INTRODUCTION: Final = RequestKind.INTRODUCTION
+_REPLY: Final = Kind.REPLY
 _RESULT: Final = ReplyKind.RESULT
 _ANSWERED: Final = Outcome.ANSWERED
 _RUN: Final = Outcome.RUN
@@ -74,12 +77,13 @@ class Instance(_codec.Record, frozen=True):
 class _Target:
     """A handler of the author's object, and how it is called."""
 
-    __slots__ = ("asynchronous", "handler", "method")
+    __slots__ = ("asynchronous", "handler", "method", "streams")
 
     def __init__(self, handler: Callable[..., Any], method: Method | None = None) -> None:
         self.handler = handler
         self.asynchronous = inspect.iscoroutinefunction(handler)
         self.method = method
+        self.streams = method is not None and method.streams
 
 
 class Service:
@@ -126,7 +130,9 @@ class Service:
             padding=self._padding,
             padding_of=self._padding_of,
             seal=self._release.seal if self._release else EnclaveSession.encrypt,
+            spent=self._spent,
         )
+        self._asked_renewal = False
         self._posts = Posts(
             signer=self._signing,
             claims_digest=self._digest,
@@ -213,9 +219,9 @@ class Service:
 
     # Context for the author's object -------------------------------------------------
 
-    def post(self, posts: Sequence[Post]) -> None:
+    def post(self, posts: Sequence[Post], *, skip_unreachable: bool = False) -> tuple[Post, ...]:
         """See `Enclave.post_together`."""
-        self._at_home(lambda: self._posts.post(posts))
+        return self._at_home(lambda: self._posts.post(posts, skip_unreachable=skip_unreachable))
 
     def address(self, identity: bytes, topic: str) -> bytes:
         """See `Enclave.address`."""
@@ -255,12 +261,11 @@ class Service:
             raise ValueError("this class declares no callers")
         self._at_home(lambda: callers.allow(name, constraint))
 
-    def _at_home(self, work: Callable[[], None]) -> None:
+    def _at_home(self, work: Callable[[], T]) -> T:
         """Run where sessions and channels live: the author's threads may call from elsewhere."""
         if threading.get_ident() == self._thread:
-            work()
-        else:
-            asyncio.run_coroutine_threadsafe(_run(work), self._loop).result()
+            return work()
+        return asyncio.run_coroutine_threadsafe(_run(work), self._loop).result()
 
     # Frames --------------------------------------------------------------------------
 
@@ -278,7 +283,14 @@ class Service:
         except FormatError:
             self._send(Kind.ERROR, frame.request, b"format")
 
+    def _spent(self) -> None:
+        if not self._asked_renewal:
+            self._asked_renewal = True
+            self._send(Kind.SPENT, 0, b"")
+
     def _renew(self, frame: Frame) -> None:
+        # Whatever comes of it: if it is needed still, it is asked for again.
+        self._asked_renewal = False
         key = DecryptionKey.generate()
         claims = self._make_claims(key.public, self._signing.public)
         digest = claims.digest()
@@ -303,6 +315,9 @@ class Service:
             word = next((w for kind, w in _WORDS if isinstance(error, kind)), b"format")
             self._send(Kind.ERROR, frame.request, word)
             return
+        if received.outcome is _RUN and received.channel and received.request:
+            self._start(received.channel, received.request)
+            return
         # The last mail comes with DONE, so that every answer of one mail is one frame.
         answered = received.outcome is _ANSWERED
         mails, last = (received.mails[:-1], received.mails[-1:]) if answered else (received.mails, ())
@@ -312,8 +327,6 @@ class Service:
             self._send(Kind.DONE, received.superseded_route, b"")
         if answered:
             self._send(Kind.DONE, frame.request, last[0] if last else b"")
-        elif received.outcome is _RUN and received.channel and received.request:
-            self._start(received.channel, received.request)
         elif received.outcome is Outcome.STREAM and received.session and received.request:
             self.streams.start(
                 received.request,
@@ -328,8 +341,8 @@ class Service:
 
     def _padding_of(self, request: Request) -> Padding:
         """A call of an unknown method is padded like what is no call."""
-        if request.kind in _CALLS and request.body:
-            return self._paddings.get(request.body[1 : 1 + request.body[0]], self._padding)
+        if self._paddings and request.kind in _CALLS and request.body:
+            return self._paddings.get(bytes(request.body[1 : 1 + request.body[0]]), self._padding)
         return self._padding
 
     def _admit(self, sender: bytes, topic: str) -> bool:
@@ -359,10 +372,10 @@ class Service:
     def _prepare(self, channel: Channel, request: Request) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:
         if request.kind == _CALL:
             target, method, arguments = self._called(request.body, channel.identity)
-            if method.streams:
+            if target.streams:
                 raise FormatError(f"{method.name}() takes or returns a stream: it is called by a stream call")
             return target.handler, arguments, target.asynchronous
-        if request.kind == RequestKind.INTRODUCTION:
+        if request.kind == _INTRODUCTION:
             if self._callers is None:
                 raise NotIntroduced("this enclave declares no callers; call it with introduce=False")
             return self._callers.introduce, (channel.identity, request.body), True
@@ -375,7 +388,7 @@ class Service:
 
     def _prepare_stream(self, request: Request, sender: bytes) -> tuple[Callable[..., Any], Method, tuple[Any, ...]]:
         target, method, arguments = self._called(request.body, sender)
-        if not method.streams:
+        if not target.streams:
             raise FormatError(f"{method.name}() takes and returns no stream: it is called by a plain call")
         return target.handler, method, arguments
 
@@ -402,7 +415,7 @@ class Service:
     def _finish(self, channel: Channel, request: Request, result: Any) -> None:
         if request.kind == _CALL:
             body, kind = _encode_result(result), _RESULT
-        elif request.kind == RequestKind.INTRODUCTION:
+        elif request.kind == _INTRODUCTION:
             body, kind = b"", ReplyKind.INTRODUCED
         elif result is None:
             body, kind = b"", ReplyKind.ACCEPTED
@@ -444,15 +457,15 @@ class Service:
         if made is None:
             return
         route, mail = made
-        self._send(_DONE if last else Kind.REPLY, route, mail)
+        self._send(_DONE if last else _REPLY, route, mail)
 
     def _report(self) -> None:
         if self._debug:
             traceback.print_exc(file=sys.stderr)
 
 
-async def _run(work: Callable[[], None]) -> None:
-    work()
+async def _run(work: Callable[[], T]) -> T:
+    return work()
 
 
 async def _wait(future: asyncio.Future[Any]) -> Any:

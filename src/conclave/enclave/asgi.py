@@ -11,11 +11,11 @@ Spec: spec/asgi.md.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
 import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import suppress
 from typing import Any, ClassVar, Final
 from urllib.parse import unquote
 
@@ -26,6 +26,7 @@ from conclave.rpc.http import (
     HttpExchange,
     RequestHead,
     ResponseHead,
+    announced_size,
     check_request,
     encode_head,
 )
@@ -41,6 +42,9 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 # Requests that run at a time; of one sender, so that no client takes them all.
 MAX_REQUESTS: Final = 1024
 MAX_OF_ONE: Final = 128
+# Of an application's start, and of its requests when the end was asked for: the host waits for 120, and for 5 in all.
+START_SECONDS: Final = 100.0
+FINISH_SECONDS: Final = 3.0
 # A response goes out in parts of this size, however large those are that the application makes.
 _PART: Final = 256 * 1024
 _ASGI: Final = {"version": "3.0", "spec_version": "2.5"}
@@ -61,18 +65,22 @@ class AsgiEnclave(HttpExchange, Enclave):
         """Start the application's lifespan, if it has one.
 
         Raises:
-            RuntimeError: the application says that it cannot start.
+            RuntimeError: the application says that it cannot start, or says nothing.
         """
         self._requests: Counter[bytes] = Counter()
         self._running = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._lifespan = _Lifespan(self.application)
+        self._lifespan = _Lifespan(self.application, self._tell)
         await self._lifespan.start()
 
     async def on_stop(self) -> None:
         """Let the requests under way and then the application come to their end."""
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            _, late = await asyncio.wait(self._tasks, timeout=FINISH_SECONDS)
+            # Some responses have no end, and what they keep from ending is the application.
+            for task in late:
+                task.cancel()
+            await asyncio.sleep(0)
         await self._lifespan.stop()
 
     @rpc(retry=False)
@@ -126,6 +134,10 @@ class AsgiEnclave(HttpExchange, Enclave):
         if self.instance.mode == "debug":
             traceback.print_exc(file=sys.stderr)
 
+    def _tell(self, text: str) -> None:
+        if self.instance.mode == "debug":
+            print(text, file=sys.stderr)
+
 
 def enclave_of(application: object) -> type[AsgiEnclave]:
     """An enclave class around an ASGI application.
@@ -135,6 +147,18 @@ def enclave_of(application: object) -> type[AsgiEnclave]:
     """
     if isinstance(application, type) or not callable(application):
         raise TypeError("an ASGI application is an object that can be called, and no class")
+    try:
+        signature = inspect.signature(application)
+    except ValueError:
+        # What is written in C may not say what it takes.
+        signature = inspect.Signature.from_callable(lambda *_: None)
+    try:
+        signature.bind({}, None, None)
+    except TypeError:
+        raise TypeError(
+            "an ASGI application is called with scope, receive and send; this one takes something else, "
+            "as WSGI applications and functions that make an application do"
+        ) from None
     return type("Application", (AsgiEnclave,), {"application": staticmethod(application)})
 
 
@@ -173,7 +197,7 @@ class _Exchange:
         self._left = announced
         self._read = False
         self._silent = head.method == "HEAD"
-        self._head: ResponseHead | None = None
+        self._head: bytes | None = None
         self._promised: int | None = None
         self._begun = self._complete = self._ended = False
         # One part at a time: an application is never further than that ahead of its client.
@@ -224,7 +248,7 @@ class _Exchange:
 
     async def receive(self) -> Message:
         """The application's `receive`. May be cancelled without losing anything."""
-        while not self._read and not self._gone.is_set():
+        while not (self._read or self._complete or self._gone.is_set()):
             if self._whole is not None:
                 self._read = True
                 return {"type": "http.request", "body": self._whole, "more_body": False}
@@ -242,7 +266,8 @@ class _Exchange:
             else:
                 self._read = not part
                 return {"type": "http.request", "body": part, "more_body": not self._read}
-        await self._gone.wait()
+        if not self._complete:
+            await self._gone.wait()
         return {"type": "http.disconnect"}
 
     async def _following(self) -> bytes:
@@ -272,7 +297,7 @@ class _Exchange:
         if kind == "http.response.start":
             self._begin(int(message["status"]), list(message.get("headers", ())))
             return
-        body, last = bytes(message.get("body", b"")), not message.get("more_body", False)
+        body, last = _octets(message.get("body", b"")), not message.get("more_body", False)
         if self._promised is not None and not self._silent:
             self._promised -= len(body)
             if self._promised < 0 or (last and self._promised):
@@ -280,29 +305,37 @@ class _Exchange:
         part = b"" if self._silent else body
         if not self._begun:
             assert self._head is not None
-            part = encode_head(self._head) + part
+            part = self._head + part
         if part:
             await self._give(part)
+        else:
+            # An application that sends nothing without end would keep everybody else waiting.
+            await asyncio.sleep(0)
+            self._check()
         if last:
             self._complete = True
             self._given.set()
 
     def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        kept = [(bytes(n).lower(), bytes(v)) for n, v in headers if bytes(n).lower() not in HOP_BY_HOP]
-        size = dict(kept).get(b"content-length")
-        self._promised = None if size is None else int(size)
+        made = [(_octets(name).lower(), _octets(value).strip(b" \t")) for name, value in headers]
+        head = ResponseHead(status=status, headers=[(n, v) for n, v in made if n not in HOP_BY_HOP])
+        promised = announced_size(head.headers)
+        self._head = encode_head(head)
+        self._promised = promised
         self._silent |= status in (204, 304)
-        self._head = ResponseHead(status=status, headers=kept)
 
     async def _give(self, part: bytes) -> None:
         while self._part is not None and not self._gone.is_set():
             self._taken.clear()
             await self._taken.wait()
-        if self._gone.is_set():
-            raise OSError("the client is gone")
+        self._check()
         self._begun = True
         self._part = part
         self._given.set()
+
+    def _check(self) -> None:
+        if self._gone.is_set():
+            raise OSError("the client is gone")
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -310,30 +343,44 @@ async def _nothing() -> AsyncIterator[bytes]:
     yield b""
 
 
+def _octets(value: object) -> bytes:
+    # bytes() makes of a number so many zeros.
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError("headers and bodies of a response are bytes")
+    return bytes(value)
+
+
 class _Lifespan:
     """An application's start and end, if it wants to hear of them."""
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: Application, tell: Callable[[str], None]) -> None:
         self.state: dict[str, Any] = {}
         self._application = application
+        self._tell = tell
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
         self._answers: asyncio.Queue[Message] = asyncio.Queue()
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[BaseException | None] | None = None
 
     async def start(self) -> None:
         """Wait until the application has started, or does not know the protocol.
 
         Raises:
-            RuntimeError: it refuses to start.
+            RuntimeError: it refuses to start, or does not say in time that it has.
         """
         self._task = asyncio.get_running_loop().create_task(self._run())
-        answer = await self._ask("lifespan.startup")
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                answer = await self._ask("lifespan.startup")
+        except TimeoutError:
+            raise RuntimeError(f"the application's lifespan did not start within {START_SECONDS:.0f} seconds") from None
         if answer["type"] == "lifespan.startup.failed":
             raise RuntimeError(f"the application says that it cannot start: {answer.get('message', '')}")
 
     async def stop(self) -> None:
         """Wait until the application has ended."""
-        await self._ask("lifespan.shutdown")
+        answer = await self._ask("lifespan.shutdown")
+        if answer["type"] == "lifespan.shutdown.failed":
+            self._tell(f"the application says that it did not end well: {answer.get('message', '')}")
 
     async def _ask(self, kind: str) -> Message:
         """Say something; gives what is answered, or nothing if nobody listens."""
@@ -344,10 +391,16 @@ class _Lifespan:
         if answer.done():
             return answer.result()
         answer.cancel()
+        error = self._task.result()
+        if error is not None:
+            self._tell(f"the application's lifespan ended with {type(error).__name__}: {error}")
         return {"type": ""}
 
-    async def _run(self) -> None:
+    async def _run(self) -> BaseException | None:
         scope = {"type": "lifespan", "asgi": dict(_ASGI), "state": self.state}
-        # An application without a lifespan raises, each in its own way (ASGI, lifespan protocol).
-        with suppress(BaseException):
+        try:
             await self._application(scope, self._messages.get, self._answers.put)
+        except BaseException as error:
+            # An application without a lifespan raises, each in its own way (ASGI, lifespan protocol).
+            return error
+        return None

@@ -164,7 +164,7 @@ class Context(Protocol):
     claims: InstanceClaims
     roster: Roster
 
-    def post(self, posts: Sequence[Post]) -> None: ...
+    def post(self, posts: Sequence[Post], *, skip_unreachable: bool = False) -> tuple[Post, ...]: ...
     def address(self, identity: bytes, topic: str) -> bytes: ...
     def sign(self, data: bytes) -> bytes: ...
     def caller(self, sender: bytes) -> Caller | None: ...
@@ -312,14 +312,27 @@ class Enclave:
         """
         self._context.post((Post(to, body, topic, envelope),))
 
-    def post_together(self, posts: Iterable[Post]) -> None:
+    def post_together(self, posts: Iterable[Post], *, skip_unreachable: bool = False) -> tuple[Post, ...]:
         """Mail several clients: all equally large, visible at one moment, or none.
 
         Bodies of any sizes are padded to that of the largest, so that neither host
-        nor network sees who got which. Raises what `post` does, and ValueError
-        for more than 17 MiB in all; then nothing was posted.
+        nor network sees who got which.
+
+        Args:
+            skip_unreachable: go on without those whose boxes are full, or who had no
+                session on that topic, so that no client keeps mail from the others.
+                The host, too, can have somebody skipped, as it can drop mail.
+
+        Returns:
+            Those that were not posted: the skipped ones, and any to a client whose reply
+            key is none.
+
+        Raises:
+            SessionError, OverloadedError, FormatError: as `post`; nothing was posted.
+                `clients` of OverloadedError are those who have no room.
+            ValueError: more than 17 MiB in all.
         """
-        self._context.post(tuple(posts))
+        return self._context.post(tuple(posts), skip_unreachable=skip_unreachable)
 
     def address(self, client: bytes, topic: str = "default") -> bytes:
         """Where a client is reached later, without a session, also from another boot.

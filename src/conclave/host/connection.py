@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final, cast
 import httptools
 
 from conclave._mailheader import MAX_MAIL
-from conclave.host.exchange import OTHER, READ_AHEAD, Exchange, Gone, Headers, refusal, route, target
+from conclave.host import heads
+from conclave.host.exchange import OTHER, READ_AHEAD, Body, Exchange, Gone, Headers, refusal, route, target
 
 if TYPE_CHECKING:
     from conclave.host.server import Server
@@ -87,6 +88,10 @@ class Connection(asyncio.Protocol):
         # How often a request began, or a piece of a body came.
         self._calls = 0
         self._in_head = False
+        # The head of the request that is read now, if the next one may be known by it.
+        self._head = b""
+        # Bytes of the body under way that come without the parser: its head was known.
+        self._left = 0
         self._fresh = True
         self._collected = 0
         # Whether anything further that the client sends is ignored.
@@ -157,6 +162,52 @@ class Connection(asyncio.Protocol):
         """asyncio: bytes of the client."""
         if self._deaf:
             return
+        if self._left:
+            data = self._rest(data)
+        elif not self._line and not self._in_head and self._writing:
+            # Between two requests.
+            end = data.find(heads.END, 0, heads.MAX_SIZE) + len(heads.END)
+            head = data[:end]
+            known = self._server.heads.find(head)
+            if known is None or self._server.collected + known.length > self._limits.collected_bytes:
+                self._head = head
+            else:
+                data = self._known(known, data, end)
+        if data and not self._deaf:
+            self._parse(data)
+        if len(self._line) > 1:
+            self.flow()
+
+    def _known(self, head: heads.Head, data: bytes, start: int) -> bytes:
+        """Take a request whose head was read before; what came after it."""
+        exchange = Exchange(self, b"POST", b"/mail", "1.1", head.headers, keep_alive=True, collects=True)
+        self._fresh = False
+        self._age = self._received = 0
+        self._line.append(exchange)
+        end = start + head.length
+        if end <= len(data):
+            exchange.complete = exchange.started = True
+            self._hand_over(exchange, memoryview(data)[start:end])
+            return data[end:] if end < len(data) else b""
+        self._building = exchange
+        self._left = head.length
+        return self._rest(data[start:])
+
+    def _rest(self, data: bytes) -> bytes:
+        """Take a piece of the body whose head was known; what came after it."""
+        left = self._left
+        piece = data[:left]
+        self._left -= len(piece)
+        try:
+            self.on_body(piece)
+        except _Refused as refused:
+            self._refuse(refused.status, refused.word, refused.detail)
+            return b""
+        if not self._left:
+            self.on_message_complete()
+        return data[left:]
+
+    def _parse(self, data: bytes) -> None:
         calls = self._calls
         try:
             self._feed(data)
@@ -177,8 +228,6 @@ class Connection(asyncio.Protocol):
             self._unseen += len(data)
             if self._unseen > self._limits.head_bytes and not self._deaf:
                 self._refuse(*self._head_too_large())
-        if len(self._line) > 1:
-            self.flow()
 
     # httptools -----------------------------------------------------------------------
 
@@ -245,8 +294,11 @@ class Connection(asyncio.Protocol):
                 raise _Refused(413, "too large", f"at most {MAX_MAIL} bytes are taken")
         else:
             _check_target(self._url)
+        if collects and length and keep_alive and not (chunked or expects):
+            self._server.heads.learn(self._head, self._headers, length)
         exchange = Exchange(self, method, self._url, version, self._headers, keep_alive=keep_alive, collects=collects)
         exchange.expects = expects
+        self._head = b""
         self._in_head = False
         self._age = self._received = 0
         self._building = exchange
@@ -299,12 +351,17 @@ class Connection(asyncio.Protocol):
             body = exchange.take()
             # Requests that wait behind this one have given nothing to the count yet, or keep theirs.
             self._give_back(len(body))
-            assert self._server.mail is not None
-            if self._server.mail(body, exchange):
-                return
+            self._hand_over(exchange, body)
+        else:
+            exchange.started = True
+            exchange.run(self._server.app)
+
+    def _hand_over(self, exchange: Exchange, body: Body) -> None:
+        """A mail has come whole: it goes the short way, or the application says why not."""
+        assert self._server.mail is not None
+        if not self._server.mail(body, exchange):
             exchange.feed(body)
-        exchange.started = True
-        exchange.run(self._server.app)
+            exchange.run(self._server.app)
 
     def finished(self, exchange: Exchange) -> None:
         """See `Wire`."""

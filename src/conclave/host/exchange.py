@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
@@ -22,6 +23,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+Body = bytes | bytearray | memoryview
 
 # A body that nobody takes is read no further than this ahead.
 READ_AHEAD: Final = 256 * 1024
@@ -110,6 +112,16 @@ def status_line(status: int) -> bytes:
     return b"HTTP/1.1 %d %s\r\n" % (status, _REASONS.get(status, b"Status"))
 
 
+@lru_cache(maxsize=1024)
+def _answer_head(status: int, content_type: bytes, size: int, connection: bytes) -> bytes:
+    return b"%scontent-type: %s\r\ncontent-length: %d\r\n%s\r\n" % (
+        status_line(status),
+        content_type,
+        size,
+        connection,
+    )
+
+
 def refusal(status: int, word: str, detail: str, more: bytes = b"") -> bytes:
     """A whole error answer, after which the connection closes."""
     body = json.dumps({"error": word, "detail": detail}).encode()
@@ -120,30 +132,16 @@ def refusal(status: int, word: str, detail: str, more: bytes = b"") -> bytes:
 class Exchange:
     """A request under way."""
 
-    __slots__ = (
-        "_bare",
-        "_body",
-        "_chunked",
-        "_gone",
-        "_head",
-        "_read",
-        "_wake",
-        "answered",
-        "begun",
-        "collects",
-        "complete",
-        "expects",
-        "headers",
-        "keep_alive",
-        "method",
-        "on_gone",
-        "started",
-        "status",
-        "task",
-        "url",
-        "version",
-        "wire",
-    )
+    # Told when the client goes away before it has its answer.
+    on_gone: Callable[[], None] | None = None
+    task: asyncio.Task[None] | None = None
+    # One is made for every request: what it begins with stands here once.
+    complete = started = begun = answered = expects = False
+    status = 0
+    _body: Body = b""
+    _head = b""
+    _bare = _chunked = _gone = _read = False
+    _wake: asyncio.Future[None] | None = None
 
     def __init__(
         self, wire: Wire, method: bytes, url: bytes, version: str, headers: Headers, *, keep_alive: bool, collects: bool
@@ -160,19 +158,10 @@ class Exchange:
         self.headers = headers
         self.keep_alive = keep_alive
         self.collects = collects
-        # Told when the client goes away before it has its answer.
-        self.on_gone: Callable[[], None] | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.complete = self.started = self.begun = self.answered = self.expects = False
-        self.status = 0
-        self._body: bytes | bytearray = b""
-        self._head = b""
-        self._bare = self._chunked = self._gone = self._read = False
-        self._wake: asyncio.Future[None] | None = None
 
     # The request --------------------------------------------------------------------
 
-    def feed(self, data: bytes | bytearray) -> None:
+    def feed(self, data: Body) -> None:
         """Take a piece of the body."""
         if not self._body:
             self._body = data
@@ -207,7 +196,7 @@ class Exchange:
         """Whether the client has closed its connection."""
         return self._gone
 
-    def take(self) -> bytes | bytearray:
+    def take(self) -> Body:
         """The body as it came so far."""
         body, self._body = self._body, b""
         return body
@@ -256,12 +245,7 @@ class Exchange:
             return
         self.status = status
         size = sum(map(len, parts))
-        head = b"%scontent-type: %s\r\ncontent-length: %d\r\n%s\r\n" % (
-            status_line(status),
-            content_type,
-            size,
-            self._connection(),
-        )
+        head = _answer_head(status, content_type, size, self._connection())
         if size <= _JOIN:
             self.wire.transport.write(b"".join((head, *parts)))
         else:
@@ -276,7 +260,8 @@ class Exchange:
     def _done(self) -> None:
         self.answered = True
         self.on_gone = None
-        self._awake()
+        if self._wake is not None:
+            self._awake()
         self.wire.finished(self)
 
     async def send(self, message: Message) -> None:

@@ -18,6 +18,7 @@ from conclave.host.streams import weight
 
 PATIENCE_SECONDS: Final = 10.0
 # Nothing that a client could take as an answer to its mail.
+_POST: Final = Kind.POST
 _FREE: Final = frozenset({Kind.INSTANCE, Kind.SIGNED, Kind.FETCH})
 Keep = Callable[[bytes, Callable[[], None]], None]
 
@@ -59,9 +60,15 @@ class Gate:
         # Bytes that are held here.
         self.held = 0
 
+    def passed(self, frames: list[Frame]) -> list[Frame]:
+        """Those of the frames that may go at once; the others are held."""
+        if not self._queue and _POST not in [frame.kind for frame in frames]:
+            return frames
+        return [frame for frame in frames if not self.holds(frame)]
+
     def holds(self, frame: Frame) -> bool:
         """Take a frame that must wait; False: it may go at once."""
-        if frame.kind == Kind.POST:
+        if frame.kind == _POST:
             mark = _Mark(weight(frame))
             self._add(mark, mark.size)
             self._keep(frame.payload, lambda: self._durable(mark))

@@ -23,8 +23,9 @@ from conclave import _codec
 from conclave._framing import Frame, Kind
 from conclave.errors import BundleError, Error, FormatError, PlatformError, TransportError
 from conclave.host.counts import Counts
-from conclave.host.exchange import Exchange, Receive, Scope, Send
+from conclave.host.exchange import Body, Exchange, Receive, Scope, Send
 from conclave.host.fetch import Fetcher
+from conclave.host.health import Health
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
 from conclave.host.outbox import Outbox, OutboxLimits
@@ -42,6 +43,8 @@ SWEEP_SECONDS: Final = 2.0
 RENEW_SECONDS: Final = 86_400.0
 # The certificates of a Nitro document are valid for three hours: whoever comes later could not verify it.
 NITRO_RENEW_SECONDS: Final = 3_600.0
+# How often an enclave may have its key renewed: it does not decide how often a vendor is asked.
+RENEW_AGAIN_SECONDS: Final = 60.0
 STAPLE_SECONDS: Final = 3600.0
 STAPLE_AGAIN_SECONDS: Final = 60.0
 
@@ -98,9 +101,11 @@ class Host:
         self._restart = restart
         self._renew_seconds = renew_seconds
         self.outbox = Outbox(store, limits=outbox, on_event=self._on_event, tell=self._tell)
+        self.health = Health(up=lambda: self.info is not None, keeps=lambda: not self.outbox.trouble, store=store)
         self._routes = Routes(
             Reorder() if patience_seconds is None else Reorder(patience_seconds),
             outbox=self.outbox,
+            health=self.health,
             link=lambda: None if self.info is None else self._link,
             info=lambda: self.info,
         )
@@ -116,6 +121,8 @@ class Host:
         self._supervisor: asyncio.Task[None] | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._stapler: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
+        self._renewed = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._lost = asyncio.Event()
         self.counts = Counts()
@@ -146,7 +153,7 @@ class Host:
 
     async def stop(self) -> None:
         """Stop the enclave."""
-        for task in (self._supervisor, self._sweeper, self._stapler):
+        for task in (self._supervisor, self._sweeper, self._stapler, self._renewing):
             if task is not None:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
@@ -211,11 +218,17 @@ class Host:
     async def _renew(self) -> None:
         if self._link is None:
             return
+        self._renewed = time.monotonic()
         with suppress(TransportError, TimeoutError):
             async with asyncio.timeout(START_SECONDS):
                 for frame in await self._link.ask(Kind.RENEW).more():
                     self._instance(frame)
                 self.counts.renewals += 1
+
+    async def _renew_soon(self) -> None:
+        """The enclave asks for it: its key has served many sessions."""
+        await asyncio.sleep(self._renewed + RENEW_AGAIN_SECONDS - time.monotonic())
+        await self._renew()
 
     async def _boot(self) -> None:
         self._lost.clear()
@@ -347,6 +360,9 @@ class Host:
         elif frame.kind == Kind.FETCH:
             if self._link is not None:
                 self._fetcher.take(frame.payload, partial(self._link.tell, Kind.FETCHED, frame.request))
+        elif frame.kind == Kind.SPENT:
+            if self._renewing is None or self._renewing.done():
+                self._renewing = asyncio.create_task(self._renew_soon())
         elif frame.kind == Kind.FAILED:
             self._fail(
                 self._ready, PlatformError(f"the enclave refused to start: {frame.payload.decode('utf-8', 'replace')}")
@@ -400,7 +416,7 @@ class Host:
         elif scope["type"] == "http":
             await self._routes.serve(scope, receive, send)
 
-    def mail(self, data: bytes | bytearray, exchange: Exchange) -> bool:
+    def mail(self, data: Body, exchange: Exchange) -> bool:
         """The short way of `POST /mail`, for `Server(host, mail=host.mail)`; see `Routes.take`."""
         return self._routes.take(data, exchange)
 

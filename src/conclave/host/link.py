@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Final, cast
 
 from conclave._framing import Frame, FrameReader, Kind, head
 from conclave.errors import FormatError, TransportError
 from conclave.host.counts import Counts
+from conclave.host.exchange import Body
 from conclave.host.gate import Gate, Keep
-from conclave.host.streams import MOST_WAITING, held, is_chunk, weight
+from conclave.host.streams import MOST_WAITING, is_chunk, weight
 
 MAX_ASKS: Final = 8192
 # Answers that nobody took yet; above it the enclave has to wait.
@@ -28,30 +30,39 @@ MAX_UNREAD: Final = 256 * 1024 * 1024
 _BATCH: Final = 32
 # Below this one copy is cheaper than a write of many pieces.
 _JOIN: Final = 32 * 1024
-_READ_SIZE: Final = 512 * 1024
+# As much as a processor keeps at hand: what just came is then sent on without a way to memory and back.
+_BATCH_SIZE: Final = 256 * 1024
+# A block of this size, made and given back, has the C library keep as much for later use; see the enclave's loop.
+_KEPT_MEMORY: Final = 31 * 1024 * 1024
+_READ_SIZE: Final = 256 * 1024
 _FINAL: Final = frozenset({Kind.DONE, Kind.ERROR, Kind.SIGNED, Kind.INSTANCE})
+# Looking up the member of an enumeration costs more than comparing it.
+_MAIL: Final = Kind.MAIL
+_FETCH: Final = Kind.FETCH
+
+
+@cache
+def _keep_memory() -> None:
+    """Once in a process: a second block would come from what is kept, and each page of it be touched."""
+    bytearray(_KEPT_MEMORY)
 
 
 class Ask:
     """One request to the enclave and the frames that answered it so far."""
 
-    __slots__ = ("_waiter", "chunks", "done", "frames", "leaves", "link", "request")
+    # Waits until the client that asked has gone; None once somebody waits for that.
+    leaves: Callable[[], Awaitable[None]] | None = None
+    # Chunks among the frames: more than were asked for, and the enclave keeps to no protocol.
+    chunks = 0
+    # What the other frames weigh: chunks are bounded by the credit of each stream.
+    held = 0
+    done = False
+    _waiter: Callable[[Ask], None] | None = None
 
     def __init__(self, request: int, link: Link) -> None:
         self.request = request
         self.link = link
-        # Waits until the client that asked has gone; None once somebody waits for that.
-        self.leaves: Callable[[], Awaitable[None]] | None = None
         self.frames: list[Frame] = []
-        # Chunks among them: more than were asked for, and the enclave keeps to no protocol.
-        self.chunks = 0
-        self.done = False
-        self._waiter: Callable[[Ask], None] | None = None
-
-    def add(self, frame: Frame) -> None:
-        """Take one frame; `tell` follows once all that arrived with it are taken."""
-        self.frames.append(frame)
-        self.done = frame.kind in _FINAL
 
     def end(self) -> None:
         """The enclave is gone, or the request given up."""
@@ -71,7 +82,9 @@ class Ask:
     def take(self) -> list[Frame]:
         """The frames since the last time."""
         frames, self.frames, self.chunks = self.frames, [], 0
-        self.link.taken(held(frames))
+        size, self.held = self.held, 0
+        if size:
+            self.link.taken(size)
         return frames
 
     async def more(self) -> list[Frame]:
@@ -94,9 +107,10 @@ class Link(asyncio.BufferedProtocol):
         self._lost = lost
         self._gate = Gate(keep, self._deliver)
         self._reader = FrameReader(Kind, buffer_size=_READ_SIZE)
+        _keep_memory()
         self._asks: dict[int, Ask] = {}
         self._next = 1
-        self._out: list[bytes | bytearray] = []
+        self._out: list[Body] = []
         self._waiting = 0
         self._scheduled = False
         self._held = 0
@@ -129,29 +143,34 @@ class Link(asyncio.BufferedProtocol):
             self.close()
             return
         self.counts.to_host.add(len(frames), nbytes)
-        self._deliver([frame for frame in frames if not self._gate.holds(frame)])
+        self._deliver(self._gate.passed(frames))
 
     def _deliver(self, frames: list[Frame]) -> None:
         answered = []
+        asks = self._asks
         for frame in frames:
-            ask = self._asks.get(frame.request) if frame.request else None
-            if frame.kind == Kind.FETCH:
-                # Its request id is the enclave's own, and says nothing of ours.
-                self._unasked(frame)
-            elif ask is not None:
-                if is_chunk(frame):
-                    ask.chunks += 1
-                    if ask.chunks > MOST_WAITING:
-                        self.close()
-                        return
-                else:
-                    self._held += weight(frame)
-                ask.add(frame)
-                answered.append(ask)
-                if ask.done:
-                    del self._asks[frame.request]
-            elif frame.request == 0:
-                self._unasked(frame)
+            request = frame.request
+            ask = asks.get(request)
+            if ask is None or frame.kind == _FETCH:
+                # The request id of a FETCH is the enclave's own, and says nothing of ours.
+                if request == 0 or frame.kind == _FETCH:
+                    self._unasked(frame)
+                continue
+            if is_chunk(frame):
+                ask.chunks += 1
+                if ask.chunks > MOST_WAITING:
+                    self.close()
+                    return
+            else:
+                size = weight(frame)
+                ask.held += size
+                self._held += size
+            # Whoever waits is told once all that arrived together is taken.
+            ask.frames.append(frame)
+            answered.append(ask)
+            if frame.kind in _FINAL:
+                ask.done = True
+                del asks[request]
         for ask in answered:
             ask.tell()
         self._flow()
@@ -159,7 +178,8 @@ class Link(asyncio.BufferedProtocol):
     def taken(self, size: int) -> None:
         """So much of the answers was taken on."""
         self._held -= size
-        self._flow()
+        if self._paused:
+            self._flow()
 
     def _flow(self) -> None:
         full = self._held + self._gate.held > MAX_HELD
@@ -170,7 +190,7 @@ class Link(asyncio.BufferedProtocol):
             else:
                 self._transport.resume_reading()
 
-    def ask(self, kind: Kind, payload: bytes | bytearray = b"") -> Ask:
+    def ask(self, kind: Kind, payload: Body = b"") -> Ask:
         """Send a request.
 
         Raises:
@@ -183,7 +203,7 @@ class Link(asyncio.BufferedProtocol):
         request, self._next = self._next, self._next + 1
         ask = Ask(request, self)
         self._asks[request] = ask
-        self.counts.mails += kind == Kind.MAIL
+        self.counts.mails += kind == _MAIL
         self._send(kind, request, payload)
         return ask
 
@@ -230,11 +250,11 @@ class Link(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.close()
 
-    def _send(self, kind: Kind, request: int, payload: bytes | bytearray) -> None:
+    def _send(self, kind: Kind, request: int, payload: Body) -> None:
         # One write for many requests: under load a crossing costs a fraction.
         self._out += (head(kind, request, payload), payload)
         self._waiting += len(payload)
-        if len(self._out) >= 2 * _BATCH:
+        if len(self._out) >= 2 * _BATCH or self._waiting >= _BATCH_SIZE:
             self._flush()
         elif not self._scheduled:
             self._scheduled = True

@@ -132,8 +132,8 @@ class _Box:
     size: int = 0
     last: int = 0
     full: bool = False
-    readers: int = 0
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    # Who waits, each for the word whether there is something new.
+    readers: set[asyncio.Future[bool]] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -153,7 +153,7 @@ class Outbox:
         store: BlobStore | None = None,
         *,
         limits: OutboxLimits | None = None,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] | None = None,
         on_event: Callable[[dict[str, Any]], None] = lambda event: None,
         tell: Callable[[bytes], None] = lambda payload: None,
     ) -> None:
@@ -161,13 +161,14 @@ class Outbox:
 
         Args:
             store: where mails lie; None keeps them in memory.
-            now: seconds since 1970. A clock that jumps changes when mails expire, no more.
+            now: seconds since 1970. A clock that jumps changes when mails expire, no more. None:
+                the clock as it is now, going on evenly, so that a jump of it expires nothing.
             on_event: told when the store fails and when it works again.
             tell: has the enclave told which boxes are full (payload of a ROOM frame).
         """
         self._store: BlobStore = store or InMemory()
         self.limits = limits or OutboxLimits()
-        self._now = now
+        self._now = now or _even_clock()
         self._on_event = on_event
         self._tell = tell
         self._boxes: dict[bytes, _Box] = {}
@@ -182,7 +183,8 @@ class Outbox:
         self._work = asyncio.Event()
         self._owners: OrderedDict[bytes, bytes] = OrderedDict()
         self._capabilities: dict[bytes, bytes] = {}
-        self._readers = 0
+        # All who wait, longest first.
+        self._readers: OrderedDict[asyncio.Future[bool], None] = OrderedDict()
         self._infos: OrderedDict[bytes, bytes] = OrderedDict()
         self._info_names: set[str] = set()
         self._wanted: dict[bytes, int] = {}
@@ -364,7 +366,8 @@ class Outbox:
         self._blobs[name] = blob
         self._remember(name, data)
         for key, box in woken:
-            box.arrived.set()
+            for reader in box.readers:
+                _tell(reader, new=True)
             self._fullness(key, box)
 
     def _remember(self, name: str, data: bytes) -> None:
@@ -476,32 +479,39 @@ class Outbox:
     def crowded(self, key: bytes) -> bool:
         """Whether no more may wait for that box."""
         box = self._boxes.get(key)
-        full = box is not None and box.readers >= self.limits.readers_per_box
-        return full or self._readers >= self.limits.readers
+        return box is not None and len(box.readers) >= self.limits.readers_per_box
 
     async def wait(self, key: bytes, seconds: float, *, after: int | None = None) -> bool:
-        """Wait for something new in a box. False: too many wait already.
+        """Wait for something new in a box.
+
+        Where too many wait, whoever has waited longest makes room: boxes are free, and
+        one who claims many must not keep all others from waiting.
 
         Args:
             after: what was read last; what came since then ends the wait at once.
+
+        Returns:
+            False: too many wait for that box, or it made room for another reader.
         """
         if self.crowded(key):
             return False
         box = self._boxes.setdefault(key, _Box())
         if after is not None and any(n > (0 if after > box.last else after) for n in box.entries):
             return True
-        self._readers += 1
-        box.readers += 1
+        if len(self._readers) >= self.limits.readers:
+            _tell(self._readers.popitem(last=False)[0], new=False)
+        reader: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._readers[reader] = None
+        box.readers.add(reader)
         try:
-            box.arrived.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await box.arrived.wait()
+            async with asyncio.timeout(seconds):
+                return await reader
+        except TimeoutError:
+            return True
         finally:
-            self._readers -= 1
-            box.readers -= 1
+            self._readers.pop(reader, None)
+            box.readers.discard(reader)
             self._forget(key, box)
-        return True
 
     def delete(self, key: bytes, below: int) -> None:
         """Drop mails with a lower number; the store follows when it can."""
@@ -510,9 +520,10 @@ class Outbox:
             self._remove(key, number)
 
     def _remove(self, key: bytes, number: int) -> None:
-        box = self._boxes[key]
-        entry = box.entries.pop(number, None)
-        if entry is None:
+        box = self._boxes.get(key)
+        # Its client may have deleted it while a reader waited for the store.
+        entry = None if box is None else box.entries.pop(number, None)
+        if box is None or entry is None:
             return
         box.size -= entry.size
         self._mails -= 1
@@ -596,6 +607,17 @@ class Outbox:
                 await self._store.delete(name)
                 self._info_names.discard(name)
                 self._to_delete.discard(name)
+
+
+def _even_clock() -> Callable[[], float]:
+    """Seconds since 1970 as the clock says now; what is set later changes nothing."""
+    began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return lambda: began + time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _tell(reader: asyncio.Future[bool], *, new: bool) -> None:
+    if not reader.done():
+        reader.set_result(new)
 
 
 def _sequence(name: str) -> int:

@@ -86,12 +86,16 @@ class Pickup:
         await respond(send, 200, POSTS_TYPE, b"".join(parts))
 
     async def _wait(self, box: bytes, seconds: float, after: int) -> None:
-        if not await self._outbox.wait(box, seconds, after=after):
-            raise Refusal(429, "overloaded", "too many requests wait for mail; poll without waiting, or try later")
+        self._admit(box)
+        # Who makes room for another is answered with what there is: nothing, as after the time it would wait.
+        await self._outbox.wait(box, seconds, after=after)
+
+    def _admit(self, box: bytes) -> None:
+        if self._outbox.crowded(box):
+            raise Refusal(429, "overloaded", "too many requests wait for this box; poll without waiting, or try later")
 
     async def _stream(self, box: bytes, after: int, receive: Receive, send: Send) -> None:
-        if self._outbox.crowded(box):
-            raise Refusal(429, "overloaded", "too many requests wait for mail; poll without waiting, or try later")
+        self._admit(box)
         headers = [(b"content-type", EVENTS_TYPE), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 

@@ -17,7 +17,8 @@ from conclave._mailheader import MAX_MAIL, TO_ENCLAVE, address_of, has_opening
 from conclave.errors import FormatError, TransportError
 from conclave.host import openapi, streams
 from conclave.host.answers import Refusal, read_body, refuse, respond
-from conclave.host.exchange import Exchange, Receive, Scope, Send
+from conclave.host.exchange import Body, Exchange, Receive, Scope, Send
+from conclave.host.health import Health
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
 from conclave.host.outbox import Outbox
@@ -25,6 +26,9 @@ from conclave.host.pickup import Pickup
 
 INFO_TYPE: Final = b"application/vnd.conclave.instance-info"
 MAILS_TYPE: Final = b"application/vnd.conclave.mails"
+_MAIL: Final = Kind.MAIL
+_ERROR: Final = Kind.ERROR
+_MAILS: Final = frozenset({Kind.REPLY, Kind.DONE})
 _STATUS: Final = {
     b"format": (400, "not a mail the enclave can read"),
     b"decryption": (422, "the enclave could not decrypt this mail"),
@@ -32,6 +36,13 @@ _STATUS: Final = {
     b"overloaded": (429, "the enclave has no room; try later"),
     b"stopping": (503, "the enclave is stopping"),
     b"store": (503, "the host's store takes no posted mail, and the reply waits for it; send the same mail again"),
+}
+
+# What `/readyz` calls so, in the words of the other resources.
+_UNWELL: Final = {
+    "draining": ("stopping", "this host stops; go to another"),
+    "enclave": ("starting", "the enclave is not running at the moment; try again"),
+    "store": ("store", "the host's store does not answer, or takes no posted mail"),
 }
 
 
@@ -43,6 +54,7 @@ class Routes:
         order: Reorder,
         *,
         outbox: Outbox,
+        health: Health,
         link: Callable[[], Link | None],
         info: Callable[[], bytes | None],
     ) -> None:
@@ -51,12 +63,13 @@ class Routes:
         Args:
             order: puts early mails back in order.
             outbox: where posted mail waits for its clients.
+            health: what `/health` says.
             link: the enclave that runs now and has shown its evidence, or None.
             info: its instance info.
         """
         self._order = order
         self._pickup = Pickup(outbox)
-        self._outbox = outbox
+        self._health = health
         self._link = link
         self._info = info
 
@@ -82,7 +95,7 @@ class Routes:
         except Refusal as refusal:
             await refuse(send, refusal)
 
-    def take(self, data: bytes | bytearray, exchange: Exchange) -> bool:
+    def take(self, data: Body, exchange: Exchange) -> bool:
         """The short way of a mail: from the server's callback to the enclave and back.
 
         Returns:
@@ -96,7 +109,7 @@ class Routes:
             direction, session_id, counter = address_of(data)
             if direction != TO_ENCLAVE or not self._order.in_turn(session_id, counter, opening=has_opening(data)):
                 return False
-            ask = link.ask(Kind.MAIL, data)
+            ask = link.ask(_MAIL, data)
         except (FormatError, TransportError):
             return False
         exchange.on_gone = partial(link.drop, ask)
@@ -106,7 +119,7 @@ class Routes:
     def _answered(self, exchange: Exchange, session_id: bytes, ask: Ask) -> None:
         if exchange.gone:
             return
-        if ask.done and ask.frames and ask.frames[0].kind != Kind.ERROR:
+        if ask.done and ask.frames and ask.frames[0].kind != _ERROR:
             exchange.answer(200, MAILS_TYPE, _parts(ask.take()))
         else:
             # A stream, an error, or an enclave that ended.
@@ -182,9 +195,9 @@ class Routes:
             self._linked()
             await respond(send, 200, INFO_TYPE, self._info() or b"")
         elif path == "/health" and method == "GET":
-            self._linked()
-            if self._outbox.trouble:
-                raise Refusal(503, "store", self._outbox.trouble)
+            for reason in await self._health.reasons():
+                word, detail = _UNWELL[reason]
+                raise Refusal(503, word, detail)
             await respond(send, 200, b"application/json", b'{"status":"ok"}')
         elif path == "/challenge" and method == "POST":
             challenge = await read_body(scope, receive, 64)
@@ -218,7 +231,7 @@ def _parts(frames: Iterable[Frame]) -> list[bytes]:
     """Mails with their sizes before them, not joined."""
     parts: list[bytes] = []
     for frame in frames:
-        if frame.kind in (Kind.REPLY, Kind.DONE) and frame.payload:
+        if frame.kind in _MAILS and frame.payload:
             parts += (len(frame.payload).to_bytes(4, "big"), frame.payload)
     return parts
 

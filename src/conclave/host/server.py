@@ -19,15 +19,18 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from conclave.errors import TransportError
+from conclave.errors import PlatformError, TransportError
 from conclave.host.connection import Connection, Limits
-from conclave.host.exchange import App, Exchange
+from conclave.host.exchange import App, Body, Exchange
+from conclave.host.heads import Heads
 
 __all__ = ["DRAIN_SECONDS", "Limits", "Server", "allow_descriptors"]
 
 DRAIN_SECONDS: Final = 20.0
 # Descriptors that a host needs beside its clients' connections.
 _RESERVED: Final = 64
+# So many connections there are at least.
+_LEAST: Final = 16
 _BACKLOG: Final = 2048
 _HANDSHAKE_SECONDS: Final = 10
 _WHY_NOT: Final = {
@@ -38,12 +41,20 @@ _WHY_NOT: Final = {
 _ANSWERED: Final = 16
 
 # Takes a mail that came whole; False: not now, or none, and the application says why.
-TakeMail = Callable[[bytes | bytearray, Exchange], bool]
+TakeMail = Callable[[Body, Exchange], bool]
 
 
 def allow_descriptors() -> None:
-    """Raise this process's own limit of descriptors to what a server with all its connections needs, if it may."""
+    """Raise this process's own limit of descriptors to what a server with all its connections needs, if it may.
+
+    Raises:
+        PlatformError: it may not have as many as a host needs for itself.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < _RESERVED + _LEAST:
+        raise PlatformError(
+            f"this process may open {hard} files; a host needs {_RESERVED + _LEAST} at least: raise `ulimit -Hn`"
+        )
     wanted = Limits().connections + _BACKLOG + _RESERVED
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
@@ -55,6 +66,7 @@ class Server:
 
     Attributes:
         connections: all that are open.
+        heads: those of mails that were taken before.
         collected: bytes of mails that are on their way in.
         refused: how many requests the server itself refused, by status.
         answers: how many were answered, by route and status.
@@ -80,9 +92,10 @@ class Server:
         self.app = app
         self.mail = mail
         limits = limits or Limits()
-        most = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVED)
+        most = max(_LEAST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVED)
         self.limits = replace(limits, connections=min(limits.connections, most))
         self.connections: set[Connection] = set()
+        self.heads = Heads()
         self.collected = 0
         self.refused: Counter[int] = Counter()
         self.answers: Counter[tuple[str, int]] = Counter()

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from conclave.errors import TransportError
-from conclave.host.health import Health
 from conclave.host.host import Host, Launched
 from conclave.host.logs import Log
 from conclave.host.metrics import Metrics
@@ -73,9 +72,7 @@ class Service:
         opened = open_store(store, timeout_seconds=store_timeout_seconds) if store else None
         kept = None if opened is None else self._metrics.store(opened)
         self.host = Host(launch, on_event=partial(self._told, show), peers=peers, store=kept)
-        self.health = Health(
-            up=lambda: self.host.info is not None, keeps=lambda: not self.host.outbox.trouble, store=kept
-        )
+        self.health = self.host.health
         inner = Operation(self.health, metrics=None if operators else self._metrics, others=self.host)
         self._server = Server(inner, mail=self.host.mail, on_failure=self._log.failure)
         self._desk = Server(Operation(self.health, metrics=self._metrics), on_failure=self._log.failure)

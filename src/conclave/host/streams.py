@@ -9,7 +9,6 @@ Spec: spec/http.md (HTTP-10 to HTTP-12), spec/host-channel.md section 2.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -76,11 +75,6 @@ class Reply:
 def weight(frame: Frame) -> int:
     """What a frame costs here: one without a payload is not free."""
     return _FRAME + len(frame.payload)
-
-
-def held(frames: Iterable[Frame]) -> int:
-    """Bytes of mails among the frames: chunks are bounded by the credit of each stream."""
-    return sum(weight(f) for f in frames if not is_chunk(f))
 
 
 def answered(frames: list[Frame]) -> bool:

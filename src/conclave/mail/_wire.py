@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from enum import IntEnum
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
@@ -20,6 +20,9 @@ from conclave.mail.padding import Padding
 
 PRIVATE: Final = struct.Struct(">BBHIQQQQ")
 SEALED_SIZE: Final = 1168
+MARK_SHIFT: Final = 40
+# From here on a copy costs more than what avoids it.
+LARGE: Final = 16 * 1024
 MAX_BODY: Final = 16 * 1024 * 1024 - 65536
 
 
@@ -58,6 +61,9 @@ class ReplyKind(IntEnum):
     CLOSED = 10
 
 
+# Looking up the member of an enumeration costs more than comparing it.
+_CALL: Final = RequestKind.CALL
+_STREAM: Final = RequestKind.STREAM
 _REQUEST_KINDS: Final = frozenset(RequestKind)
 _REPLY_KINDS: Final = frozenset(ReplyKind)
 _OUTSIDE: Final = frozenset({RequestKind.ACKNOWLEDGE, RequestKind.STREAM, RequestKind.COVER})
@@ -65,6 +71,11 @@ _ANSWERS_OUTSIDE: Final = frozenset(
     {ReplyKind.STREAM, ReplyKind.CALL_ERROR, ReplyKind.OVERLOADED, ReplyKind.NOT_ADMITTED, ReplyKind.CLOSED}
     | {ReplyKind.COVER}
 )
+
+
+def strand_mark(claims_digest: bytes) -> int:
+    """The upper 24 bits of every strand that began under these claims (MAIL-50)."""
+    return int.from_bytes(claims_digest[:3], "big")
 
 
 def check_topic(topic: str) -> bytes:
@@ -83,10 +94,11 @@ def check_sizes(body: bytes, envelope: bytes) -> None:
         raise ValueError(f"a mail body has at most {MAX_BODY} bytes")
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """What a client says: authentic once decrypted.
 
     Attributes:
+        body: of a large call that was decrypted, a memoryview: its arguments are decoded from where they lie.
         posted: posted mails with a lower number were received.
         strand: which numbering of the topic `sequence` belongs to; the session's.
         padding: how this one is padded, where that is not the session's choice. Not sent.
@@ -103,7 +115,7 @@ class Request(msgspec.Struct, frozen=True):
     padding: Padding | None = None
 
 
-class Reply(msgspec.Struct, frozen=True):
+class Reply(msgspec.Struct, frozen=True, gc=False):
     """What an enclave says: authentic once decrypted.
 
     Attributes:
@@ -135,31 +147,37 @@ class Reply(msgspec.Struct, frozen=True):
         return bool(self.flags & FLAG_OUTSIDE)
 
 
-def _unpad(plaintext: bytes) -> tuple[tuple[int, ...], bytes]:
+def _unpad(plaintext: bytes) -> tuple[tuple[int, ...], int]:
+    """The private header, and where the body ends."""
     fields = PRIVATE.unpack_from(plaintext)
-    end = PRIVATE.size + fields[3]
+    end: int = PRIVATE.size + fields[3]
     # An authentic peer that pads with anything but zeros has another idea of the
     # format; refusing keeps two readers from disagreeing about the body. A body that
     # would end behind the plaintext leaves a negative number of zeros.
     if fields[2] != 0 or plaintext.count(0, end) != len(plaintext) - end:
         raise FormatError("private header or padding is malformed")
-    return fields, plaintext[PRIVATE.size : end]
+    return fields, end
 
 
 def parse_request(plaintext: bytes, envelope: bytes) -> Request:
     """Read a decrypted mail of a client. Raises FormatError."""
-    (kind, flags, _, _, sequence, acknowledged, posted, strand), body = _unpad(plaintext)
-    stream = kind == RequestKind.STREAM
+    (kind, flags, _, _, sequence, acknowledged, posted, strand), end = _unpad(plaintext)
+    stream = kind == _STREAM
     if kind not in _REQUEST_KINDS or flags & ~(FLAG_UPLOAD if stream else FLAG_NO_RETRY):
         raise FormatError("private header with an unknown kind or flag")
     if (kind in _OUTSIDE) != (sequence == NONE):
         raise FormatError("acknowledgements, stream calls and covers are outside the sequence, the rest is in it")
+    if kind == _CALL and end > LARGE:
+        body = cast(bytes, memoryview(plaintext)[PRIVATE.size : end])
+    else:
+        body = plaintext[PRIVATE.size : end]
     return Request(kind, flags, sequence, acknowledged, body, envelope, posted, strand)
 
 
 def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
     """Read a decrypted mail of an enclave. Raises FormatError."""
-    (kind, flags, _, _, sequence, acknowledged, answers, expected), body = _unpad(plaintext)
+    (kind, flags, _, _, sequence, acknowledged, answers, expected), end = _unpad(plaintext)
+    body = plaintext[PRIVATE.size : end]
     if kind not in _REPLY_KINDS or flags & ~(FLAG_LAST | FLAG_OUTSIDE):
         raise FormatError("private header with an unknown kind or flag")
     if flags & FLAG_OUTSIDE:

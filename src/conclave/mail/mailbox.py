@@ -2,18 +2,20 @@
 
 Runs inside the enclave, without IO. Everything comes from the host and is
 hostile until it authenticates; a client may be hostile after that. Bounds hold
-per client, so that one cannot use up what another needs.
+per client, and as identities are free, nothing that is full stays full.
 
-Spec: spec/mail.md sections 5 and 6 (MAIL-3 to MAIL-14).
+Spec: spec/mail.md sections 5 and 6 (MAIL-3 to MAIL-14, MAIL-51, MAIL-55, MAIL-56).
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -38,7 +40,16 @@ class Bounds:
     channels: int = 100_000
     sessions: int = 200_000
     awake: int = 4096
-    session_ids: int = 1_000_000
+    # To one encryption key; two can be opened to.
+    session_ids: int = 500_000
+    # Of one identity, once three quarters of those are used up.
+    session_ids_when_scarce: int = 16
+    # Of keys that are gone. Above it, their strands are known by their marks alone.
+    closed: int = 500_000
+
+
+# So many channels are looked at for one that makes room: a bound on what each newcomer costs.
+_LOOKED_AT: Final = 64
 
 
 def _head(request: Request) -> bytes:
@@ -47,7 +58,7 @@ def _head(request: Request) -> bytes:
     return head + _crypto.sha256(request.envelope) if request.envelope else head
 
 
-class _Handled(msgspec.Struct):
+class _Handled(msgspec.Struct, gc=False):
     """One request that a handler was started for, until its replies are acknowledged."""
 
     mark: bytes
@@ -59,8 +70,21 @@ class _Handled(msgspec.Struct):
     done: bool = False
 
 
+T = TypeVar("T")
+_STREAM: Final = RequestKind.STREAM
 # Identity, topic, strand.
 _Key = tuple[bytes, str, int]
+
+
+@dataclass(slots=True)
+class _Term:
+    """One encryption key, and what was opened to it: remembered for as long as that is possible."""
+
+    key: DecryptionKey
+    digest: bytes
+    ids: set[bytes] = field(default_factory=set)
+    # How many of them each identity has.
+    opened: dict[bytes, int] = field(default_factory=dict)
 
 
 class Channel:
@@ -157,7 +181,8 @@ class Channel:
         # Checked before it is numbered: a number that never arrives would stop its client.
         _wire.check_sizes(body, envelope)
         padding = padding or handled.padding
-        padding(PRIVATE.size + len(body))
+        if padding is not padme:
+            padding(PRIVATE.size + len(body))
         flags = FLAG_LAST if last else 0
         handled.count += 1
         count = handled.count if last else 0
@@ -180,7 +205,10 @@ class Outcome(Enum):
     STREAM = "a stream call: run the handler beside the channel's order"
 
 
-class Received(msgspec.Struct, frozen=True):
+_RUN: Final = Outcome.RUN
+
+
+class Received(msgspec.Struct, frozen=True, gc=False):
     """Result of one mail from the host."""
 
     outcome: Outcome
@@ -206,6 +234,7 @@ class Mailbox:
         padding: Padding = padme,
         padding_of: Callable[[Request], Padding | None] = lambda _request: None,
         seal: Callable[[EnclaveSession, Reply], bytes] = EnclaveSession.encrypt,
+        spent: Callable[[], None] = lambda: None,
         bounds: Bounds | None = None,
     ) -> None:
         """Nothing is open yet.
@@ -216,9 +245,12 @@ class Mailbox:
             padding_of: how everything that answers a request is padded, refusals
                 included; None for `padding`.
             seal: encrypts a reply, or gives what stands for it until it leaves.
+            spent: told, as often as it is noticed, that the encryption key has to be renewed.
         """
         self.seal = seal
-        self._keys: list[tuple[DecryptionKey, bytes]] = [(key, claims_digest)]
+        # The newest first.
+        self._terms = [_Term(key, claims_digest)]
+        self._spent = spent
         self._marker = Marker()
         self._admit = admit
         self._opened = opened
@@ -226,11 +258,11 @@ class Mailbox:
         self._padding = padding
         self._padding_of = padding_of
         self._bounds = bounds or Bounds()
-        self._sessions: dict[bytes, tuple[EnclaveSession, Channel]] = {}
-        self._retired: set[bytes] = set()
-        self._channels: dict[_Key, Channel] = {}
-        # Strands that were given up, and how many requests each had taken.
-        self._closed: dict[_Key, int] = {}
+        self._sessions: OrderedDict[bytes, tuple[EnclaveSession, Channel]] = OrderedDict()
+        self._channels: OrderedDict[_Key, Channel] = OrderedDict()
+        # Strands that were given up, by their marks, and how many requests each had taken.
+        self._closed: dict[int, dict[_Key, int]] = {}
+        self._forgot = False
         self._per_identity: dict[bytes, list[bytes]] = {}
         self._owned: dict[bytes, list[Channel]] = {}
         self._mails = 0
@@ -238,8 +270,20 @@ class Mailbox:
         self._awake: deque[EnclaveSession] = deque()
 
     def renew(self, key: DecryptionKey, claims_digest: bytes) -> None:
-        """Open to a new encryption key; the one before stays for openings under way."""
-        self._keys = [(key, claims_digest), self._keys[0]]
+        """Open to a new encryption key; the one before stays for openings under way.
+
+        What was opened to the one before that cannot come again, and is forgotten.
+        """
+        self._terms = [_Term(key, claims_digest), self._terms[0]]
+        old = self._closed.keys() - self._marks()
+        if sum(len(self._closed[mark]) for mark in old) > self._bounds.closed:
+            self._forgot = True
+            for mark in old:
+                del self._closed[mark]
+
+    def _marks(self) -> set[int]:
+        """The marks of strands that may be new."""
+        return {_wire.strand_mark(term.digest) for term in self._terms}
 
     def receive(self, data: bytes, route: int) -> Received:
         """Take one mail from the host.
@@ -260,13 +304,13 @@ class Mailbox:
         known = self._sessions.get(mail.session_id)
         session, channel = known if known is not None else (self._open(mail), None)
         request = session.decrypt(mail)
-        stream = request.kind == RequestKind.STREAM
+        stream = request.kind == _STREAM
         if stream and mail.counter <= session.last_stream:
             raise DecryptionError
         # From here the mail is authentic; only now does anything change.
         if channel is None:
             key = (session.identity, session.topic, request.strand)
-            closed, channel = self._closed.get(key), self._channels.get(key)
+            channel, closed = self._channels.get(key), self._taken_by(key)
             if closed is not None:
                 return self._refuse(session, request, ReplyKind.CLOSED, closed, mail.counter)
             if channel is None:
@@ -282,15 +326,16 @@ class Mailbox:
         self._mails += 1
         channel.used = self._mails
         channel.acknowledge(request.acknowledged)
-        self._posted(session, request.posted)
-        if request.kind == RequestKind.ACKNOWLEDGE:
-            return Received(Outcome.ANSWERED)
-        if request.kind == RequestKind.COVER:
-            return self._refuse(session, request, ReplyKind.COVER, 0, mail.counter)
+        if request.posted:
+            self._posted(session, request.posted)
+        if request.sequence != NONE:
+            return self._order(session, channel, request, route)
         if stream:
             session.last_stream = mail.counter
             return Received(Outcome.STREAM, (), channel, request, 0, session, mail.counter)
-        return self._order(session, channel, request, route)
+        if request.kind == RequestKind.COVER:
+            return self._refuse(session, request, ReplyKind.COVER, 0, mail.counter)
+        return Received(Outcome.ANSWERED)
 
     def _wake(self, session: EnclaveSession) -> None:
         """Count a session among those in use; the one that was for longest rests."""
@@ -308,7 +353,7 @@ class Mailbox:
                 channel.start(request, self._marker, session, route, padding)
             except OverloadedError:
                 return self._refuse(session, request, ReplyKind.OVERLOADED, expected)
-            return Received(Outcome.RUN, channel=channel, request=request)
+            return Received(_RUN, (), channel, request)
         if handled is None or not self._marker.fits(handled.mark, _head(request), request.body):
             return self._refuse(session, request, ReplyKind.SEQUENCE_ERROR, expected)
         old, handled.route, handled.session = handled.route, route, session
@@ -357,46 +402,83 @@ class Mailbox:
         return handled.route, self.seal(handled.session, reply)
 
     def _open(self, mail: EncryptedMail) -> EnclaveSession:
-        if not mail.opening or mail.session_id in self._retired:
+        if not mail.opening or any(mail.session_id in term.ids for term in self._terms):
             raise SessionError("no such session in this boot")
         if mail.session_id != _crypto.sha256(mail.opening[: _wire.SEALED_SIZE])[:16]:
             raise SessionError("the session id does not belong to the opening")
-        if len(self._sessions) + len(self._retired) >= self._bounds.session_ids:
-            raise OverloadedError("this boot has accepted as many sessions as it may")
-        return self._accept(mail.opening)
+        term, session = self._accept(mail.opening)
+        scarce = 4 * len(term.ids) >= 3 * self._bounds.session_ids
+        if scarce and term is self._terms[0]:
+            self._spent()
+        opened = term.opened.get(session.identity, 0)
+        if len(term.ids) >= self._bounds.session_ids or (scarce and opened >= self._bounds.session_ids_when_scarce):
+            if term is not self._terms[0]:
+                # Its client verifies again, and finds the key that came after this one.
+                raise SessionError("no more sessions are opened to this encryption key, which was renewed")
+            raise OverloadedError("no more sessions are opened until the encryption key was renewed")
+        return session
 
-    def _accept(self, opening: bytes) -> EnclaveSession:
+    def _accept(self, opening: bytes) -> tuple[_Term, EnclaveSession]:
         # At most two keys, tried in turn: HPKE binds key and recipient id, so at
         # most one of them can open it.
-        for key, digest in self._keys[1:]:
+        for term in self._terms[1:]:
             with suppress(DecryptionError):
-                return EnclaveSession(opening, key=key, claims_digest=digest, padding=self._padding)
-        key, digest = self._keys[0]
-        return EnclaveSession(opening, key=key, claims_digest=digest, padding=self._padding)
+                return term, self._agree(opening, term)
+        return self._terms[0], self._agree(opening, self._terms[0])
+
+    def _agree(self, opening: bytes, term: _Term) -> EnclaveSession:
+        return EnclaveSession(opening, key=term.key, claims_digest=term.digest, padding=self._padding)
 
     def _begin(self, key: _Key) -> Channel:
-        """A channel that is new; at the bound, the same identity's oldest one makes room (MAIL-51)."""
+        """A channel that is new; at a bound, another one makes room (MAIL-51, MAIL-56)."""
         mine = self._owned.get(key[0], [])
-        if len(self._channels) >= self._bounds.channels or len(mine) >= self._bounds.channels_per_identity:
+        many = len(mine) >= self._bounds.channels_per_identity
+        if many or len(self._channels) >= self._bounds.channels:
             idle = [channel for channel in mine if not channel.running]
-            if not idle:
+            if idle:
+                self._close(min(idle, key=lambda channel: (channel.owes, channel.used)))
+            elif many or not self._make_room():
                 raise OverloadedError("no room for another channel")
-            self._close(min(idle, key=lambda channel: (channel.owes, channel.used)))
         channel = self._channels[key] = Channel(*key, self._bounds)
         self._owned.setdefault(key[0], []).append(channel)
         return channel
 
+    def _make_room(self) -> bool:
+        """Close a channel of whoever was silent for long. What it owes is no reason to stay: clients choose that."""
+        some = list(islice(self._channels.items(), _LOOKED_AT))
+        for key, _ in some:
+            # Others are looked at next time: in the end each is.
+            self._channels.move_to_end(key)
+        idle = [channel for _, channel in some if not channel.running]
+        if idle:
+            self._close(min(idle, key=lambda channel: channel.used))
+        return bool(idle)
+
     def _close(self, channel: Channel) -> None:
-        # Its number stays known for ever, so that none of its requests can run again.
+        # Its number stays known, so that none of its requests can run again.
         key = (channel.identity, channel.topic, channel.strand)
-        self._closed[key] = self._channels.pop(key).next_request
-        self._owned[channel.identity].remove(channel)
-        mine = self._per_identity[channel.identity]
+        closed = self._closed.setdefault(channel.strand >> _wire.MARK_SHIFT, {})
+        closed[key] = self._channels.pop(key).next_request
+        _take_out(self._owned, channel.identity, channel)
+        mine = self._per_identity.get(channel.identity, [])
         for session_id in [s for s in mine if self._sessions[s][1] is channel]:
             self._retire(session_id)
 
+    def _taken_by(self, key: _Key) -> int | None:
+        """How many requests a strand had taken that was closed; `NONE` where nobody knows any more."""
+        mark = key[2] >> _wire.MARK_SHIFT
+        taken = self._closed.get(mark, {}).get(key)
+        if taken is None and self._forgot and key not in self._channels and mark not in self._marks():
+            # Too old to be new, and it may be one of those that were forgotten.
+            return NONE
+        return taken
+
     def _register(self, session: EnclaveSession, channel: Channel) -> None:
         self._sessions[session.session_id] = (session, channel)
+        # Known for as long as its opening could come back, also when the session has ended.
+        term = next(term for term in self._terms if term.digest == session.recipient)
+        term.ids.add(session.session_id)
+        term.opened[session.identity] = term.opened.get(session.identity, 0) + 1
         # What is posted goes to the newest session's reply key; a replayed mail of an older
         # one must not draw it there.
         self._opened(session)
@@ -410,6 +492,11 @@ class Mailbox:
     def _retire(self, session_id: bytes) -> None:
         """End a session: its client opens another one."""
         session, _ = self._sessions.pop(session_id)
-        self._per_identity[session.identity].remove(session_id)
-        # Its id stays known for ever, so that its opening cannot come back.
-        self._retired.add(session_id)
+        _take_out(self._per_identity, session.identity, session_id)
+
+
+def _take_out(lists: dict[bytes, list[T]], identity: bytes, item: T) -> None:
+    """Of identities that have nothing, nothing is kept: they are free."""
+    lists[identity].remove(item)
+    if not lists[identity]:
+        del lists[identity]

@@ -112,7 +112,6 @@ def _log_field(log_id: bytes | None) -> bytes:
 
 def _encrypt(
     key: AeadKey,
-    *,
     direction: int,
     session_id: bytes,
     counter: int,
@@ -238,15 +237,16 @@ class ClientSession:
         # Before a counter is taken: a gap would tell the host of a mail that did not fit.
         plaintext = _wire.request_plaintext(request, self._strand, self._padding)
         counter, self._counter = self._counter, self._counter + 1
+        opening = b"" if self._confirmed else self._opening
         return _encrypt(
             self._send,
-            direction=_mailheader.TO_ENCLAVE,
-            session_id=self.session_id,
-            counter=counter,
-            salt=_mailheader.ZERO_SALT,
-            opening=b"" if self._confirmed else self._opening,
-            envelope=request.envelope,
-            plaintext=plaintext,
+            _mailheader.TO_ENCLAVE,
+            self.session_id,
+            counter,
+            _mailheader.ZERO_SALT,
+            opening,
+            request.envelope,
+            plaintext,
         )
 
     def open_stream(self, request: Request) -> tuple[bytes, int, ChunkSealer]:
@@ -309,6 +309,7 @@ class EnclaveSession:
         "identity",
         "last_stream",
         "log_id",
+        "recipient",
         "reply_key",
         "session_id",
         "topic",
@@ -336,6 +337,8 @@ class EnclaveSession:
         if log_flag > 1 or (log_flag == 0 and any(log_id)) or any(topic[size:]):
             raise DecryptionError
         self.session_id = _session_id(sealed)
+        # Claims digest of the key that it was opened to.
+        self.recipient = claims_digest
         self.identity = identity
         self.reply_key: bytes = reply_key
         self.log_id = log_id if log_flag else None
@@ -394,12 +397,5 @@ class EnclaveSession:
         plaintext = _wire.reply_plaintext(reply, self._padding)
         counter, self._counter = self._counter, self._counter + 1
         return _encrypt(
-            self._send,
-            direction=_mailheader.TO_CLIENT,
-            session_id=self.session_id,
-            counter=counter,
-            salt=self._salt,
-            opening=b"",
-            envelope=reply.envelope,
-            plaintext=plaintext,
+            self._send, _mailheader.TO_CLIENT, self.session_id, counter, self._salt, b"", reply.envelope, plaintext
         )

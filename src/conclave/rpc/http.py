@@ -27,10 +27,11 @@ HOP_BY_HOP: Final = frozenset(
 )
 _ONCE: Final = (b"host", b"content-length", b"content-type", b"authorization")
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
-_METHOD: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}\Z")
+# ASGI has methods in capitals; `get` would be one method to some frameworks, and another to others.
+_METHOD: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Z-]{1,32}\Z")
 _TARGET: Final = re.compile(rb"/[!-~]*\Z|\*\Z")
 _QUERY: Final = re.compile(rb"[!-~]*\Z")
-_VALUE: Final = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*\Z")
+_VALUE: Final = re.compile(rb"(?![ \t])[^\x00-\x08\x0a-\x1f\x7f]*(?<![ \t])\Z")
 _SIZE: Final = re.compile(rb"[0-9]{1,18}\Z")
 
 Headers = list[tuple[bytes, bytes]]
@@ -90,31 +91,43 @@ def check_request(head: RequestHead) -> int | None:
         BadRequest: with 400, 414, 431 or 501.
     """
     if not _METHOD.match(head.method):
-        raise BadRequest(400, "the method is not a token of at most 32 characters")
+        raise BadRequest(400, "the method is not a token of at most 32 characters, in capitals")
     if len(head.path) + len(head.query) > MAX_TARGET:
         raise BadRequest(414, f"path and query string are longer than {MAX_TARGET} bytes")
     if not _TARGET.match(head.path) or b"?" in head.path or b"#" in head.path or not _QUERY.match(head.query):
         raise BadRequest(400, "the path begins with / and is percent-encoded, as is the query string")
     if len(head.headers) > MAX_HEADERS or _size(head.headers) > MAX_HEAD - MAX_TARGET:
         raise BadRequest(431, f"more than {MAX_HEADERS} headers, or more than {MAX_HEAD - MAX_TARGET} bytes of them")
-    seen: dict[bytes, bytes] = {}
+    seen: set[bytes] = set()
     for name, value in head.headers:
         lower = name.lower()
         if not _TOKEN.match(name) or not _VALUE.match(value):
-            raise BadRequest(400, "a header's name is no token, or its value has control characters")
+            raise BadRequest(
+                400, "a header's name is no token, or its value has control characters or spaces around it"
+            )
         if lower == b"upgrade":
             raise BadRequest(501, "WebSockets and other upgrades do not go inside mail; stream the response instead")
         if lower in HOP_BY_HOP:
             raise BadRequest(400, "a header that concerns one connection does not go inside mail")
         if lower in _ONCE and lower in seen:
             raise BadRequest(400, "host, content-length, content-type and authorization come once at most")
-        seen[lower] = value
-    size = seen.get(b"content-length")
-    if size is None:
-        return None
-    if not _SIZE.match(size):
-        raise BadRequest(400, "content-length is not a number")
-    return int(size)
+        seen.add(lower)
+    try:
+        return announced_size(head.headers)
+    except ValueError as error:
+        raise BadRequest(400, str(error)) from None
+
+
+def announced_size(headers: Headers) -> int | None:
+    """What content-length says of a body, if it is there.
+
+    Raises:
+        ValueError: it comes twice, or is no number of at most 18 digits.
+    """
+    sizes = [value for name, value in headers if name.lower() == b"content-length"]
+    if len(sizes) > 1 or not all(map(_SIZE.match, sizes)):
+        raise ValueError("content-length is one number of at most 18 digits")
+    return int(sizes[0]) if sizes else None
 
 
 def _size(headers: Headers) -> int:
@@ -125,12 +138,18 @@ def encode_head(head: ResponseHead) -> bytes:
     """How a reply begins: size (4) ‖ head.
 
     Raises:
-        ValueError: the application's headers exceed the bounds.
+        ValueError: it is no head of HTTP, or exceeds the bounds.
     """
+    if not _is_response(head):
+        raise ValueError("a response has a status of 200 to 999, and headers without control characters")
     encoded = _codec.encode(head)
     if len(head.headers) > MAX_HEADERS or len(encoded) > MAX_HEAD:
         raise ValueError(f"a response has at most {MAX_HEADERS} headers and {MAX_HEAD} bytes of them")
     return len(encoded).to_bytes(4, "big") + encoded
+
+
+def _is_response(head: ResponseHead) -> bool:
+    return 200 <= head.status <= 999 and all(_TOKEN.match(n) and _VALUE.match(v) for n, v in head.headers)
 
 
 class HeadReader:
@@ -152,6 +171,6 @@ class HeadReader:
         if len(self._buffer) < 4 or len(self._buffer) < 4 + size:
             return None
         head = _codec.decode(ResponseHead, bytes(self._buffer[4 : 4 + size]), max_size=MAX_HEAD, what="response head")
-        if not 200 <= head.status <= 999 or any(not _TOKEN.match(n) or not _VALUE.match(v) for n, v in head.headers):
+        if not _is_response(head):
             raise FormatError("the response's head is no head of HTTP")
         return head, bytes(self._buffer[4 + size :])

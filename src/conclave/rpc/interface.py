@@ -302,12 +302,12 @@ def encode_call(name: str, arguments: list[Any]) -> bytes:
         raise TypeError("an argument cannot be encoded: see conclave.rpc for the types that cross") from None
 
 
-def decode_call(body: bytes) -> tuple[str, memoryview]:
+def decode_call(body: bytes | memoryview) -> tuple[str, memoryview]:
     """Split a call body, which is not copied. Raises FormatError."""
     if not body or len(body) < 1 + body[0] or body[0] == 0:
         raise FormatError("not a call: truncated method name")
     try:
-        return body[1 : 1 + body[0]].decode(), memoryview(body)[1 + body[0] :]
+        return bytes(body[1 : 1 + body[0]]).decode(), memoryview(body)[1 + body[0] :]
     except UnicodeDecodeError:
         raise FormatError("not a call: method name is not UTF-8") from None
 

@@ -19,7 +19,6 @@ from typing import Any, Self, TypeVar
 
 from conclave.bundle import build
 from conclave.host import Host
-from conclave.host.health import Health
 from conclave.host.operation import Operation
 from conclave.host.server import Limits, Server
 from conclave.platform import start_platform
@@ -41,7 +40,7 @@ class HostServer:
     ) -> None:
         self.host = host
         self.operator = HostileHost(host)
-        self.health = Health(up=lambda: host.info is not None, keeps=lambda: not host.outbox.trouble)
+        self.health = host.health
         # An operator who looks into each mail has no short way for it.
         self.server = (
             Server(self.operator)

@@ -410,6 +410,36 @@ def test_progress_and_callbacks_that_raise(server: HostServer, constraint: str) 
     assert told[-1] == (total, total)
 
 
+def test_stubs_have_a_time_and_progress_of_their_own(server: HostServer, constraint: str) -> None:
+    scope: dict[str, Any] = {}
+    exec(SOURCE, scope)
+    body = bytes(200_000)
+    told: list[tuple[int, int]] = []
+
+    def watch(sent: int, total: int) -> None:
+        told.append((sent, total))
+
+    with Client(server.url, constraint=constraint, timeout_seconds=60.0) as client:
+        plain = client.stub(scope["Counter"])
+        assert plain.size(body) == len(body)
+        assert told == []
+        assert client.stub(scope["Counter"], on_progress=watch).size(body) == len(body)
+        assert told[-1][0] == told[-1][1] > len(body)
+        server.operator.on_request = lambda _: None
+        with pytest.raises(TransportError, match=r"within 0\.5 seconds"):
+            client.stub(scope["Counter"], timeout_seconds=0.5).put("stub")
+    server.operator.behave()
+    told.clear()
+
+    async def other() -> int:
+        async with AsyncClient(server.url, constraint=constraint) as client:
+            stub = await client.stub(scope["Counter"], timeout_seconds=60.0, on_progress=watch)
+            return int(await stub.size(body))
+
+    assert asyncio.run(other()) == len(body)
+    assert told[-1][0] == told[-1][1]
+
+
 def test_connections_are_used_again(server: HostServer, constraint: str) -> None:
     with Client(server.url, constraint=constraint) as client:
         client.verify()

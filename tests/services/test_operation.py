@@ -383,9 +383,10 @@ def test_tls_and_its_renewal(serving: Serving, tmp_path: Path) -> None:
 def test_tls_that_cannot_be(bundle: Bundle, tmp_path: Path) -> None:
     certificate(tmp_path, "x")
     (tmp_path / "other.pem").write_text("nothing")
-    for key in ("other.pem", "missing.pem"):
+    for key, why in (("other.pem", "used; expected"), ("missing.pem", "used: missing.pem is not there")):
         command = [sys.executable, "-m", "conclave.cli", "serve", str(bundle.path), "--port", "0"]
         command += ["--platform", str(tmp_path / "machine"), "--tls-cert", str(tmp_path / "cert.pem")]
         done = subprocess.run([*command, "--tls-key", str(tmp_path / key)], capture_output=True, text=True, check=False)
         assert done.returncode == 1
+        assert why in done.stderr
         assert "expected two PEM files" in done.stderr

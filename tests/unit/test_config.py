@@ -72,7 +72,7 @@ def test_what_is_printed_is_a_file_of_the_same(tmp_path: Path) -> None:
         ("host = 1", "'host' is a text"),
         ("peer = 'x'", "'peer' is a list of texts"),
         ("peer = [1]", "'peer' is a list of texts"),
-        ("port = 65536", "'port' is from 0 to 65535"),
+        ("port = 65536", "'port' is from 0 to 65535, got 65536"),
         ("drain-seconds = nan", "'drain-seconds' is from 0 to 3600"),
         ("metrics-port = -2", "'metrics-port' is from -1 to 65535"),
         ("store-timeout-seconds = 0", "'store-timeout-seconds' is from"),

@@ -181,7 +181,7 @@ def test_an_application_is_written_run_built_and_served(
         ("pytest", "a module named pytest exists already"),
         ("full", "is not an empty folder"),
         ("file", "is not an empty folder"),
-        ("nowhere/survey", "no such file"),
+        ("nowhere/survey", "no such folder: nowhere"),
     ],
 )
 def test_names_that_are_refused(

@@ -16,6 +16,7 @@ from conclave.cli._tcb import tcb
 from conclave.errors import BundleError
 
 Port = Annotated[int, Parameter(validator=Number(gte=0, lte=65535))]
+Seconds = Annotated[float, Parameter(validator=Number(gt=0))]
 
 app = App(
     name="conclave",
@@ -284,8 +285,8 @@ def call(
     constraint: str,
     identity: Path | None = None,
     state: Path | None = None,
-    timeout: float = 30.0,
-    deadline: float | None = None,
+    timeout: Seconds = 30.0,
+    deadline: Seconds | None = None,
 ) -> int:
     """Verify an enclave and call one of its methods; prints the result as JSON.
 

@@ -54,8 +54,16 @@ class Artefact:
 
 
 def is_url(source: str) -> bool:
-    """Whether this is meant as the address of a host."""
-    return source.startswith(("http://", "https://"))
+    """Whether this is meant as the address of a host.
+
+    Raises:
+        FormatError: `usage`: an address of another kind.
+    """
+    if source.startswith(("http://", "https://")):
+        return True
+    if "://" in source:
+        raise misuse("the address of a host begins with http:// or https://")
+    return False
 
 
 def read_artefact(path: Path) -> Artefact:

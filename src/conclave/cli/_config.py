@@ -48,10 +48,12 @@ class Settings:
             ("store_timeout_seconds", 0.1, 600),
         ):
             if not low <= getattr(self, name) <= high:
-                raise FormatError(f"'{_hyphens(name)}' is from {low} to {high}")
+                raise FormatError(f"'{_hyphens(name)}' is from {low} to {high}, got {getattr(self, name)}")
         for name, words in (("sandbox", SANDBOXES), ("log", LOGS)):
             if getattr(self, name) not in words:
                 raise FormatError(f"'{name}' is one of: {', '.join(words)}")
+        if self.metrics_port > 0 and (self.metrics_host, self.metrics_port) == (self.host, self.port):
+            raise FormatError(f"'metrics-port' and 'port' are both {self.port}; choose another for one of them")
         if bool(self.tls_cert) != bool(self.tls_key):
             raise FormatError("'tls-cert' and 'tls-key' go together")
         if not self.bundle:

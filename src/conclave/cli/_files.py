@@ -30,9 +30,11 @@ def read_file(path: Path, *, limit: int) -> bytes:
     """
     # Not blocking: opening a pipe would wait for somebody to write into it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    # Not `fdopen` at once, which names a folder by the number of its descriptor.
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise misuse(f"{safe(str(path))} is not an ordinary file")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise misuse(f"{safe(str(path))} is not an ordinary file")
         return file.read(limit + 1)
 
 
@@ -51,6 +53,8 @@ def constraint_line(text: str) -> str:
         FormatError: `usage`: the file holds no text, or too much.
         OSError: it cannot be read.
     """
+    if not text.strip():
+        raise misuse("the constraint is empty; expected a line as `conclave build` prints it, or a file that holds one")
     if ":" in text and not _is_there(text):
         return text.strip()
     data = read_file(Path(text), limit=MAX_LENGTH)

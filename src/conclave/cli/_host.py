@@ -67,5 +67,9 @@ def _exchange(method: str, url: str, *, limit: int, body: bytes = b"") -> Answer
             return Answer(answer.status_code, bytes(data[: limit + 1]))
     except (httpx2.ConnectError, httpx2.InvalidURL, httpx2.UnsupportedProtocol):
         raise TransportError("nothing answers at that address; is the host running?") from None
+    except httpx2.TimeoutException:
+        raise TransportError(
+            f"nothing answers there within {TIMEOUT_SECONDS:g} seconds; is it a conclave host?"
+        ) from None
     except httpx2.HTTPError as error:
         raise TransportError(f"the connection to the host broke ({type(error).__name__})") from None

@@ -15,6 +15,7 @@ import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar, cast
@@ -515,8 +516,21 @@ class Client(_Base):
         """Be done with what the last poll of a topic gave, as its next one would be."""
         self._run(lambda: self._core.acknowledge(topic=topic))
 
-    def stub(self, cls: type[E], *, topic: str = "default") -> E:
+    def stub(
+        self,
+        cls: type[E],
+        *,
+        topic: str = "default",
+        timeout_seconds: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> E:
         """Typed calls: an object with the `@rpc` methods of an enclave class.
+
+        Args:
+            cls: the class, as the enclave was built from it.
+            topic: the channel of its calls.
+            timeout_seconds, on_progress: of each call; see `call`, and `call_stream` for methods
+                with streams, which report no progress. Stubs cost little: have one for each need.
 
         Raises:
             AppraisalError: the class differs from what the enclave was built from.
@@ -525,7 +539,7 @@ class Client(_Base):
         if self._core.instance is None:
             self.verify()
         self._check_interface(interface)
-        return cast(E, _Stub(self, interface, topic))
+        return cast(E, _Stub(self, interface, _Options(topic, timeout_seconds, on_progress)))
 
 
 class AsyncClient(_Base):
@@ -727,42 +741,60 @@ class AsyncClient(_Base):
         """See `Client.acknowledge`."""
         await self._run(lambda: self._core.acknowledge(topic=topic))
 
-    async def stub(self, cls: type[E], *, topic: str = "default") -> Any:
+    async def stub(
+        self,
+        cls: type[E],
+        *,
+        topic: str = "default",
+        timeout_seconds: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Any:
         """Typed calls; each method of the stub is awaited. See `Client.stub`."""
         interface = interface_of(cls)
         if self._core.instance is None:
             await self.verify()
         self._check_interface(interface)
-        return _Stub(self, interface, topic)
+        return _Stub(self, interface, _Options(topic, timeout_seconds, on_progress))
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What all calls of one stub have in common."""
+
+    topic: str
+    timeout_seconds: float | None
+    on_progress: OnProgress | None
 
 
 class _Stub(Generic[E]):
     """The `@rpc` methods of an enclave class, each a call."""
 
-    def __init__(self, client: Client | AsyncClient, interface: Any, topic: str) -> None:
+    def __init__(self, client: Client | AsyncClient, interface: Any, options: _Options) -> None:
         for method in interface.methods.values():
-            setattr(self, method.name, _caller(client, method, topic))
+            setattr(self, method.name, _caller(client, method, options))
 
 
-def _caller(client: Client | AsyncClient, method: Any, topic: str) -> Callable[..., Any]:
+def _caller(client: Client | AsyncClient, method: Any, options: _Options) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         arguments = method.bind(args, kwargs)
         if method.streams:
-            return _stream(client, method, arguments, topic)
+            return _stream(client, method, arguments, options)
         return client.call(
             method.name,
             *arguments,
-            topic=topic,
+            topic=options.topic,
             returns=method.return_type,
             retry=method.retry,
             padding=method.padding,
+            timeout_seconds=options.timeout_seconds,
+            on_progress=options.on_progress,
         )
 
     call.__name__ = method.name
     return call
 
 
-def _stream(client: Client | AsyncClient, method: Any, arguments: list[Any], topic: str) -> Any:
+def _stream(client: Client | AsyncClient, method: Any, arguments: list[Any], options: _Options) -> Any:
     others, upload = method.split(arguments)
     items = bytes if method.upload is None else method.upload.item
     stream = client.call_stream(
@@ -771,7 +803,8 @@ def _stream(client: Client | AsyncClient, method: Any, arguments: list[Any], top
         upload=upload,
         items=items,
         returns=method.return_type,
-        topic=topic,
+        topic=options.topic,
         padding=method.padding,
+        timeout_seconds=options.timeout_seconds,
     )
     return stream if method.download is not None else stream.result()

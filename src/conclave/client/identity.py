@@ -47,10 +47,11 @@ class Identity:
             OSError: it cannot be read.
         """
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            os.close(descriptor)
+            raise FormatError("an identity file is an ordinary file, and this is none")
         with os.fdopen(descriptor, "rb") as file:
-            facts = os.fstat(descriptor)
-            if not stat.S_ISREG(facts.st_mode):
-                raise FormatError("an identity file is an ordinary file, and this is none")
             text = file.read(_MAX_SIZE).decode("ascii", "replace").strip()
         try:
             seed = bytes.fromhex(text.removeprefix(_PREFIX))

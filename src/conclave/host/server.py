@@ -10,6 +10,7 @@ Spec: spec/http.md section 3.
 from __future__ import annotations
 
 import asyncio
+import errno
 import resource
 import ssl
 from collections import Counter
@@ -32,6 +33,10 @@ _RESERVED: Final = 64
 _LEAST: Final = 16
 _BACKLOG: Final = 2048
 _HANDSHAKE_SECONDS: Final = 10
+_WHY_NOT: Final = {
+    errno.EADDRINUSE: "another program listens there",
+    errno.EACCES: "this user may not take that port",
+}
 # Connections above the limit that get an answer; more than these are cut, for an answer holds a descriptor.
 _ANSWERED: Final = 16
 
@@ -123,8 +128,9 @@ class Server:
                 ssl=tls,
                 ssl_handshake_timeout=None if tls is None else _HANDSHAKE_SECONDS,
             )
-        except OSError:
-            raise TransportError(f"cannot listen on {address}:{port}; choose another address or port") from None
+        except OSError as error:
+            why = _WHY_NOT.get(error.errno or 0, "that is no address of this machine")
+            raise TransportError(f"cannot listen on {address}:{port}: {why}; choose another") from None
         self._sweeper = asyncio.create_task(self._sweep())
         port = self._listener.sockets[0].getsockname()[1]
         host = f"[{address}]" if ":" in address else address

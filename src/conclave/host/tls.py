@@ -8,6 +8,7 @@ Spec: spec/http.md (HTTP-24).
 
 from __future__ import annotations
 
+import os
 import ssl
 from pathlib import Path
 
@@ -41,7 +42,9 @@ def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
         # An encrypted key would ask at the terminal.
         context.load_cert_chain(certificate, key, password=lambda: b"")
     except (OSError, ssl.SSLError, ValueError):
+        unread = [path.name for path in (certificate, key) if not os.access(path, os.R_OK)]
+        why = f": {unread[0]} is not there, or may not be read" if unread else ""
         raise TransportError(
-            "certificate and key for TLS cannot be used; expected two PEM files, the chain with the host's "
+            f"certificate and key for TLS cannot be used{why}; expected two PEM files, the chain with the host's "
             "certificate first, and its key without a password"
         ) from None

@@ -146,7 +146,8 @@ class Method:
         parameters = [p for at, p in enumerate(self.parameters) if at != self.upload_at]
         needed = sum(not optional for _, _, optional in parameters)
         if not needed <= len(raw) <= len(parameters):
-            raise FormatError(f"{self.name}() takes {needed} to {len(parameters)} arguments, got {len(raw)}")
+            wanted = f"{needed}" if needed == len(parameters) else f"{needed} to {len(parameters)}"
+            raise FormatError(f"{self.name}() takes {wanted} arguments, got {len(raw)}")
         values = []
         for part, (name, text, _), kind in zip(raw, parameters, self.argument_types, strict=False):
             try:

@@ -355,7 +355,13 @@ class Service:
     def _start(self, channel: Channel, request: Request) -> None:
         token = _sender.set(channel.identity)
         try:
-            handler, arguments, asynchronous = self._prepare(channel, request)
+            if request.kind == _CALL:
+                target, method, arguments = self._called(request.body, channel.identity)
+                if target.streams:
+                    raise FormatError(f"{method.name}() takes or returns a stream: it is called by a stream call")
+                handler, asynchronous = target.handler, target.asynchronous
+            else:
+                handler, arguments, asynchronous = self._prepare(channel, request)
             if asynchronous:
                 self._spawn(self._finish_later(channel, request, handler(*arguments)))
             elif self._pool is not None:
@@ -370,11 +376,7 @@ class Service:
             _sender.reset(token)
 
     def _prepare(self, channel: Channel, request: Request) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:
-        if request.kind == _CALL:
-            target, method, arguments = self._called(request.body, channel.identity)
-            if target.streams:
-                raise FormatError(f"{method.name}() takes or returns a stream: it is called by a stream call")
-            return target.handler, arguments, target.asynchronous
+        """What handles a request that is no call."""
         if request.kind == _INTRODUCTION:
             if self._callers is None:
                 raise NotIntroduced("this enclave declares no callers; call it with introduce=False")

@@ -18,7 +18,7 @@ import httptools
 
 from conclave._mailheader import MAX_MAIL
 from conclave.host import heads
-from conclave.host.exchange import OTHER, READ_AHEAD, Body, Exchange, Gone, Headers, refusal, route, target
+from conclave.host.exchange import OTHER, READ_AHEAD, ROUTES, Body, Exchange, Gone, Headers, refusal, route, target
 
 if TYPE_CHECKING:
     from conclave.host.server import Server
@@ -367,7 +367,7 @@ class Connection(asyncio.Protocol):
         """See `Wire`."""
         self._line.popleft()
         self._age = 0
-        self._server.answers[route(exchange.url), exchange.status] += 1
+        self._server.answers[ROUTES.get(exchange.url) or route(exchange.url), exchange.status] += 1
         if exchange is self._building:
             # Answered before its body was read: what is left of it cannot be told from a next request.
             self._building = None

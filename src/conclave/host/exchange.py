@@ -245,7 +245,8 @@ class Exchange:
             return
         self.status = status
         size = sum(map(len, parts))
-        head = _answer_head(status, content_type, size, self._connection())
+        connection = b"" if self.keep_alive and self.version == "1.1" else self._connection()
+        head = _answer_head(status, content_type, size, connection)
         if size <= _JOIN:
             self.wire.transport.write(b"".join((head, *parts)))
         else:

@@ -69,7 +69,7 @@ class Reorder:
 
     def _advance(self, order: _Order) -> None:
         order.next += 1
-        waiter = order.early.pop(order.next, None)
+        waiter = order.early.pop(order.next, None) if order.early else None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 

@@ -119,7 +119,8 @@ class Routes:
     def _answered(self, exchange: Exchange, session_id: bytes, ask: Ask) -> None:
         if exchange.gone:
             return
-        if ask.done and ask.frames and ask.frames[0].kind != _ERROR:
+        frames = ask.frames
+        if ask.done and frames and frames[0].kind != _ERROR:
             exchange.answer(200, MAILS_TYPE, _parts(ask.take()))
         else:
             # A stream, an error, or an enclave that ended.

@@ -147,21 +147,21 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
         return bool(self.flags & FLAG_OUTSIDE)
 
 
-def _unpad(plaintext: bytes) -> tuple[tuple[int, ...], int]:
-    """The private header, and where the body ends."""
-    fields = PRIVATE.unpack_from(plaintext)
-    end: int = PRIVATE.size + fields[3]
+def _end(plaintext: bytes, zero: int, size: int) -> int:
+    """Where the body ends."""
+    end = PRIVATE.size + size
     # An authentic peer that pads with anything but zeros has another idea of the
     # format; refusing keeps two readers from disagreeing about the body. A body that
     # would end behind the plaintext leaves a negative number of zeros.
-    if fields[2] != 0 or plaintext.count(0, end) != len(plaintext) - end:
+    if zero != 0 or plaintext.count(0, end) != len(plaintext) - end:
         raise FormatError("private header or padding is malformed")
-    return fields, end
+    return end
 
 
 def parse_request(plaintext: bytes, envelope: bytes) -> Request:
     """Read a decrypted mail of a client. Raises FormatError."""
-    (kind, flags, _, _, sequence, acknowledged, posted, strand), end = _unpad(plaintext)
+    kind, flags, zero, size, sequence, acknowledged, posted, strand = PRIVATE.unpack_from(plaintext)
+    end = _end(plaintext, zero, size)
     stream = kind == _STREAM
     if kind not in _REQUEST_KINDS or flags & ~(FLAG_UPLOAD if stream else FLAG_NO_RETRY):
         raise FormatError("private header with an unknown kind or flag")
@@ -176,8 +176,8 @@ def parse_request(plaintext: bytes, envelope: bytes) -> Request:
 
 def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
     """Read a decrypted mail of an enclave. Raises FormatError."""
-    (kind, flags, _, _, sequence, acknowledged, answers, expected), end = _unpad(plaintext)
-    body = plaintext[PRIVATE.size : end]
+    kind, flags, zero, size, sequence, acknowledged, answers, expected = PRIVATE.unpack_from(plaintext)
+    body = plaintext[PRIVATE.size : _end(plaintext, zero, size)]
     if kind not in _REPLY_KINDS or flags & ~(FLAG_LAST | FLAG_OUTSIDE):
         raise FormatError("private header with an unknown kind or flag")
     if flags & FLAG_OUTSIDE:

@@ -122,7 +122,8 @@ class Channel:
     def acknowledge(self, below: int) -> None:
         """Forget replies the client has, and requests all of whose replies it has."""
         # An identity that claims replies it cannot have harms only itself.
-        below = min(below, self.next_reply)
+        if below > self.next_reply:
+            below = self.next_reply
         while self._acknowledged < below:
             owner = self._owners.pop(self._acknowledged)
             self._acknowledged += 1
@@ -346,7 +347,6 @@ class Mailbox:
 
     def _order(self, session: EnclaveSession, channel: Channel, request: Request, route: int) -> Received:
         expected = channel.next_request
-        handled = channel.known(request.sequence)
         if request.sequence == expected:
             try:
                 padding = self._padding_of(request) or self._padding
@@ -354,6 +354,7 @@ class Mailbox:
             except OverloadedError:
                 return self._refuse(session, request, ReplyKind.OVERLOADED, expected)
             return Received(_RUN, (), channel, request)
+        handled = channel.known(request.sequence)
         if handled is None or not self._marker.fits(handled.mark, _head(request), request.body):
             return self._refuse(session, request, ReplyKind.SEQUENCE_ERROR, expected)
         old, handled.route, handled.session = handled.route, route, session
@@ -394,10 +395,10 @@ class Mailbox:
         Raises:
             OverloadedError, ValueError: too many, or too large; nothing changed.
         """
+        handled = channel.known(answers)
         reply = channel.reply(answers, kind, body, envelope, last=last, padding=padding)
         if reply is None:
             return None
-        handled = channel.known(answers)
         assert handled is not None
         return handled.route, self.seal(handled.session, reply)
 

@@ -120,20 +120,18 @@ def _encrypt(
     envelope: bytes,
     plaintext: bytes,
 ) -> bytes:
-    public = (
-        _mailheader.HEADER.pack(
-            _mailheader.MAGIC,
-            direction,
-            _mailheader.FLAG_OPENING if opening else 0,
-            len(envelope),
-            session_id,
-            counter,
-            salt,
-            len(plaintext) + _crypto.TAG_SIZE,
-        )
-        + opening
-        + envelope
+    public = _mailheader.HEADER.pack(
+        _mailheader.MAGIC,
+        direction,
+        _mailheader.FLAG_OPENING if opening else 0,
+        len(envelope),
+        session_id,
+        counter,
+        salt,
+        len(plaintext) + _crypto.TAG_SIZE,
     )
+    if opening or envelope:
+        public += opening + envelope
     return public + key.encrypt(_NONCE.pack(counter, 0), plaintext, public)
 
 

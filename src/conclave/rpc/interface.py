@@ -302,12 +302,13 @@ def encode_call(name: str, arguments: list[Any]) -> bytes:
         raise TypeError("an argument cannot be encoded: see conclave.rpc for the types that cross") from None
 
 
-def decode_call(body: bytes | memoryview) -> tuple[str, memoryview]:
-    """Split a call body, which is not copied. Raises FormatError."""
-    if not body or len(body) < 1 + body[0] or body[0] == 0:
+def decode_call(body: bytes | memoryview) -> tuple[str, bytes | memoryview]:
+    """Split a call body; a memoryview is not copied. Raises FormatError."""
+    end = 1 + body[0] if body else 0
+    if end < 2 or len(body) < end:
         raise FormatError("not a call: truncated method name")
     try:
-        return bytes(body[1 : 1 + body[0]]).decode(), memoryview(body)[1 + body[0] :]
+        return str(body[1:end], "utf-8"), body[end:]
     except UnicodeDecodeError:
         raise FormatError("not a call: method name is not UTF-8") from None
 

@@ -226,7 +226,7 @@ def test_killed_a_hundred_times(bundle: Bundle, machine: Path, only: Callable[[B
 
 
 def test_keys_that_change_under_load(bundle: Bundle, machine: Path, only: Callable[[Bundle], str]) -> None:
-    host = Recorder(lambda: start_platform(machine, bundle.path), restart=False, renew_seconds=0.2)
+    host = Recorder(lambda: start_platform(machine, bundle.path), restart=False, renew_seconds=0.5)
     infos: set[bytes] = set()
 
     async def watch(load: Load) -> None:

@@ -385,7 +385,7 @@ def test_constraint_files_that_are_no_text(tcb: Any, place: Path, monkeypatch: p
     arguments = ("rehearse", "one.instance", "--advance-to", "2030-01-01", "--constraint")
     assert "holds no constraints" in tcb(*arguments, "file.txt").err
     assert "no such file" in tcb(*arguments, "missing").err
-    assert "irectory" in tcb(*arguments, "platform").err
+    assert "not an ordinary file" in tcb(*arguments, "platform").err
 
 
 def test_hostile_text_is_shown_as_what_it_is(tcb: Any, samples: Path) -> None:

@@ -247,7 +247,7 @@ class Posts:
         """Which of them find no room, all others counted together, and why."""
         boxes: dict[bytes, _Held] = {}
         owners: dict[bytes, _Held] = {}
-        fresh: set[tuple[bytes, bytes, str]] = set()
+        fresh: set[_Key] = set()
         refused = {}
         for index, (address, size) in enumerate(wanted):
             key = self._key(address)

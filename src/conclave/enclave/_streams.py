@@ -399,7 +399,7 @@ class Streams:
         context.run(sender.set, session.identity)
         work = self._run(stream, handler, method, arguments)
         stream.task = asyncio.get_running_loop().create_task(work, context=context)
-        # A task that is cancelled before its first step runs nothing, not even what it would do at its end.
+        # Not at the end of `_run`: a task that is cancelled before its first step runs nothing of it.
         stream.task.add_done_callback(lambda _: self._forget(stream))
 
     def chunks(self, frame: Frame) -> None:
@@ -490,8 +490,6 @@ class Streams:
                 await stream.flush()
             with suppress(Exception):
                 stream.end(self._failure(error))
-        finally:
-            self._forget(stream)
 
     def _in_thread(self, handler: Handler, method: Method) -> bool:
         if self._pool is None or inspect.iscoroutinefunction(handler) or inspect.isasyncgenfunction(handler):
@@ -500,8 +498,6 @@ class Streams:
         return not any(kind is not None and kind.asynchronous for kind in kinds)
 
     def _forget(self, stream: _Stream) -> None:
-        if self._by_route.get(stream.route) is not stream:
-            return
         stream.close()
         del self._by_route[stream.route], self._by_key[stream.key]
         left = self._per_identity[stream.identity] - 1

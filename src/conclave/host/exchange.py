@@ -245,8 +245,7 @@ class Exchange:
             return
         self.status = status
         size = sum(map(len, parts))
-        connection = b"" if self.keep_alive and self.version == "1.1" else self._connection()
-        head = _answer_head(status, content_type, size, connection)
+        head = _answer_head(status, content_type, size, self._connection())
         if size <= _JOIN:
             self.wire.transport.write(b"".join((head, *parts)))
         else:
@@ -261,8 +260,7 @@ class Exchange:
     def _done(self) -> None:
         self.answered = True
         self.on_gone = None
-        if self._wake is not None:
-            self._awake()
+        self._awake()
         self.wire.finished(self)
 
     async def send(self, message: Message) -> None:

@@ -17,8 +17,9 @@ from conclave._framing import Frame, Kind
 from conclave.host.streams import weight
 
 PATIENCE_SECONDS: Final = 10.0
-# Nothing that a client could take as an answer to its mail.
+# Looking up the member of an enumeration costs more than comparing it.
 _POST: Final = Kind.POST
+# Nothing that a client could take as an answer to its mail.
 _FREE: Final = frozenset({Kind.INSTANCE, Kind.SIGNED, Kind.FETCH})
 Keep = Callable[[bytes, Callable[[], None]], None]
 

@@ -13,13 +13,12 @@ from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Final, cast
 
-from conclave._chunkheader import CHUNK_MAGIC
 from conclave._framing import Frame, FrameReader, Kind, head
 from conclave.errors import FormatError, TransportError
 from conclave.host.counts import Counts
 from conclave.host.exchange import Body
 from conclave.host.gate import Gate, Keep
-from conclave.host.streams import FRAME_WEIGHT, MOST_WAITING
+from conclave.host.streams import MOST_WAITING, is_chunk, weight
 
 MAX_ASKS: Final = 8192
 # Answers that nobody took yet; above it the enclave has to wait.
@@ -157,14 +156,13 @@ class Link(asyncio.BufferedProtocol):
                 if request == 0 or frame.kind == _FETCH:
                     self._unasked(frame)
                 continue
-            payload = frame.payload
-            if payload.startswith(CHUNK_MAGIC):
+            if is_chunk(frame):
                 ask.chunks += 1
                 if ask.chunks > MOST_WAITING:
                     self.close()
                     return
             else:
-                size = FRAME_WEIGHT + len(payload)
+                size = weight(frame)
                 ask.held += size
                 self._held += size
             # Whoever waits is told once all that arrived together is taken.

@@ -25,7 +25,7 @@ PORTION: Final = MAX_CHUNKS // 2
 # Chunks of one stream that wait in the host at most; the end, and a sign of life, need no credit.
 MOST_WAITING: Final = MAX_CHUNKS + 2
 # What a frame costs beside its payload.
-FRAME_WEIGHT: Final = 128
+_FRAME: Final = 128
 
 
 def is_chunk(frame: Frame) -> bool:
@@ -75,7 +75,7 @@ class Reply:
 
 def weight(frame: Frame) -> int:
     """What a frame costs here: one without a payload is not free."""
-    return FRAME_WEIGHT + len(frame.payload)
+    return _FRAME + len(frame.payload)
 
 
 def answered(frames: list[Frame]) -> bool:

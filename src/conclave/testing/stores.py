@@ -276,7 +276,7 @@ class StoreConformance:
         workers, turns = 3, 8
         processes = [_start(_count, self.opener(), worker, turns)[0] for worker in range(workers)]
         for process in processes:
-            process.join(300)
+            process.join(120)
             assert process.exitcode == 0, f"a counting process ended with {process.exitcode}; its error is on stderr"
 
         async def work(store: BlobStore) -> None:
@@ -398,9 +398,9 @@ def _count(opener: Opener, pipe: Connection[int, object], worker: int, turns: in
                 mine, content = f"{worker}.{turn}\n".encode(), b""
                 # A write whose outcome is unknown is looked for, as every writer has to.
                 while mine not in content:
-                    with suppress(StoreConflict, StoreUnavailable):
-                        content, etag = await store.get("count") or (b"", "")
-                        if mine not in content:
+                    content, etag = await store.get("count") or (b"", "")
+                    if mine not in content:
+                        with suppress(StoreConflict, StoreUnavailable):
                             await store.put("count", content + mine, expected=etag)
                             break
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests._processes import children
 
 from conclave._crypto import SigningKey, sha256
 from conclave.bundle import Bundle
@@ -295,10 +296,3 @@ def test_restarts_of_either_side_under_calls(
 
         asyncio.run(drive())
         assert len(boots) == 3, "the scorer died twice"
-
-
-def children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(c) for c in (task / "children").read_text().split()]
-    return found

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests._processes import children
 
 from conclave._mailheader import TO_ENCLAVE, parse_mail
 from conclave.bundle import Bundle
@@ -100,13 +101,6 @@ class Recorder(Host):
         for mail in [bytes(sent), *split_mails(bytes(answered))]:
             if mail[:4] == b"CML1":
                 self._see(mail)
-
-
-def children(pid: int | str) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(c) for c in (task / "children").read_text().split()]
-    return found
 
 
 def resident_bytes() -> int:

@@ -22,6 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests._processes import children
+
 from conclave._crypto import DecryptionKey, SigningKey, random_bytes
 from conclave.attestation import AttestationResult
 from conclave.bundle import Bundle
@@ -114,14 +116,6 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 
 # Processes ---------------------------------------------------------------------------
-
-
-def children(pid: int) -> list[int]:
-    found: list[int] = []
-    with suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += [int(child) for child in (task / "children").read_text().split()]
-    return found
 
 
 def pss_mib(pid: int) -> float:

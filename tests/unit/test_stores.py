@@ -48,6 +48,16 @@ def test_a_directory_that_cannot_be_one(tmp_path: Path) -> None:
             open_store(f"file:{tmp_path / place}")
 
 
+def test_a_new_database_that_many_open_at_once(tmp_path: Path) -> None:
+    async def work() -> None:
+        for turn in range(60):
+            stores = [open_store(f"sqlite:{tmp_path / str(turn)}") for _ in range(4)]
+            await asyncio.gather(*(store.put(f"{number}", b"") for number, store in enumerate(stores)))
+            await asyncio.gather(*(store.close() for store in stores))
+
+    asyncio.run(work())
+
+
 def test_store_errors_are_for_trying_again() -> None:
     assert issubclass(StoreError, TransportError)
 

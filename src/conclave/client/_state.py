@@ -22,10 +22,13 @@ from conclave.client.identity import Identity
 from conclave.errors import DecryptionError, FormatError, StateError, VerificationError, WrongKeyError
 from conclave.mail.conversation import Pending
 
-MAGIC: Final = b"conclave-state-1"
+MAGIC: Final = b"conclave-state-2"
 LABEL: Final = b"conclave/1 client state"
 _HEADER_SIZE: Final = len(MAGIC) + 16
-_SIZE: Final = 4
+_SIZE: Final = 8
+# As many do not occur by chance in what is encrypted.
+_ZEROS: Final = 16
+_ALL_BITS: Final = 2**32 - 1
 MAX_RECORD: Final = 2**31
 MAX_FILE: Final = 2**32
 _COMPACT_BYTES: Final = 1024 * 1024
@@ -206,17 +209,25 @@ class ClientState:
         if not header.startswith(MAGIC):
             raise WrongKeyError("this file is no client state of a known version")
         at, count, tag = _HEADER_SIZE, 0, b""
-        while at + _SIZE <= len(data):
-            size = int.from_bytes(data[at : at + _SIZE], "big")
-            record = data[at + _SIZE : at + _SIZE + size]
+        while at < len(data):
+            size = _record_size(data[at : at + _SIZE])
+            end = at + _SIZE + size
+            record = data[at + _SIZE : end]
             try:
                 plain = _crypto.open_record(self._secret, LABEL, record, _associated(header, count, tag))
                 change = _codec.decode(_Change, plain, max_size=MAX_RECORD, what="client state")
             except (DecryptionError, FormatError):
-                # Whatever a crash left of the last writes. What came before stands by itself.
-                break
+                if count == 0:
+                    break
+                if not _is_torn(data[at:], size):
+                    raise StateError(
+                        f"the client state is damaged at byte {at}: put a copy of it back, an older one does no harm, "
+                        "or move it away and begin without it"
+                    ) from None
+                # What a crash left of the last writes. What came before stands by itself.
+                return
             self._apply(change)
-            at, count, tag = at + _SIZE + size, count + 1, bytes(record[-_crypto.TAG_SIZE :])
+            at, count, tag = end, count + 1, bytes(record[-_crypto.TAG_SIZE :])
         if count == 0:
             raise WrongKeyError(
                 "the client state cannot be decrypted: it was written by another identity, or is damaged"
@@ -235,7 +246,7 @@ class ClientState:
 
     def _seal(self, change: _Change, header: bytes, count: int, tag: bytes) -> bytes:
         record = _crypto.seal_record(self._secret, LABEL, _codec.encode(change), _associated(header, count, tag))
-        return len(record).to_bytes(_SIZE, "big") + record
+        return _size_field(len(record)) + record
 
     def _compact(self) -> None:
         """Replace the file by one with a single record: written aside, on the disk, then renamed."""
@@ -294,6 +305,25 @@ class ClientState:
 
 def _associated(header: bytes, count: int, tag: bytes) -> bytes:
     return header + count.to_bytes(8, "big") + tag
+
+
+def _size_field(size: int) -> bytes:
+    """The size twice, once with all its bits turned: damage cannot pass as a record that was cut short."""
+    return (size << 32 | size ^ _ALL_BITS).to_bytes(_SIZE, "big")
+
+
+def _record_size(field: memoryview) -> int:
+    """What a size field says; 0 if it is none."""
+    size = int.from_bytes(field[:4], "big")
+    return size if field == _size_field(size) else 0
+
+
+def _is_torn(rest: memoryview, size: int) -> bool:
+    """Whether a crash leaves a record of this size so: cut short, or with blocks of zeros that were never written."""
+    if len(rest) < _SIZE + size:
+        return True
+    record = bytes(rest[: _SIZE + max(size, _ZEROS)])
+    return bytes(_ZEROS) in record or rest[-4:] == bytes(4)
 
 
 def _sync_directory(path: Path) -> None:

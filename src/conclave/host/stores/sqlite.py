@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,7 @@ RESERVE_BYTES: Final = 4 * 1024 * 1024
 # SQLite tells a full disk from others; a quota or a limit of file sizes it calls a failed write.
 _FULL: Final = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
 _LOG_BYTES: Final = 64 * 1024 * 1024
+_PAUSE_SECONDS: Final = 0.005
 
 
 class SqliteStore:
@@ -133,13 +135,25 @@ class SqliteStore:
                 self._file, timeout=self._patience.timeout_seconds, isolation_level=None, check_same_thread=False
             )
             self._database = database
-            database.execute("PRAGMA journal_mode = WAL")
+            self._log_ahead(database)
             database.execute("PRAGMA synchronous = FULL")
             # What is deleted was nothing that a disk must not hold, and to overwrite it takes room.
             database.execute("PRAGMA secure_delete = OFF")
             database.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
             database.execute(_TABLE)
         return self._database
+
+    def _log_ahead(self, database: sqlite3.Connection) -> None:
+        """Turn the write-ahead log on. SQLite does not wait for others that do the same to a new file: so we do."""
+        until = time.monotonic() + self._patience.timeout_seconds
+        while True:
+            try:
+                database.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+            time.sleep(_PAUSE_SECONDS)
 
     def _reserve(self, database: sqlite3.Connection, size: int) -> None:
         """Take the room that deletes on a full disk will need, unless the file itself has room for this write."""

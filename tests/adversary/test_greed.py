@@ -28,6 +28,7 @@ from conclave.host.gate import Gate
 from conclave.host.link import Link
 from conclave.host.order import Reorder
 from conclave.host.outbox import Outbox, OutboxLimits
+from conclave.host.place import Place
 from conclave.host.server import Limits, Server
 from conclave.mail import EnclaveSession
 from conclave.mail.post import Address, make_post
@@ -58,7 +59,7 @@ def test_a_trailer_or_extension_that_never_ends(tail: bytes) -> None:
 
     async def work() -> None:
         server = Server(_echo, limits=Limits(linger_seconds=1))
-        port = int((await server.start("127.0.0.1", 0)).rpartition(":")[2])
+        port = int((await server.start(Place("127.0.0.1", 0))).rpartition(":")[2])
         head = b"POST /0 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(head + tail)
@@ -92,7 +93,7 @@ def test_answers_that_nobody_reads() -> None:
 
     async def work() -> None:
         server = Server(_echo, limits=Limits(unsent_bytes=limit))
-        port = int((await server.start("127.0.0.1", 0)).rpartition(":")[2])
+        port = int((await server.start(Place("127.0.0.1", 0))).rpartition(":")[2])
         with ExitStack() as stack:
             greedy = []
             for _ in range(10):

@@ -186,6 +186,21 @@ def _address(url: str) -> tuple[str, int]:
     return host, int(port)
 
 
+@pytest.mark.spec("HTTP-26")
+def test_a_taken_port_is_told_before_an_enclave_is_launched(bundle: Bundle, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "conclave.cli", "serve", str(bundle.path), "--platform", str(tmp_path / "machine")]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        for ports in (("--port", port), ("--port", "0", "--metrics-port", port)):
+            done = subprocess.run([*command, *ports], capture_output=True, text=True, check=False, timeout=60)
+            assert done.returncode == 1
+            assert done.stderr == (
+                f"error (transport): cannot listen on 127.0.0.1:{port}: another program listens there;"
+                " choose another port\n"
+            )
+            assert not (tmp_path / "machine").exists()
+
+
 @pytest.mark.spec("HTTP-21")
 def test_an_enclave_that_dies_is_seen(serving: Serving, bundle: Bundle) -> None:
     with serving() as served:

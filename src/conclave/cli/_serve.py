@@ -87,8 +87,11 @@ def _check(peers: tuple[str, ...]) -> None:
 
 
 def _serve(settings: Settings, announce: Callable[[str], None], *, debug: bool = False) -> int:
+    from conclave.host.place import Place
     from conclave.platform import start_platform
 
+    place = Place(settings.host, settings.port)
+    operators = None if settings.metrics_port < 0 else Place(settings.metrics_host, settings.metrics_port)
     directory = platform_directory(Path(settings.platform) if settings.platform else None)
     bundle = Path(settings.bundle)
     # The platform measures and launches while this process loads its server.
@@ -106,8 +109,8 @@ def _serve(settings: Settings, announce: Callable[[str], None], *, debug: bool =
     allow_descriptors()
     service = Service(
         launch,
-        address=(settings.host, settings.port),
-        operators=None if settings.metrics_port < 0 else (settings.metrics_host, settings.metrics_port),
+        place=place,
+        operators=operators,
         store=settings.store,
         store_timeout_seconds=settings.store_timeout_seconds,
         tls=(Path(settings.tls_cert), Path(settings.tls_key)) if settings.tls_cert else None,

@@ -10,7 +10,6 @@ Spec: spec/http.md section 3.
 from __future__ import annotations
 
 import asyncio
-import errno
 import resource
 import ssl
 from collections import Counter
@@ -19,10 +18,11 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from conclave.errors import PlatformError, TransportError
+from conclave.errors import PlatformError
 from conclave.host.connection import Connection, Limits
 from conclave.host.exchange import App, Body, Exchange
 from conclave.host.heads import Heads
+from conclave.host.place import Place
 
 __all__ = ["DRAIN_SECONDS", "Limits", "Server", "allow_descriptors"]
 
@@ -33,10 +33,6 @@ _RESERVED: Final = 64
 _LEAST: Final = 16
 _BACKLOG: Final = 2048
 _HANDSHAKE_SECONDS: Final = 10
-_WHY_NOT: Final = {
-    errno.EADDRINUSE: "another program listens there",
-    errno.EACCES: "this user may not take that port",
-}
 # Connections above the limit that get an answer; more than these are cut, for an answer holds a descriptor.
 _ANSWERED: Final = 16
 
@@ -62,7 +58,7 @@ def allow_descriptors() -> None:
 
 
 class Server:
-    """Serves an application at one address.
+    """Serves an application at one place.
 
     Attributes:
         connections: all that are open.
@@ -101,46 +97,43 @@ class Server:
         self.answers: Counter[tuple[str, int]] = Counter()
         self.draining = False
         self._on_failure = on_failure or (lambda error: None)
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._empty = asyncio.Event()
 
-    async def start(self, address: str, port: int, *, tls: ssl.SSLContext | None = None) -> str:
+    async def start(self, place: Place, *, tls: ssl.SSLContext | None = None) -> str:
         """Listen.
 
         Args:
-            port: 0 takes a free one.
+            place: where; given back by `stop`.
             tls: a server's context; without it HTTP is spoken in the clear.
 
         Returns:
             The URL.
 
         Raises:
-            TransportError: the address cannot be had.
+            TransportError: another program was faster.
         """
         loop = asyncio.get_running_loop()
-        try:
-            self._listener = await loop.create_server(
+        place.listen(_BACKLOG)
+        self._listeners = [
+            await loop.create_server(
                 lambda: Connection(self),
-                address,
-                port,
+                sock=taken,
                 backlog=_BACKLOG,
                 ssl=tls,
                 ssl_handshake_timeout=None if tls is None else _HANDSHAKE_SECONDS,
             )
-        except OSError as error:
-            why = _WHY_NOT.get(error.errno or 0, "that is no address of this machine")
-            raise TransportError(f"cannot listen on {address}:{port}: {why}; choose another") from None
+            for taken in place.sockets
+        ]
         self._sweeper = asyncio.create_task(self._sweep())
-        port = self._listener.sockets[0].getsockname()[1]
-        host = f"[{address}]" if ":" in address else address
-        return f"http{'' if tls is None else 's'}://{host}:{port}"
+        return place.url("http" if tls is None else "https")
 
     async def stop(self, grace_seconds: float = DRAIN_SECONDS) -> None:
         """Take nothing new, finish what is under way for so long, then cut."""
         self.draining = True
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         for connection in list(self.connections):
             connection.drain()
         if self.connections:

@@ -23,6 +23,7 @@ from conclave.host.host import Host, Launched
 from conclave.host.logs import Log
 from conclave.host.metrics import Metrics
 from conclave.host.operation import Operation
+from conclave.host.place import Place
 from conclave.host.server import Server
 from conclave.host.stores import open_store
 from conclave.host.tls import Tls
@@ -38,8 +39,8 @@ class Service:
         self,
         launch: Callable[[], Launched],
         *,
-        address: tuple[str, int],
-        operators: tuple[str, int] | None = None,
+        place: Place,
+        operators: Place | None = None,
         store: str = "",
         store_timeout_seconds: float = 10.0,
         tls: tuple[Path, Path] | None = None,
@@ -52,7 +53,7 @@ class Service:
 
         Args:
             launch: starts the platform with the bundle.
-            address: where clients are served.
+            place: where clients are served.
             operators: where `/metrics` is served, and health too; None: beside the clients' resources.
             store: URL of the store for posted mail; "": in memory.
             tls: certificate chain and key.
@@ -65,7 +66,7 @@ class Service:
             FormatError, StoreError, TransportError: store or certificate cannot be used.
         """
         self._log = Log(log)
-        self._address, self._operators = address, operators
+        self._place, self._operators = place, operators
         self._drain_seconds = drain_seconds
         self._tls = None if tls is None else Tls(*tls)
         self._metrics = Metrics()
@@ -88,7 +89,7 @@ class Service:
 
         Raises:
             BundleError, PlatformError: the enclave does not start.
-            TransportError: an address cannot be had, or the store not be read.
+            TransportError: another program was faster at a port, or the store cannot be read.
         """
         loop = asyncio.get_running_loop()
         self._log.adopt(loop)
@@ -117,8 +118,8 @@ class Service:
         """The order of a stop: tell who asks, take nothing new, finish what is under way, flush, end the enclave."""
         self._metrics.watch(self.host, self._server, self._desk)
         try:
-            desk = None if self._operators is None else await self._desk.start(*self._operators)
-            url = await self._server.start(*self._address, tls=None if self._tls is None else self._tls.context)
+            desk = None if self._operators is None else await self._desk.start(self._operators)
+            url = await self._server.start(self._place, tls=None if self._tls is None else self._tls.context)
             if desk is not None:
                 print(f"operators   {desk}")
             # What start-up made stays for good: keep the collector off it.

@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar
 from conclave.bundle import build
 from conclave.host import Host
 from conclave.host.operation import Operation
+from conclave.host.place import Place
 from conclave.host.server import Limits, Server
 from conclave.platform import start_platform
 from conclave.testing.hostile import HostileHost
@@ -65,7 +66,7 @@ class HostServer:
             self._started.set_exception(error)
             return
         try:
-            self._started.set_result(await self.server.start("127.0.0.1", 0, tls=self._tls))
+            self._started.set_result(await self.server.start(Place("127.0.0.1", 0), tls=self._tls))
             await self._stop.wait()
             await self.server.stop(0)
         finally:

@@ -41,11 +41,47 @@ def test_no_package_is_loaded_before_it_is_needed() -> None:
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_a_directory_that_cannot_be_one(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_a_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for place in ("file", "file/below"):
-        with pytest.raises(StoreUnavailable, match="cannot use the directory"):
-            open_store(f"file:{tmp_path / place}")
+    for url, why in (("file:{}/file", "File exists"), ("file:{}/file/below", "Not a directory")):
+        with pytest.raises(StoreUnavailable, match=rf"^cannot use .* as a store: {why}$"):
+            open_store(url.format(tmp_path))
+    with pytest.raises(StoreUnavailable, match=r"^cannot use .* as a store: Not a directory$"):
+        open_store(f"sqlite:{tmp_path}/file/below/x.db")
+
+
+@pytest.mark.spec("STORE-16")
+@pytest.mark.parametrize("url", ["file:{}/none/store", "sqlite:{}/none/x.db"])
+def test_a_store_makes_nothing_but_itself(tmp_path: Path, url: str) -> None:
+    with pytest.raises(StoreUnavailable) as refused:
+        open_store(url.format(tmp_path))
+    assert str(refused.value) == f"no such folder: {tmp_path / 'none'}; make it first"
+    assert not (tmp_path / "none").exists()
+    # Its own last part it makes.
+    (tmp_path / "none").mkdir()
+
+    async def work() -> None:
+        store = open_store(url.format(tmp_path))
+        await store.put("blob", b"")
+        await store.close()
+
+    asyncio.run(work())
+
+
+@pytest.mark.spec("STORE-16")
+def test_a_folder_that_goes_is_not_made_again(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+
+    async def work() -> None:
+        store = open_store(f"sqlite:{place}/x.db")
+        place.rmdir()
+        with pytest.raises(StoreUnavailable, match="SQLITE_CANTOPEN"):
+            await store.put("blob", b"")
+        await store.close()
+
+    asyncio.run(work())
+    assert not place.exists()
 
 
 def test_a_new_database_that_many_open_at_once(tmp_path: Path) -> None:

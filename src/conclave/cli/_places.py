@@ -18,8 +18,14 @@ def platform_directory(given: Path | None) -> Path:
 
 
 def outbox_store(code: bytes) -> str:
-    """Where a served bundle's posted mail is kept, unless told otherwise: one place for each program."""
-    return f"file:{state_directory() / 'stores' / code.hex()[:32]}"
+    """Where a served bundle's posted mail is kept, unless told otherwise: one place for each program.
+
+    Raises:
+        OSError: the folder of these places cannot be made.
+    """
+    stores = state_directory() / "stores"
+    stores.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return f"file:{stores / code.hex()[:32]}"
 
 
 def endorsements_directory(given: Path | None) -> Path:

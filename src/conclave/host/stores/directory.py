@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 
 from conclave.errors import StoreConflict, StoreFull, StoreUnavailable
 from conclave.host.stores.blobs import check_name, check_prefix, check_put, is_name
+from conclave.host.stores.local import unusable
 from conclave.host.stores.patience import FULL, Patience
 from conclave.host.stores.threads import Threads
 
@@ -37,7 +38,7 @@ class DirectoryStore:
     """Each blob is a file; `/` in a name is `%` in the file's, so no name leads out of the directory."""
 
     def __init__(self, directory: Path, patience: Patience) -> None:
-        """Makes the directory, and clears away what a killed writer left.
+        """Makes the directory, not what it lies in, and clears away what a killed writer left.
 
         Raises:
             StoreUnavailable: that is not possible.
@@ -48,12 +49,12 @@ class DirectoryStore:
         self._threads = Threads(_THREADS, "directory-store")
         try:
             if not directory.is_dir():
-                directory.mkdir(parents=True, mode=0o700)
+                directory.mkdir(mode=0o700)
                 _sync(directory.parent)
             with self._locked():
                 (directory / _NEW).unlink(missing_ok=True)
         except OSError as error:
-            raise StoreUnavailable(f"cannot use the directory as a store: {error.strerror}") from None
+            raise unusable(directory, error) from None
 
     async def put(self, name: str, data: bytes, *, expected: str | None = None) -> str:
         """See BlobStore."""

@@ -21,7 +21,7 @@ def open_store(url: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> BlobSto
 
     Raises:
         FormatError: no such kind of store.
-        StoreUnavailable: a package for it is not installed, or its directory cannot be used.
+        StoreUnavailable: a package for it is not installed, or its directory or file cannot be used.
     """
     patience = Patience(timeout_seconds)
     kind, _, rest = url.partition(":")

@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 
 from conclave.errors import StoreConflict, StoreError, StoreFull, StoreUnavailable
 from conclave.host.stores.blobs import check_name, check_prefix, check_put
+from conclave.host.stores.local import unusable
 from conclave.host.stores.patience import FULL, Patience
 from conclave.host.stores.threads import Threads
 
@@ -42,12 +43,20 @@ class SqliteStore:
     """One table in one file, used by one thread."""
 
     def __init__(self, file: Path, patience: Patience) -> None:
-        """The file is opened, or made, by the first operation."""
+        """The file is opened, or made, by the first operation.
+
+        Raises:
+            StoreUnavailable: there is no folder for it.
+        """
         self._file = file
         self._reserved = file.with_name(file.name + "-reserve")
         self._patience = patience
         self._threads = Threads(1, "sqlite-store")
         self._database: sqlite3.Connection | None = None
+        try:
+            file.parent.stat()
+        except OSError as error:
+            raise unusable(file, error) from None
 
     async def put(self, name: str, data: bytes, *, expected: str | None = None) -> str:
         """See BlobStore."""
@@ -130,7 +139,6 @@ class SqliteStore:
 
     def _open(self) -> sqlite3.Connection:
         if self._database is None:
-            self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             database = sqlite3.connect(
                 self._file, timeout=self._patience.timeout_seconds, isolation_level=None, check_same_thread=False
             )

@@ -63,8 +63,9 @@ class Served:
         text = httpx2.get(f"{self.desk}/metrics").text
         return {k: float(v) for k, _, v in (s.rpartition(" ") for s in text.splitlines() if not s.startswith("#"))}
 
-    def events(self) -> list[str]:
-        return [json.loads(line)["event"] for line in self.log.read_text().splitlines()]
+    def events(self, level: str | None = None) -> list[str]:
+        lines = map(json.loads, self.log.read_text().splitlines())
+        return [line["event"] for line in lines if level in (None, line["level"])]
 
 
 @pytest.fixture(scope="module")
@@ -317,6 +318,8 @@ def test_a_stop_finishes_what_is_under_way(serving: Serving, bundle: Bundle) -> 
         "drained",
         "stopped",
     ]
+    # An operator who is told of warnings alone hears nothing of a stop that went as it should.
+    assert served.events("warning") == []
 
 
 @pytest.mark.spec("HTTP-25")

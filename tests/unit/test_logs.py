@@ -114,8 +114,18 @@ def test_a_platform_event_is_cut_to_what_is_listed() -> None:
     log.platform({"event": "outbox", "code": "store-full", "text": SECRET})
     first, second = map(json.loads, stream.getvalue().splitlines())
     assert (first["event"], first["mode"], first["sandbox"]) == ("launched", "release", "landlock")
+    assert first["level"] == "info"
     assert (second["code"], second["level"]) == ("store-full", "warning")
     assert SECRET not in stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["exited", "ended"])
+def test_an_end_is_trouble_unless_somebody_asked_for_it(kind: str) -> None:
+    stream = io.StringIO()
+    log = Log("json", stream=stream)
+    log.platform({"event": kind})
+    log.platform({"event": kind}, stopping=True)
+    assert [json.loads(line)["level"] for line in stream.getvalue().splitlines()] == ["warning", "info"]
 
 
 def test_none_is_none() -> None:

@@ -106,11 +106,14 @@ class Log:
         if self._form != "none":
             self._logger.warning(name, **fields)
 
-    def platform(self, event: dict[str, Any]) -> None:
-        """What platform, enclave and outbox report; `Host(on_event=…)`."""
+    def platform(self, event: dict[str, Any], *, stopping: bool = False) -> None:
+        """What platform, enclave and outbox report; `Host(on_event=…)`. Of a stop, an end is no trouble."""
+        kind = str(event.get("event"))
         fields = {name: value for name, value in event.items() if name in FIELDS}
-        bad = event.get("event") in ("refused", "ended", "exited") or "code" in fields
-        (self.trouble if bad else self.event)(str(event.get("event")), **fields)
+        # The code of a launch is the bundle's, all others are of errors.
+        bad = kind == "refused" or (kind in ("ended", "exited") and not stopping)
+        bad = bad or ("code" in fields and kind != "launched")
+        (self.trouble if bad else self.event)(kind, **fields)
 
     def failure(self, error: BaseException | None) -> None:
         """A bug, by class and place; its text may hold anything, and stays out."""

@@ -80,7 +80,7 @@ class Service:
         self._signal: signal.Signals | None = None
 
     def _told(self, show: Callable[[dict[str, Any]], None] | None, event: dict[str, Any]) -> None:
-        self._log.platform(event)
+        self._log.platform(event, stopping=self._signal is not None)
         if show is not None:
             show(event)
 

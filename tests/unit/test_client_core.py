@@ -17,7 +17,7 @@ from conclave._crypto import SUITE_ID, DecryptionKey, SigningKey, random_bytes
 from conclave._mailheader import address_of
 from conclave.attestation import AttestationResult, Constraint
 from conclave.attestation.claims import InstanceClaims
-from conclave.client import Identity
+from conclave.client import Client, Identity
 from conclave.client._state import ClientState
 from conclave.client.core import Answer, ClientCore, Exchange, Pause, Resumed
 from conclave.enclave import Enclave, rpc
@@ -366,3 +366,8 @@ def test_a_stub_of_another_interface() -> None:
     claims = msgspec.structs.replace(result.claims, interface=interface.digest())
     client.instance = dataclasses.replace(result, claims=claims)
     client.check_interface(interface)
+
+
+def test_the_name_of_a_file_is_no_constraint() -> None:
+    with pytest.raises(FormatError, match=r"give the name of a file as Path\(\.\.\.\)"):
+        Client("http://127.0.0.1:1", constraint="hello.constraint")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +60,9 @@ def test_a_bundle(built: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert said["code"] == built.code.hex()
     assert said["signer"] == built.signer.hex()
     assert said["author_files"] == ["app/hello.py"]
-    assert "C: in a constraint" in inspect(capsys, built.path)
+    assert said["interface"] == hashlib.sha256(built.manifest.interface).hexdigest()
+    for shown in ("C: in a constraint", "OMP_NUM_THREADS "):
+        assert shown in inspect(capsys, built.path)
 
     request = tmp_path / "request"
     request.write_bytes(signing_request(built))
@@ -117,12 +120,13 @@ def test_mail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_constraint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = f"C:{'AB' * 32} EXPIRE:P2W"
+    line = f"C:{'AB' * 32} EXPIRE:P2W TCB:tdx@2024-03-13"
     said = facts(capsys, line)
     assert said["expanded"].startswith(
         f"C:{'ab' * 32} REVOKE:0 SEC:SECURE EXPIRE:P0Y0M14D TEE:nitro,sgx,snp,tdx RUNTIME:"
     )
     assert said["endorsements_younger_than"] == "0 years, 0 months, 14 days"
+    assert (said["minimum_tcb"], said["machines"]) == ({"tdx": "2024-03-13"}, "any")
     (tmp_path / "c.constraint").write_text(line + "\n")
     assert facts(capsys, tmp_path / "c.constraint") == said
 

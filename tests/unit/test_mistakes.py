@@ -36,6 +36,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [
         (("nonsense",), 'error (usage): Unknown command "nonsense"'),
         (("nonsense",), "see `conclave --help`"),
+        (("cal",), 'error (usage): Unknown command "cal". Did you mean "call"?; see `conclave --help`'),
         (("build",), "see `conclave build --help`"),
         (("build", "x.py", "--dbug"), "Did you mean --debug?"),
         (("tcb", "rehearse", "x"), "see `conclave tcb rehearse --help`"),

@@ -22,7 +22,9 @@ def main(arguments: list[str] | None = None) -> None:
     except CycloptsError as error:
         # 2 and above are for what commands find out.
         command = " ".join(("conclave", *(error.command_chain or ()), "--help"))
-        print(f"error (usage): {safe(str(error)).rstrip('.')}; see `{command}`", file=sys.stderr)
+        # Its list of commands is cut after a few; the help has them all.
+        text = safe(str(error)).partition(" Available commands:")[0].rstrip(".")
+        print(f"error (usage): {text}; see `{command}`", file=sys.stderr)
         raise SystemExit(1) from None
     except Error as error:
         print(f"error ({error.code}): {error}", file=sys.stderr)

@@ -31,6 +31,7 @@ from conclave.cli._host import fetch_instance_info
 from conclave.cli._terminal import safe
 from conclave.client import Identity
 from conclave.errors import FormatError
+from conclave.rpc.interface import interface_digest
 
 _LONGEST: Final = 20
 _KNOWN: Final = (
@@ -149,7 +150,7 @@ def _manifest_facts(manifest: Manifest) -> dict[str, Any]:
         "platform": manifest.platform,
         "compiler": manifest.compiler,
         "entry": manifest.entry,
-        "interface": manifest.interface,
+        "interface": interface_digest(manifest.interface),
         "environment": dict(manifest.environment),
         "roster": manifest.roster,
         "quorum": manifest.quorum,
@@ -319,6 +320,8 @@ def _constraint(text: str) -> Explanation:
         "runtimes": sorted(constraint.runtimes),
         "endorsements_younger_than": f"{years} years, {months} months, {days} days" if constraint.expire else None,
         "advisories_accepted": sorted(constraint.advisories),
+        "minimum_tcb": dict(constraint.minimum_tcb),
+        "machines": sorted(constraint.chips) or "any",
     }
     return Explanation("constraint", "which enclaves a client accepts; every clause must hold", facts)
 
@@ -356,7 +359,8 @@ def _lines(facts: dict[str, Any], indent: str) -> list[str]:
     width = max((len(name) for name in facts), default=0)
     lines: list[str] = []
     for name, value in facts.items():
-        label = safe(name.replace("_", " "))
+        # Variables of an environment are written as they are set.
+        label = safe(name if name.isupper() else name.replace("_", " "))
         if isinstance(value, dict) and value:
             lines.append(f"{indent}{label}")
             lines += _lines(value, indent + "  ")

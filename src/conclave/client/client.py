@@ -41,7 +41,7 @@ from conclave.client._state import ClientState
 from conclave.client._streams import AsyncStream, Background, Source, Stream
 from conclave.client.core import Answer, ClientCore, Exchange, Opened, Pause, ReceivedMail, Resumed
 from conclave.client.identity import Identity
-from conclave.errors import Error, TransportError
+from conclave.errors import Error, FormatError, TransportError
 from conclave.mail.padding import Padding, padme
 from conclave.rpc.interface import Interface, interface_of
 
@@ -55,7 +55,11 @@ _LIMITS = httpx2.Limits(max_connections=256, max_keepalive_connections=256)
 def _constraint(value: str | Constraint | Path) -> Constraint:
     if isinstance(value, Constraint):
         return value
-    return Constraint.parse((value.read_text() if isinstance(value, Path) else value).strip())
+    if isinstance(value, Path):
+        value = value.read_text()
+    elif ":" not in value:
+        raise FormatError("this is no constraint, such as 'C:<digest>'; give the name of a file as Path(...)")
+    return Constraint.parse(value.strip())
 
 
 class _Deadline:

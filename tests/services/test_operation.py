@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.conftest import only
 
 from conclave.bundle import Bundle
-from conclave.client import Client
+from conclave.client import Client, MailTransport
 from conclave.errors import Error
 from conclave.host.metrics import LABELS
 
@@ -343,6 +343,56 @@ def test_a_second_signal_ends_at_once(serving: Serving, bundle: Bundle) -> None:
 def test_the_keyboard_is_told_what_shells_expect(serving: Serving) -> None:
     with serving(status=130, end=False) as served:
         served.process.send_signal(signal.SIGINT)
+
+
+APPLICATION = """
+import asyncio
+
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun ", "more_body": True})
+        await asyncio.sleep(0.5)
+        await send({"type": "http.response.body", "body": b"done"})
+        print("answered", flush=True)
+        return
+    for _ in range(2):
+        message = await receive()
+        # Something to wait for: whoever does not finds nothing said.
+        await asyncio.sleep(0.2)
+        print(message["type"], flush=True)
+        await send({"type": message["type"] + ".complete"})
+"""
+
+
+@pytest.mark.spec("ASGI-10", "HTTP-25")
+def test_an_application_ends_its_requests_and_then_its_lifespan(machine: Path, tmp_path: Path) -> None:
+    (tmp_path / "served.py").write_text(APPLICATION)
+    command = [sys.executable, "-m", "conclave.cli", "run", "served:app", "--platform", str(machine / "own")]
+    process = subprocess.Popen(
+        [*command, "--port", "0"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            told = {}
+            for line in process.stdout:
+                word, _, rest = line.partition(" ")
+                told[word] = rest.strip()
+                if word == "written":
+                    break
+            transport = MailTransport(told["serving"], constraint=told["constraint"])
+            with httpx2.Client(transport=transport, base_url="https://app") as client, client.stream("GET", "/") as got:
+                parts = got.iter_bytes()
+                assert next(parts) == b"begun "
+                process.send_signal(signal.SIGTERM)
+                assert b"".join(parts) == b"done"
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert said.splitlines()[-3:] == ["lifespan.startup", "answered", "lifespan.shutdown"]
 
 
 # TLS ----------------------------------------------------------------------------------

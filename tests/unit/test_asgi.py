@@ -533,3 +533,18 @@ def test_what_went_wrong_is_told_in_debug_mode_alone(mode: str, capsys: pytest.C
     assert told.out == ""
     for secret in ("SECRET-OF-A-REQUEST", "SECRET-OF-THE-START", "SECRET-OF-THE-END"):
         assert (secret in told.err) == (mode == "debug")
+
+
+@pytest.mark.spec("ASGI-10")
+def test_an_application_without_a_lifespan_is_spoken_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    async def application(scope: Any, receive: Any, send: Send) -> None:
+        raise ValueError("only HTTP is spoken here")
+
+    async def work() -> None:
+        enclave = made(application, mode="debug")
+        await enclave.on_start()
+        await enclave.on_stop()
+
+    run(work)
+    told = "the application has no lifespan, or it failed: ValueError: only HTTP is spoken here\n"
+    assert capsys.readouterr().err == told

@@ -359,7 +359,7 @@ class _Lifespan:
         self._tell = tell
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
         self._answers: asyncio.Queue[Message] = asyncio.Queue()
-        self._task: asyncio.Task[BaseException | None] | None = None
+        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Wait until the application has started, or does not know the protocol.
@@ -391,16 +391,14 @@ class _Lifespan:
         if answer.done():
             return answer.result()
         answer.cancel()
-        error = self._task.result()
-        if error is not None:
-            self._tell(f"the application's lifespan ended with {type(error).__name__}: {error}")
         return {"type": ""}
 
-    async def _run(self) -> BaseException | None:
+    async def _run(self) -> None:
         scope = {"type": "lifespan", "asgi": dict(_ASGI), "state": self.state}
         try:
             await self._application(scope, self._messages.get, self._answers.put)
+        except asyncio.CancelledError:
+            pass
         except BaseException as error:
             # An application without a lifespan raises, each in its own way (ASGI, lifespan protocol).
-            return error
-        return None
+            self._tell(f"the application has no lifespan, or it failed: {type(error).__name__}: {error}")

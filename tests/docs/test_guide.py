@@ -125,27 +125,6 @@ def test_the_guide(tmp_path: Path) -> None:
     run(*CONCLAVE, "build", "settled.py", cwd=tmp_path)
 
 
-@pytest.mark.slow
-def test_the_page_on_posted_mail(tmp_path: Path) -> None:
-    programs = blocks("docs/guide/asynchronous.md", "python")
-    for program in programs:
-        name = program.partition("\n")[0].removeprefix("# ")
-        (tmp_path / name).write_text(program)
-    bidders = {"ada": "100", "bea": "120", "cyd": "90"}
-    with running("run", "auction.py", cwd=tmp_path) as url:
-        constraint = (tmp_path / "auction.constraint").read_text().strip()
-        for name, price in bidders.items():
-            run(sys.executable, "bidder.py", url, constraint, name, price, cwd=tmp_path)
-        closed = run(*CONCLAVE, "call", url, "close", "--constraint", "auction.constraint", cwd=tmp_path)
-        assert closed.stdout == "3\n"
-        listened = run(sys.executable, "listener.py", url, constraint, "bea", cwd=tmp_path)
-        assert listened.stdout == "bea won at 120: collect at the harbour\n"
-        for name in ("ada", "cyd"):
-            fetched = run(sys.executable, "bidder.py", url, constraint, name, "-", cwd=tmp_path)
-            assert fetched.stdout == f"{name} lost\n"
-    run(*CONCLAVE, "build", "reminder.py", cwd=tmp_path)
-
-
 def test_the_vectors_of_the_guide(tmp_path: Path) -> None:
     (program,) = [b for b in blocks("docs/guide/testing-evidence.md", "python") if b.startswith("# vectors.py")]
     (tmp_path / "vectors.py").write_text(program)

@@ -49,9 +49,7 @@ class Reader:
 
     def follow(self, page: str) -> None:
         for kind, body in BLOCK.findall((DOCS / page).read_text()):
-            work = {"python": self._python, "console": self._console, "toml": tomllib.loads, "json": json.loads}.get(
-                kind
-            )
+            work = self._work.get(kind)
             assert work is not None, f"{page}: a block of the kind {kind!r}, which nobody runs"
             work(body)
 

@@ -39,7 +39,12 @@ def test_the_unit_starts_what_there_is() -> None:
     # Only the host is told to stop; the enclave is stopped by it.
     assert unit["KillMode"] == "mixed"
     assert "HUP" in unit["ExecReload"]
-    assert "RestrictNamespaces" not in unit
+    # What the enclave's sandbox does itself, and would do without.
+    assert not {"RestrictNamespaces", "ProtectHostname"} & set(unit)
+    # A dynamic user has no home, and all else is read-only.
+    places = dict(word.split("=") for word in unit["Environment"].split())
+    assert places["XDG_STATE_HOME"] == f"/var/lib/{unit['StateDirectory']}"
+    assert places["XDG_CACHE_HOME"] == f"/var/cache/{unit['CacheDirectory']}"
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
@@ -72,4 +77,4 @@ def test_the_container_starts_what_there_is() -> None:
         assert subprocess.run(["sh", "-n", "-c", line], check=False).returncode == 0
     health = re.findall(r'"([^"]*)"', dict(words)["HEALTHCHECK"])[-1]
     compile(health, "HEALTHCHECK", "exec")
-    assert str(settings(DEPLOY / "conclave.toml", {}).port) in health
+    assert f"127.0.0.1:{settings(DEPLOY / 'conclave.toml', {}).metrics_port}/healthz" in health

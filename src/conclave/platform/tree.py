@@ -185,7 +185,9 @@ def runtime_tree(
             if not held:
                 os.close(descriptor)
     except OSError as error:
-        raise PlatformError(f"the runtime tree in {place} cannot be made or read: {error.strerror}") from None
+        raise PlatformError(
+            f"the runtime tree in {place} cannot be made or read: {error.strerror}; XDG_CACHE_HOME says where it goes"
+        ) from None
 
 
 # Measurement -------------------------------------------------------------------------

@@ -156,6 +156,12 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         made.kill()
 
 
+def test_every_decision_is_in_the_index() -> None:
+    decisions = DOCS / "decisions"
+    listed = re.findall(r"^\| (\d+) \| \[.*?\]\((.*?)\) \|", (decisions / "README.md").read_text(), re.MULTILINE)
+    assert listed == [(str(int(p.name[:4])), p.name) for p in sorted(decisions.glob("0*.md"))]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_of(page: str, reader: Reader) -> None:

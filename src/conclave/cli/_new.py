@@ -145,7 +145,10 @@ give to others is a release:
 ```
 conclave build @MODULE@.py --sign author.key
 conclave inspect @MODULE_DASHED@-0.enclave
+conclave serve @MODULE_DASHED@-0.enclave
 ```
+
+A release is another program than what `conclave run` builds: give clients the constraint that `build` prints.
 
 Keep `author.key` secret and keep a copy: it is who you are to those who accept your signature.
 """

@@ -217,6 +217,26 @@ def test_an_enclave_that_dies_is_seen(serving: Serving, bundle: Bundle) -> None:
         assert httpx2.get(f"{served.desk}/healthz").status_code == 200
 
 
+@pytest.mark.spec("STORE-17")
+@pytest.mark.parametrize("kind", ["file", "sqlite"])
+def test_a_second_host_on_the_same_store_refuses(serving: Serving, bundle: Bundle, tmp_path: Path, kind: str) -> None:
+    store = ("--store", f"{kind}:{tmp_path / 'store'}")
+    second = [sys.executable, "-m", "conclave.cli", "serve", str(bundle.path), "--port", "0", *store]
+    with serving(*store, status=-signal.SIGKILL, end=False) as served:
+        done = subprocess.run(
+            [*second, "--platform", str(tmp_path / "other")], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (
+            1,
+            "error (store-unavailable): another host uses this store; give each host its own\n",
+        )
+        assert served.ready() == (200, [])
+        served.process.kill()
+    # One that was killed holds nothing.
+    with serving(*store):
+        pass
+
+
 @pytest.mark.spec("HTTP-21")
 def test_a_store_that_is_gone_is_seen_and_forgiven(serving: Serving, tmp_path: Path) -> None:
     store = tmp_path / "store"

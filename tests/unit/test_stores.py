@@ -84,6 +84,28 @@ def test_a_folder_that_goes_is_not_made_again(tmp_path: Path) -> None:
     assert not place.exists()
 
 
+@pytest.mark.spec("STORE-17")
+@pytest.mark.parametrize("kind", ["file", "sqlite"])
+def test_one_host_alone(tmp_path: Path, kind: str) -> None:
+    url = f"{kind}:{tmp_path / 'store'}"
+
+    async def work() -> None:
+        first = open_store(url, alone=True)
+        with pytest.raises(StoreUnavailable, match=r"^another host uses this store; give each host its own$"):
+            open_store(url, alone=True)
+        # Others than hosts may look into it.
+        other = open_store(url)
+        await other.put("blob", b"")
+        assert await first.list("") == ["blob"]
+        await other.close()
+        await first.close()
+        await first.close()
+        second = open_store(url, alone=True)
+        await second.close()
+
+    asyncio.run(work())
+
+
 def test_a_new_database_that_many_open_at_once(tmp_path: Path) -> None:
     async def work() -> None:
         for turn in range(60):

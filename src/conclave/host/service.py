@@ -70,7 +70,7 @@ class Service:
         self._drain_seconds = drain_seconds
         self._tls = None if tls is None else Tls(*tls)
         self._metrics = Metrics()
-        opened = open_store(store, timeout_seconds=store_timeout_seconds) if store else None
+        opened = open_store(store, timeout_seconds=store_timeout_seconds, alone=True) if store else None
         kept = None if opened is None else self._metrics.store(opened)
         self.host = Host(launch, on_event=partial(self._told, show), peers=peers, store=kept)
         self.health = self.host.health

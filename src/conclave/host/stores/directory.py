@@ -9,7 +9,6 @@ Spec: spec/stores.md (STORE-8).
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import threading
@@ -21,7 +20,7 @@ from typing import Final, TypeVar
 
 from conclave.errors import StoreConflict, StoreFull, StoreUnavailable
 from conclave.host.stores.blobs import check_name, check_prefix, check_put, is_name
-from conclave.host.stores.local import unusable
+from conclave.host.stores.local import hold, open_lock, try_lock, unusable
 from conclave.host.stores.patience import FULL, Patience
 from conclave.host.stores.threads import Threads
 
@@ -31,17 +30,18 @@ Names = list[str]
 _SUFFIX: Final = ".blob"
 _NEW: Final = "new"
 _LOCK: Final = "lock"
+_HOST: Final = "host"
 _THREADS: Final = 4
 
 
 class DirectoryStore:
     """Each blob is a file; `/` in a name is `%` in the file's, so no name leads out of the directory."""
 
-    def __init__(self, directory: Path, patience: Patience) -> None:
+    def __init__(self, directory: Path, patience: Patience, *, alone: bool = False) -> None:
         """Makes the directory, not what it lies in, and clears away what a killed writer left.
 
         Raises:
-            StoreUnavailable: that is not possible.
+            StoreUnavailable: that is not possible; or it is to be `alone`, and another is.
         """
         self._directory = directory
         self._patience = patience
@@ -51,6 +51,7 @@ class DirectoryStore:
             if not directory.is_dir():
                 directory.mkdir(mode=0o700)
                 _sync(directory.parent)
+            self._held = hold(directory / _HOST) if alone else None
             with self._locked():
                 (directory / _NEW).unlink(missing_ok=True)
         except OSError as error:
@@ -79,6 +80,8 @@ class DirectoryStore:
     async def close(self) -> None:
         """See BlobStore."""
         self._threads.close()
+        if self._held is not None:
+            self._held.close()
 
     def _path(self, name: str) -> Path:
         return self._directory / (name.replace("/", "%") + _SUFFIX)
@@ -141,25 +144,14 @@ class DirectoryStore:
         if not self._writing.acquire(timeout=self._patience.timeout_seconds):
             raise OSError(errno.ETIMEDOUT, "another write does not end")
         try:
-            lock = os.open(self._directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                while not _try_lock(lock):
+            with open_lock(self._directory / _LOCK) as lock:
+                while not try_lock(lock):
                     if time.monotonic() > until:
                         raise OSError(errno.ETIMEDOUT, "another process holds the store's lock")
                     time.sleep(0.001)
                 yield
-            finally:
-                os.close(lock)
         finally:
             self._writing.release()
-
-
-def _try_lock(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _etag(data: bytes) -> str:

@@ -7,7 +7,10 @@ Spec: spec/stores.md section 3.
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
+from typing import BinaryIO
 
 from conclave.errors import StoreUnavailable
 
@@ -18,3 +21,32 @@ def unusable(path: Path, error: OSError) -> StoreUnavailable:
         # A folder that is made of what was mistyped, or where a disk is not mounted, would take mail in silence.
         return StoreUnavailable(f"no such folder: {path.parent}; make it first")
     return StoreUnavailable(f"cannot use {path} as a store: {error.strerror}")
+
+
+def open_lock(path: Path) -> BinaryIO:
+    """A file that is there to be locked. Raises OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
+
+
+def try_lock(lock: BinaryIO) -> bool:
+    """Lock it until it is closed, or its process ends. False: another holds it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def hold(path: Path) -> BinaryIO:
+    """Keep every other holder out until the file that is returned is closed, or this process ends.
+
+    Raises:
+        StoreUnavailable: there is one.
+        OSError: the file cannot be made.
+    """
+    lock = open_lock(path)
+    if not try_lock(lock):
+        lock.close()
+        raise StoreUnavailable("another host uses this store; give each host its own")
+    return lock

@@ -14,25 +14,30 @@ from conclave.host.stores.blobs import BlobStore
 from conclave.host.stores.patience import TIMEOUT_SECONDS, Patience
 
 
-def open_store(url: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> BlobStore:
+def open_store(url: str, *, timeout_seconds: float = TIMEOUT_SECONDS, alone: bool = False) -> BlobStore:
     """The store at `file:DIR`, `sqlite:FILE`, `s3:BUCKET/PREFIX` or `postgresql://…`.
 
     Nothing is connected before the first operation.
 
+    Args:
+        timeout_seconds: how long one operation may take.
+        alone: as a host's: refuse if another that is alone has it, until that closes it or ends.
+            Nobody sees to this on S3 and PostgreSQL.
+
     Raises:
         FormatError: no such kind of store.
-        StoreUnavailable: a package for it is not installed, or its directory or file cannot be used.
+        StoreUnavailable: a package for it is not installed, its directory or file cannot be used, or another has it.
     """
     patience = Patience(timeout_seconds)
     kind, _, rest = url.partition(":")
     if kind == "file" and rest:
         from conclave.host.stores.directory import DirectoryStore
 
-        return DirectoryStore(Path(rest), patience)
+        return DirectoryStore(Path(rest), patience, alone=alone)
     if kind == "sqlite" and rest:
         from conclave.host.stores.sqlite import SqliteStore
 
-        return SqliteStore(Path(rest), patience)
+        return SqliteStore(Path(rest), patience, alone=alone)
     if kind == "s3" and rest.strip("/"):
         try:
             from conclave.host.stores.s3 import S3Store

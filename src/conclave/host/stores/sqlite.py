@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 
 from conclave.errors import StoreConflict, StoreError, StoreFull, StoreUnavailable
 from conclave.host.stores.blobs import check_name, check_prefix, check_put
-from conclave.host.stores.local import unusable
+from conclave.host.stores.local import hold, unusable
 from conclave.host.stores.patience import FULL, Patience
 from conclave.host.stores.threads import Threads
 
@@ -42,11 +42,11 @@ _PAUSE_SECONDS: Final = 0.005
 class SqliteStore:
     """One table in one file, used by one thread."""
 
-    def __init__(self, file: Path, patience: Patience) -> None:
+    def __init__(self, file: Path, patience: Patience, *, alone: bool = False) -> None:
         """The file is opened, or made, by the first operation.
 
         Raises:
-            StoreUnavailable: there is no folder for it.
+            StoreUnavailable: there is no folder for it; or it is to be `alone`, and another is.
         """
         self._file = file
         self._reserved = file.with_name(file.name + "-reserve")
@@ -55,6 +55,7 @@ class SqliteStore:
         self._database: sqlite3.Connection | None = None
         try:
             file.parent.stat()
+            self._held = hold(file.with_name(file.name + "-host")) if alone else None
         except OSError as error:
             raise unusable(file, error) from None
 
@@ -113,6 +114,8 @@ class SqliteStore:
         with suppress(StoreError):
             await self._patience.spend(lambda _: self._threads.run(self._let_go), again=False)
         self._threads.close()
+        if self._held is not None:
+            self._held.close()
 
     async def _run(self, work: Callable[[sqlite3.Connection], Value]) -> Value:
         def guarded() -> Value:

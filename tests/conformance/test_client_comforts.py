@@ -11,9 +11,11 @@ import inspect
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -355,6 +357,35 @@ def test_a_deadline_ends_a_call_whatever_it_does(server: HostServer, constraint:
         asyncio.run(other())
     with pytest.raises(ValueError, match="time-out"):
         Client(server.url, constraint=constraint, deadline_seconds=0)
+
+
+def test_a_deadline_while_it_verifies_sent_nothing(server: HostServer, constraint: str) -> None:
+    def slowly(info: bytes) -> bytes:
+        time.sleep(0.6)
+        return info
+
+    nothing = r"within 0\.5 seconds, no request was sent"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with Client(url, constraint=constraint, deadline_seconds=0.5) as client:
+            with pytest.raises(TransportError, match=nothing):
+                client.call("put", "verifying")
+            with pytest.raises(TransportError, match=nothing):
+                client.verify()
+
+        async def other() -> None:
+            async with AsyncClient(url, constraint=constraint, deadline_seconds=0.5) as asynchronous:
+                with pytest.raises(TransportError, match=nothing):
+                    await asynchronous.call("put", "verifying")
+
+        asyncio.run(other())
+    # Nor is it later: no mail is left behind.
+    with Client(server.url, constraint=constraint, timeout_seconds=60.0) as client:
+        server.operator.on_info = slowly
+        with pytest.raises(TransportError, match=nothing):
+            client.call("put", "verifying", timeout_seconds=0.5)
+        server.operator.behave()
+        assert client.call("put", "verifying") == 1
 
 
 @pytest.mark.spec("MAIL-54")

@@ -70,14 +70,22 @@ class _Deadline:
             raise ValueError("a time-out is a positive number of seconds")
         self._seconds = seconds
         self._until = math.inf if seconds is None else time.monotonic() + seconds
+        self._mailed = False
 
     def left(self, seconds: float) -> float:
         """So much of it as is left; 0: it is over."""
         return max(0.0, min(seconds, self._until - time.monotonic()))
 
+    def over(self, step: Exchange | Pause | Turn) -> bool:
+        """Whether it is, and that step is no longer done."""
+        # Once there is a mail to be sent it stands in its topic's line, and leaves with the next one at the latest.
+        self._mailed = self._mailed or (isinstance(step, Exchange) and step.mails)
+        return not self.left(1.0)
+
     @property
     def error(self) -> TransportError:
-        return TransportError(f"no reply within {self._seconds:g} seconds, the outcome is unknown")
+        known = "the outcome is unknown" if self._mailed else "no request was sent"
+        return TransportError(f"no reply within {self._seconds:g} seconds, {known}")
 
 
 _clients: weakref.WeakSet[_Base] = weakref.WeakSet()
@@ -308,7 +316,7 @@ class Client(_Base):
                 with self._lock:
                     try:
                         step = next(steps) if answer is None else steps.send(answer)
-                        if not deadline.left(1.0):
+                        if deadline.over(step):
                             step = steps.throw(deadline.error)
                     except StopIteration as stop:
                         return cast(T, stop.value)
@@ -383,10 +391,10 @@ class Client(_Base):
 
         Raises:
             CallError: the author's code refused or failed.
-            TransportError: no reply; the outcome is unknown.
+            TransportError: no reply; the outcome is unknown, unless it says that no request was sent.
             SequenceError: the host withheld an earlier mail of this topic.
 
-        After the last two the mail is still under way, as the host may deliver it at
+        After the last two a mail that was sent is still under way, as the host may deliver it at
         any time: the client keeps it, and sends it again before the topic's next one.
         """
         return self._run(
@@ -605,7 +613,7 @@ class AsyncClient(_Base):
             while True:
                 try:
                     step = next(steps) if answer is None else steps.send(answer)
-                    if not deadline.left(1.0):
+                    if deadline.over(step):
                         step = steps.throw(deadline.error)
                 except StopIteration as stop:
                     return cast(T, stop.value)

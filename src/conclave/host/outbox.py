@@ -42,6 +42,7 @@ _MAGIC: Final = b"CMO1"
 _HEAD: Final = struct.Struct(">4sQ")
 _MAIL: Final = struct.Struct(">QI")
 _NUMBER: Final = 8
+# Blobs that are read at one time. More are no faster: most of what each takes is the way to a thread and back.
 _LOADS: Final = 16
 # Far above any time in microseconds; beyond it a blob is damaged.
 _MOST_NUMBER: Final = 2**62

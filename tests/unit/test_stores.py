@@ -145,7 +145,12 @@ def test_patience_ends() -> None:
 
 def test_a_disk_that_hangs_holds_no_more_than_some_operations() -> None:
     async def work() -> None:
-        threads, hangs, goes_on, done = Threads(1, "test"), threading.Event(), threading.Event(), []
+        threads, hangs, goes_on, done = (
+            Threads(1, "test", Patience(60), lambda error: error),
+            threading.Event(),
+            threading.Event(),
+            [],
+        )
         first = asyncio.ensure_future(threads.run(lambda: (hangs.set(), goes_on.wait())))
         while not hangs.is_set():
             await asyncio.sleep(0)

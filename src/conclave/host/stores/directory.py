@@ -13,18 +13,17 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
-from conclave.errors import StoreConflict, StoreFull, StoreUnavailable
+from conclave.errors import StoreConflict
 from conclave.host.stores.blobs import check_name, check_prefix, check_put, is_name
-from conclave.host.stores.local import hold, open_lock, try_lock, unusable
-from conclave.host.stores.patience import FULL, Patience
+from conclave.host.stores.local import hold, open_lock, told, try_lock, unusable
+from conclave.host.stores.patience import Patience
 from conclave.host.stores.threads import Threads
 
-Value = TypeVar("Value")
 # `list` is one of the operations.
 Names = list[str]
 _SUFFIX: Final = ".blob"
@@ -46,7 +45,7 @@ class DirectoryStore:
         self._directory = directory
         self._patience = patience
         self._writing = threading.Lock()
-        self._threads = Threads(_THREADS, "directory-store")
+        self._threads = Threads(_THREADS, "directory-store", patience, told)
         try:
             if not directory.is_dir():
                 directory.mkdir(mode=0o700)
@@ -60,22 +59,22 @@ class DirectoryStore:
     async def put(self, name: str, data: bytes, *, expected: str | None = None) -> str:
         """See BlobStore."""
         check_put(name, data)
-        return await self._run(lambda: self._put(self._path(name), data, expected))
+        return await self._threads.run(lambda: self._put(self._path(name), data, expected))
 
     async def get(self, name: str) -> tuple[bytes, str] | None:
         """See BlobStore."""
         check_name(name)
-        return await self._run(lambda: self._get(self._path(name)))
+        return await self._threads.run(lambda: self._get(self._path(name)))
 
     async def list(self, prefix: str) -> list[str]:
         """See BlobStore."""
         check_prefix(prefix)
-        return await self._run(lambda: self._names(prefix))
+        return await self._threads.run(lambda: self._names(prefix))
 
     async def delete(self, name: str) -> None:
         """See BlobStore."""
         check_name(name)
-        await self._run(lambda: self._delete(self._path(name)))
+        await self._threads.run(lambda: self._delete(self._path(name)))
 
     async def close(self) -> None:
         """See BlobStore."""
@@ -85,17 +84,6 @@ class DirectoryStore:
 
     def _path(self, name: str) -> Path:
         return self._directory / (name.replace("/", "%") + _SUFFIX)
-
-    async def _run(self, work: Callable[[], Value]) -> Value:
-        def guarded() -> Value:
-            try:
-                return work()
-            except OSError as error:
-                if error.errno in FULL:
-                    raise StoreFull(f"the store's file system has no room: {error.strerror}") from None
-                raise StoreUnavailable(f"the store's file system refuses: {error.strerror}") from None
-
-        return await self._patience.spend(lambda _: self._threads.run(guarded), again=False)
 
     def _put(self, path: Path, data: bytes, expected: str | None) -> str:
         etag = _etag(data)

@@ -7,12 +7,15 @@ Spec: spec/stores.md section 3.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
-from conclave.errors import StoreUnavailable
+from conclave.errors import StoreFull, StoreUnavailable
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def unusable(path: Path, error: OSError) -> StoreUnavailable:
@@ -21,6 +24,15 @@ def unusable(path: Path, error: OSError) -> StoreUnavailable:
         # A folder that is made of what was mistyped, or where a disk is not mounted, would take mail in silence.
         return StoreUnavailable(f"no such folder: {path.parent}; make it first")
     return StoreUnavailable(f"cannot use {path} as a store: {error.strerror}")
+
+
+def told(error: Exception) -> Exception:
+    """What a refusal of the system is to us; anything else is itself."""
+    if not isinstance(error, OSError):
+        return error
+    if error.errno in _FULL:
+        return StoreFull(f"the store's file system has no room: {error.strerror}")
+    return StoreUnavailable(f"the store's file system refuses: {error.strerror}")
 
 
 def open_lock(path: Path) -> BinaryIO:

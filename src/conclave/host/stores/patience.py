@@ -8,7 +8,6 @@ Spec: spec/stores.md section 4.
 from __future__ import annotations
 
 import asyncio
-import errno
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ Value = TypeVar("Value")
 
 
 TIMEOUT_SECONDS: Final = 10.0
-# What a file system says when there is no room.
-FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import obstore
 from obstore.exceptions import (
@@ -27,7 +26,7 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
-from conclave.errors import StoreConflict, StoreError, StoreFull, StoreUnavailable
+from conclave.errors import StoreConflict, StoreFull, StoreUnavailable
 from conclave.host.stores.blobs import check_name, check_prefix, check_put
 from conclave.host.stores.patience import Patience
 from conclave.host.stores.threads import Threads
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from obstore import PutMode
     from obstore.store import ClientConfig, S3Config
 
-Value = TypeVar("Value")
 # The text has the server's answer: its status, and its document with a code.
 _FULL: Final = re.compile(r"status code: 507\b|<Code>(XMinioStorageFull|QuotaExceeded)</Code>")
 _NO_BUCKET: Final = "<Code>NoSuchBucket</Code>"
@@ -49,8 +47,7 @@ class S3Store:
 
     def __init__(self, bucket: str, prefix: str, patience: Patience) -> None:
         """Connects to nothing yet. Raises StoreUnavailable if the environment does not say where."""
-        self._patience = patience
-        self._threads = Threads(_THREADS, "s3-store")
+        self._threads = Threads(_THREADS, "s3-store", patience, _told)
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         config: S3Config = {} if endpoint is None else {"endpoint": endpoint}
         options: ClientConfig = {
@@ -84,7 +81,7 @@ class S3Store:
                 raise StoreUnavailable("the S3 server gives no etag; conditional writes need one")
             return result["e_tag"]
 
-        return await self._run(work, again=expected is None)
+        return await self._threads.run(work, again=expected is None)
 
     async def get(self, name: str) -> tuple[bytes, str] | None:
         """See BlobStore."""
@@ -99,7 +96,7 @@ class S3Store:
                 return None
             return bytes(result.bytes()), result.meta["e_tag"] or ""
 
-        return await self._run(work)
+        return await self._threads.run(work, again=True)
 
     async def list(self, prefix: str) -> list[str]:
         """See BlobStore."""
@@ -111,7 +108,7 @@ class S3Store:
             found = obstore.list(self._store, folder or None).collect()
             return sorted(meta["path"] for meta in found if meta["path"].startswith(prefix))
 
-        return await self._run(work)
+        return await self._threads.run(work, again=True)
 
     async def delete(self, name: str) -> None:
         """See BlobStore."""
@@ -124,24 +121,17 @@ class S3Store:
                 if _NO_BUCKET in str(error):
                     raise
 
-        await self._run(work)
+        await self._threads.run(work, again=True)
 
     async def close(self) -> None:
         """See BlobStore."""
         self._threads.close()
 
-    async def _run(self, work: Callable[[], Value], *, again: bool = True) -> Value:
-        def guarded() -> Value:
-            try:
-                return work()
-            except (BaseError, OSError, ValueError) as error:
-                raise _translated(error) from None
 
-        return await self._patience.spend(lambda _: self._threads.run(guarded), again=again)
-
-
-def _translated(error: Exception) -> StoreError:
+def _told(error: Exception) -> Exception:
     """What an S3 server's or client's trouble is to us; its text, which others wrote, is only searched."""
+    if not isinstance(error, BaseError | OSError | ValueError):
+        return error
     text = str(error)
     if isinstance(error, AlreadyExistsError | PreconditionError):
         return StoreConflict("the blob is not the one that was expected")

@@ -19,8 +19,8 @@ from typing import Final, TypeVar
 
 from conclave.errors import StoreConflict, StoreError, StoreFull, StoreUnavailable
 from conclave.host.stores.blobs import check_name, check_prefix, check_put
-from conclave.host.stores.local import hold, unusable
-from conclave.host.stores.patience import FULL, Patience
+from conclave.host.stores.local import hold, told, unusable
+from conclave.host.stores.patience import Patience
 from conclave.host.stores.threads import Threads
 
 Value = TypeVar("Value")
@@ -51,7 +51,7 @@ class SqliteStore:
         self._file = file
         self._reserved = file.with_name(file.name + "-reserve")
         self._patience = patience
-        self._threads = Threads(1, "sqlite-store")
+        self._threads = Threads(1, "sqlite-store", patience, self._told)
         self._database: sqlite3.Connection | None = None
         try:
             file.parent.stat()
@@ -112,33 +112,31 @@ class SqliteStore:
     async def close(self) -> None:
         """See BlobStore."""
         with suppress(StoreError):
-            await self._patience.spend(lambda _: self._threads.run(self._let_go), again=False)
+            await self._threads.run(self._let_go)
         self._threads.close()
         if self._held is not None:
             self._held.close()
 
     async def _run(self, work: Callable[[sqlite3.Connection], Value]) -> Value:
-        def guarded() -> Value:
+        def whole() -> Value:
+            database = self._open()
             try:
-                database = self._open()
-                try:
-                    return work(database)
-                finally:
-                    if database.in_transaction:
-                        database.execute("ROLLBACK")
-            except sqlite3.Error as error:
-                code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-                if code in _FULL:
-                    raise StoreFull("the store's file has no room to grow") from None
-                self._let_go()
-                name = getattr(error, "sqlite_errorname", "SQLITE_ERROR")
-                raise StoreUnavailable(f"the store's file cannot be used ({name})") from None
-            except OSError as error:
-                if error.errno in FULL:
-                    raise StoreFull(f"the store's file system has no room: {error.strerror}") from None
-                raise StoreUnavailable(f"the store's file cannot be used: {error.strerror}") from None
+                return work(database)
+            finally:
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
 
-        return await self._patience.spend(lambda _: self._threads.run(guarded), again=False)
+        return await self._threads.run(whole)
+
+    def _told(self, error: Exception) -> Exception:
+        if not isinstance(error, sqlite3.Error):
+            return told(error)
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) in _FULL:
+            return StoreFull("the store's file has no room to grow")
+        self._let_go()
+        return StoreUnavailable(
+            f"the store's file cannot be used ({getattr(error, 'sqlite_errorname', 'SQLITE_ERROR')})"
+        )
 
     def _open(self) -> sqlite3.Connection:
         if self._database is None:

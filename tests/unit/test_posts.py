@@ -6,8 +6,9 @@ import pytest
 
 from conclave._crypto import DecryptionKey, SigningKey
 from conclave._framing import MAX_PAYLOAD
+from conclave.client import Box
 from conclave.enclave import Post
-from conclave.enclave._posts import PostBounds, Posts
+from conclave.enclave._posts import KEPT_SECONDS, PostBounds, Posts
 from conclave.errors import FormatError, OverloadedError, SessionError
 from conclave.host.outbox import split_posts
 from conclave.mail import ClientSession, EnclaveSession, parse_mail
@@ -51,12 +52,14 @@ class Boot:
 
     def __init__(self, bounds: PostBounds | None = None, *, padding: Padding = padme) -> None:
         self.frames: list[list[bytes]] = []
+        self.time = 1000.0
         self.posts = Posts(
             signer=SigningKey.generate(),
             claims_digest=DIGEST,
             send=lambda payload: self.frames.append(list(split_posts(payload))),
             padding=padding,
             bounds=bounds,
+            elapsed=lambda: self.time,
         )
 
     def meets(self, *clients: Client) -> None:
@@ -188,6 +191,44 @@ def test_channels_whose_mail_was_fetched_make_room_and_none_of_their_numbers_com
     # Its client takes from this that nothing is missing.
     assert last.acknowledged == 2048
     assert boot.numbers(clients[5]) == [1024]
+
+
+@pytest.mark.spec("MAIL-35", "MAIL-36")
+def test_mail_that_expired_at_the_host_holds_up_nobody() -> None:
+    boot, away = Boot(PostBounds(mails_per_box=3)), Client()
+    boot.meets(away)
+    box = Box.generate()
+    for day in range(3):
+        boot.time = 1000.0 + day * 86_400
+        boot.posts.post([Post(away.public, b"")])
+    boot.time = 1000.0 + KEPT_SECONDS
+    with pytest.raises(OverloadedError, match="the client's box is full"):
+        boot.posts.post([Post(away.public, b"")])
+    # An hour later the first one counts no more: its client, which never got it, is told so.
+    boot.time += 3600
+    boot.posts.post([Post(away.public, b"")])
+    for (mail,) in boot.frames[1:]:
+        made = open_post(mail, key=away.reply_key, identity=away.public)
+        assert box.receive((b"boot", "default"), made.number, made.acknowledged)
+        box.settle((b"boot", "default"), made.number)
+    assert box.received_below(b"boot", "default") == 4
+    boot.posts.acknowledge(away.session, 4)
+    boot.posts.post([Post(away.public, b"")] * 3)
+
+
+@pytest.mark.spec("MAIL-35", "T-38")
+def test_strangers_that_never_fetch_keep_others_from_mail_for_days_alone() -> None:
+    boot, strangers, late = Boot(PostBounds(lines=3)), [Client() for _ in range(3)], Client()
+    for stranger in strangers:
+        boot.meets(stranger)
+        boot.posts.post([Post(stranger.public, b"")])
+    boot.meets(late)
+    boot.time += KEPT_SECONDS
+    with pytest.raises(OverloadedError, match="waits on 3 channels"):
+        boot.posts.post([Post(late.public, b"")])
+    boot.time += 3600
+    boot.posts.post([Post(late.public, b"")])
+    assert len(boot.posts._lines) == 3
 
 
 @pytest.mark.spec("MAIL-34", "T-38")

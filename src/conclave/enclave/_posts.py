@@ -9,6 +9,7 @@ Spec: spec/mail.md section 11 (MAIL-33 to MAIL-37).
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,10 @@ IDENTITY_SIZE: Final = 32
 ROOM, FULL = 0, 1
 BOX_SIZE: Final = 16
 _STEP: Final = 1024
+# A day more than a host keeps mail (HTTP-17). What expired there never reaches its client, which
+# acknowledges cumulatively: without an end it would hold up all that comes after it.
+KEPT_SECONDS: Final = 8 * 86_400.0
+_LOOK_SECONDS: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +75,24 @@ class _Line:
     box: _Held
     owner: _Held
     next: int = 0
-    # Sizes of what is not acknowledged; the newest has the number `next - 1`.
-    sizes: deque[int] = field(default_factory=deque)
+    # When, and of what size, was posted what is not acknowledged; the newest has the number `next - 1`.
+    sent: deque[tuple[float, int]] = field(default_factory=deque)
 
     @property
     def acknowledged(self) -> int:
-        return self.next - len(self.sizes)
+        return self.next - len(self.sent)
 
-    def count(self, mails: int, size: int) -> None:
-        self.box.add(mails, size)
-        self.owner.add(mails, size)
+    def add(self, now: float, size: int) -> None:
+        self.next += 1
+        self.sent.append((now, size))
+        self.box.add(1, size)
+        self.owner.add(1, size)
+
+    def drop(self) -> None:
+        """The oldest of what is not acknowledged is, or never will be."""
+        _, size = self.sent.popleft()
+        self.box.add(-1, -size)
+        self.owner.add(-1, -size)
 
 
 class Posts:
@@ -93,17 +106,22 @@ class Posts:
         send: Callable[[bytes], None],
         padding: Padding = padme,
         bounds: PostBounds | None = None,
+        elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is posted yet.
 
         Args:
             send: queues the payload of one POST frame.
+            elapsed: seconds since some moment, by the host's clock: one that runs ahead has mail
+                forgotten that the host could as well have dropped.
         """
         self._signer = signer
         self._digest = claims_digest
         self._send = send
         self._padding = padding
         self._bounds = bounds or PostBounds()
+        self._elapsed = elapsed
+        self._looked = elapsed()
         self._boxes: dict[bytes, _Held] = {}
         self._owners: dict[bytes, _Held] = {}
         # Where clients of this boot are reached, by topic: what their newest sessions brought.
@@ -154,6 +172,7 @@ class Posts:
         """
         if not posts:
             return ()
+        self._expire(now := self._elapsed())
         # Also of those who are skipped: sizes shall not tell what they would have got.
         inner = self._padding(max(post.inner_size(item.body) for item in posts))
         wanted, lost = [], []
@@ -191,13 +210,11 @@ class Posts:
                 # A client whose reply key is none has chosen to get no mail. It
                 # shall not keep the others from theirs.
                 lost.append(item)
-                if not line.sizes:
+                if not line.sent:
                     self._settled[self._key(address)] = None
                 continue
             self._settled.pop(self._key(address), None)
-            line.next += 1
-            line.sizes.append(size)
-            line.count(1, size)
+            line.add(now, size)
             parts += [len(made).to_bytes(4, "big"), made]
         if parts:
             self._send(b"".join(parts))
@@ -212,10 +229,21 @@ class Posts:
         if line is None:
             return
         # An identity that claims mail it cannot have harms only itself.
-        while line.acknowledged < below and line.sizes:
-            line.count(-1, -line.sizes.popleft())
-        if not line.sizes:
+        while line.acknowledged < below and line.sent:
+            line.drop()
+        if not line.sent:
             self._settled[key] = None
+
+    def _expire(self, now: float) -> None:
+        """What no host keeps any more counts as acknowledged."""
+        if now - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = now
+        for key, line in self._lines.items():
+            while line.sent and line.sent[0][0] < now - KEPT_SECONDS:
+                line.drop()
+                if not line.sent:
+                    self._settled[key] = None
 
     def room(self, payload: bytes) -> None:
         """The host says which boxes are full and which are no longer. Raises FormatError."""

@@ -28,7 +28,7 @@ from tests.conftest import only
 
 from conclave.bundle import Bundle
 from conclave.client import Client, MailTransport
-from conclave.errors import Error
+from conclave.errors import Error, TransportError
 from conclave.host.metrics import LABELS
 
 pytestmark = pytest.mark.slow
@@ -465,6 +465,24 @@ def test_tls_and_its_renewal(serving: Serving, tmp_path: Path) -> None:
         served.process.send_signal(signal.SIGHUP)
         until(lambda: "tls-refused" in served.events())
         assert subject(served, trusted) == "second"
+
+
+def test_a_client_is_told_why_tls_fails(serving: Serving, bundle: Bundle, tmp_path: Path) -> None:
+    certificate(tmp_path, "unknown")
+    plain = tmp_path / "plain.db"
+    with (
+        serving("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem")) as secure,
+        serving("--store", f"sqlite:{plain}") as open_to_all,
+    ):
+        for url, why in (
+            (secure.url, "certificate is of another name, or not trusted here; SSL_CERT_FILE"),
+            (open_to_all.url.replace("http:", "https:"), r"does the host serve http://\?"),
+        ):
+            with Client(url, constraint=only(bundle), attempts=1) as client, pytest.raises(TransportError, match=why):
+                client.verify()
+            command = [sys.executable, "-m", "conclave.cli", "verify", url, "--constraint", str(only(bundle))]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert (done.returncode, bool(re.search(why, done.stderr))) == (1, True), done.stderr
 
 
 @pytest.mark.spec("HTTP-24")

@@ -13,6 +13,7 @@ import httpx2
 from conclave import _crypto
 from conclave.attestation.appraisal import Claims
 from conclave.attestation.claims import MAX_INFO
+from conclave.client._http import unreachable
 from conclave.client.core import CHALLENGE_ANSWER, Answer, check_challenge
 from conclave.errors import SignatureError, TransportError
 
@@ -65,8 +66,8 @@ def _exchange(method: str, url: str, *, limit: int, body: bytes = b"") -> Answer
                     raise TransportError(f"no whole answer within {TIMEOUT_SECONDS:g} seconds")
             # One byte too many is enough to be refused for it.
             return Answer(answer.status_code, bytes(data[: limit + 1]))
-    except (httpx2.ConnectError, httpx2.InvalidURL, httpx2.UnsupportedProtocol):
-        raise TransportError("nothing answers at that address; is the host running?") from None
+    except (httpx2.ConnectError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise TransportError(unreachable(error)) from None
     except httpx2.TimeoutException:
         raise TransportError(
             f"nothing answers there within {TIMEOUT_SECONDS:g} seconds; is it a conclave host?"

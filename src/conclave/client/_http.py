@@ -96,10 +96,22 @@ def answer_of(response: httpx2.Response, arrived: Arriving) -> Answer:
     return Answer(response.status_code, bytes(arrived.data), retry_after=seconds)
 
 
+def unreachable(error: BaseException) -> str:
+    """Why there is no connection, in words of ours."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return "the host's TLS certificate is of another name, or not trusted here; SSL_CERT_FILE names authorities"
+        if isinstance(cause, ssl.SSLError):
+            return "TLS fails at that address; does the host serve http://?"
+        cause = cause.__cause__ or cause.__context__
+    return "nothing answers at that address; is the host running?"
+
+
 def no_answer(error: Exception, timeout_seconds: float) -> Answer:
     """Status 0, and what went wrong in words of ours."""
     if isinstance(error, httpx2.ConnectError):
-        return Answer(0, text="nothing answers at that address; is the host running?")
+        return Answer(0, text=unreachable(error))
     if isinstance(error, httpx2.TimeoutException):
         return Answer(0, text=f"no answer within {timeout_seconds:g} seconds")
     if isinstance(error, httpx2.DecodingError):

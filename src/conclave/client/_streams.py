@@ -24,7 +24,7 @@ import msgspec
 
 from conclave import _codec
 from conclave._chunkheader import MAX_CHUNK, MAX_CHUNKS, MAX_CONTENT
-from conclave.client._http import Addresses, trusted
+from conclave.client._http import Addresses, trusted, unreachable
 from conclave.client.core import Exchange, Opened
 from conclave.errors import CallError, DecryptionError, Error, FormatError, OverloadedError, StreamError, TransportError
 from conclave.mail import ReplyKind
@@ -512,7 +512,7 @@ def _broken(error: httpx2.HTTPError, timeout_seconds: float) -> TransportError:
     if isinstance(error, httpx2.TimeoutException):
         return StreamError(f"nothing came of the stream within {timeout_seconds:g} seconds")
     if isinstance(error, httpx2.ConnectError):
-        return StreamError("nothing answers at that address; is the host running?")
+        return StreamError(unreachable(error))
     return StreamError(f"the connection to the host broke ({type(error).__name__}): the stream is lost")
 
 

@@ -91,8 +91,8 @@ class Host:
             patience_seconds: how long an early mail waits for those before it.
             endorsements: where the vendor's endorsements come from; without, the
                 platform gives its own, as the simulated one does.
-            store: where posted mail is kept, of this host alone; closed by `stop`. None:
-                in memory, so that a host that ends loses it.
+            store: where posted mail is kept, of this host alone (`open_store(…, alone=True)`);
+                closed by `stop`. None: in memory, so that a host that ends loses it.
             outbox: how much posted mail, and how long.
             peers: URLs of hosts whose enclaves this one may call.
         """

@@ -8,7 +8,9 @@ Spec: spec/bundle.md section 5 (BND-14).
 
 from __future__ import annotations
 
+import ctypes
 import marshal
+import signal
 import sys
 from collections.abc import Iterable
 from importlib.util import MAGIC_NUMBER, source_hash
@@ -20,6 +22,7 @@ _UNCHECKED_HASH: Final = (1).to_bytes(4, "little")
 # compiling process did before.
 _MARSHAL_VERSION: Final = 2
 _PART: Final = 50
+_PR_SET_PDEATHSIG: Final = 1
 
 
 def path_of(path: str) -> str:
@@ -53,8 +56,14 @@ def compile_all(sources: Iterable[tuple[str, bytes]], prefix: str) -> list[tuple
         return [made for part in parts for made in _compile_part(part)]
     from concurrent.futures import ProcessPoolExecutor
 
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(initializer=_end_with_the_builder) as pool:
         return [made for part in pool.map(_compile_part, parts) for made in part]
+
+
+def _end_with_the_builder() -> None:
+    """Workers wait for work for ever, also when a signal has ended who gives it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _compile_part(part: list[tuple[str, bytes, str]]) -> list[tuple[str, bytes]]:

@@ -328,7 +328,7 @@ def test_a_host_that_never_says_who_posted_does_not_fill_its_client(monkeypatch:
     collector = Collector(box, identity, ask=cast(Any, ask), sender=cast(Any, sender))
     for _ in range(40):
         assert not _result(collector.fetch("t", 0))
-    assert sum(len(kept) for _, kept in collector._unresolved) <= 100_000
+    assert sum(len(item.mail) for item in collector._unresolved) <= 100_000
 
 
 def _result(steps: Iterator[Any]) -> Any:

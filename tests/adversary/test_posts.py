@@ -296,6 +296,8 @@ def test_a_stranger_who_was_first_gets_ciphertext_and_the_client_is_told(
         ("GET", "/outbox?after=" + "9" * 5000, b"", 400, "format"),
         ("DELETE", "/outbox?below=1e400", b"", 400, "format"),
         ("DELETE", "/outbox", b"", 400, "format"),
+        ("DELETE", "/outbox?from=1", b"", 400, "format"),
+        ("DELETE", "/outbox?from=x&below=2", b"", 400, "format"),
         ("GET", "/instance/zz", b"", 400, "format"),
         ("GET", "/instance/" + "00" * 64, b"", 404, "no such resource"),
         ("POST", "/instance/" + "00" * 64, b"", 405, "method"),

@@ -209,6 +209,22 @@ def test_a_full_box_is_a_clear_error_until_the_client_fetches(
         assert len(client.poll()) == 7
 
 
+@pytest.mark.spec("MAIL-36")
+def test_who_only_polls_goes_on_after_a_restart(
+    server: HostServer, bundle: Bundle, only: Callable[[Bundle], str]
+) -> None:
+    """Its session ended with the boot that it verified; the next one must learn all the same what it has."""
+    with Client(server.url, constraint=only(bundle)) as client, Client(server.url, constraint=only(bundle)) as other:
+        address = client.call("address_of_me", returns=bytes)
+        with pytest.raises(TransportError):
+            other.call("die", retry=False)
+        for _ in range(2):
+            assert other.call("fill", address, 1024) == 1024
+            assert len(client.poll()) == 1024
+            assert client.poll() == []
+        assert client.refused_mails == 0
+
+
 @pytest.mark.spec("HTTP-17", "CHAN-14")
 def test_a_host_that_keeps_less_tells_the_enclave(
     serve: Callable[..., HostServer], bundle: Bundle, only: Callable[[Bundle], str]

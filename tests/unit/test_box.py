@@ -16,6 +16,7 @@ from conclave.client import Box
 from conclave.client._box import MAX_WINDOWS, split_numbered
 from conclave.client.core import Answer, ClientCore, Exchange
 from conclave.errors import AppraisalError, ExpiredError, FormatError, TransportError
+from conclave.mail import Mailbox
 from conclave.mail.post import Address, make_post
 
 
@@ -29,6 +30,7 @@ class Host:
         self.asked: list[Exchange] = []
         self.claims = [204]
         self.below = 0
+        self.deleted: set[int] = set()
         self.alter: Callable[[bytes], bytes] = lambda mail: mail
 
     def keep(self, mail: bytes) -> None:
@@ -45,7 +47,10 @@ class Host:
         assert len(exchange.bearer) == 64
         assert exchange.bearer not in exchange.path
         if exchange.method == "DELETE":
-            self.below = int(exchange.path.partition("below=")[2])
+            asked = dict(part.split("=") for part in exchange.path.partition("?")[2].split("&"))
+            first, below = int(asked.get("from", 0)), int(asked["below"])
+            self.deleted.update(range(first, below))
+            self.below = self.below if first else below
             return Answer(204)
         after = int(exchange.path.partition("after=")[2].partition("&")[0])
         found = [(n, self.alter(m)) for n, m in self.mails if n > after]
@@ -213,11 +218,192 @@ def test_mail_waits_while_the_clients_clock_is_wrong(monkeypatch: pytest.MonkeyP
     w.post(b"new")
     assert w.poll() == [b"new"]
     assert w.poll() == []
-    # The host keeps it.
-    assert w.host.below == 1
+    # The host keeps it, and no newer one for its sake.
+    assert w.host.deleted == {0, 2}
     clock["wrong"] = False
     assert w.poll() == [b"old"]
     assert w.client.refused_mails == 0
+
+
+@pytest.mark.spec("MAIL-39")
+def test_what_waits_for_its_sender_keeps_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = World()
+    signing, digest, result = other_boot(w)
+    monkeypatch.setattr("conclave.client.core.verify_instance", lambda *_, **__: result)
+    w.post(b"1")
+    w.post(b"2", signer=signing, digest=digest, number=0)
+    w.post(b"3")
+    w.post(b"4", signer=signing, digest=digest, number=1)
+    for body in (b"5", b"6"):
+        w.post(body)
+    w.post(b"7", topic="u", number=0)
+    w.post(b"8")
+    assert w.poll() == [b"1", b"3", b"5", b"6", b"8"]
+    # One sender is asked for once in a poll.
+    assert [e.path for e in w.host.asked].count(f"/instance/{digest.hex()}") == 1
+    assert w.poll() == []
+    assert w.host.deleted == {0, 1, 5, 6}
+    assert w.poll("u") == [b"7"]
+    assert w.poll("u") == []
+    assert w.host.deleted == {0, 1, 5, 6, 7, 8}
+    w.host.infos[digest.hex()] = Answer(200, b"info")
+    assert w.poll() == [b"2", b"4"]
+    assert w.poll() == []
+    assert w.host.deleted == set(range(9))
+    assert w.client.refused_mails == 0
+
+
+@pytest.mark.spec("MAIL-31", "MAIL-39")
+@pytest.mark.parametrize("bound", ["MAX_UNRESOLVED", "MAX_UNRESOLVED_BYTES"])
+def test_what_finds_no_room_while_it_waits_is_fetched_again(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = World()
+    signing, digest, result = other_boot(w)
+    monkeypatch.setattr("conclave.client.core.verify_instance", lambda *_, **__: result)
+    size = len(w.post(b"new 1"))
+    monkeypatch.setattr(f"conclave.client._box.{bound}", 2 if bound == "MAX_UNRESOLVED" else 3 * size - 1)
+    for n in range(5):
+        w.post(b"old %d" % n, signer=signing, digest=digest, number=n)
+    w.post(b"new 2")
+    assert w.poll() == [b"new 1", b"new 2"]
+    assert w.poll() == []
+    assert w.host.deleted == {0, 1}
+    w.host.infos[digest.hex()] = Answer(200, b"info")
+    old = []
+    for _ in range(3):
+        old += w.poll()
+        # What was not handed out is never deleted.
+        assert not {2 + n for n in range(5)} & w.host.deleted - {2 + int(body[-1:]) for body in old}
+    assert old == [b"old %d" % n for n in range(5)]
+    assert w.poll() == []
+    assert w.host.deleted == set(range(8))
+    assert w.client.refused_mails == 0
+
+
+@pytest.mark.spec("MAIL-39")
+def test_what_is_at_the_host_again_is_deleted_again() -> None:
+    w = World()
+    w.post(b"1")
+    w.post(b"2")
+    assert w.poll() == [b"1", b"2"]
+    assert w.poll() == []
+    assert w.host.deleted == {0, 1, 2}
+    # A host that was killed has them again, and says nothing of it.
+    w.host.deleted.clear()
+    assert w.poll() == []
+    assert w.host.deleted == {0, 1, 2}
+    # Who begins with a kept box finds them, too.
+    w.host.deleted.clear()
+    kept = Box.restore(w.client.box.export())
+    again = ClientCore(constraint=w.client.constraint, identity=w.client.identity, box=kept, now=lambda: NOW)
+    again.instance = w.client.instance
+    for _ in range(3):
+        assert w.poll(client=again) == []
+    assert w.host.deleted == {0, 1, 2}
+
+
+@pytest.mark.spec("MAIL-39")
+def test_a_deletion_that_did_not_arrive_is_asked_for_again() -> None:
+    w = World()
+    w.post(b"1")
+    assert w.poll() == [b"1"]
+
+    def away(exchange: Exchange) -> Answer:
+        return Answer(503) if exchange.method == "DELETE" else w.host(exchange)
+
+    w.post(b"2")
+    assert [m.body for m in w.instance.drive(w.client.poll(topic="t", wait_seconds=0), away)] == [b"2"]
+    assert not w.host.deleted
+    w.post(b"3")
+    assert w.poll() == [b"3"]
+    assert w.host.deleted == {0, 1, 2}
+
+
+@pytest.mark.spec("MAIL-36")
+@pytest.mark.parametrize("status", [0, 429, 502, 503])
+def test_an_acknowledgement_that_did_not_arrive_is_sent_again(status: int) -> None:
+    w = World()
+    w.post(b"1")
+    assert w.poll() == [b"1"]
+    told: list[Exchange] = []
+
+    def away(exchange: Exchange) -> Answer:
+        if exchange.path == "/mail":
+            told.append(exchange)
+            return Answer(status)
+        return w.host(exchange)
+
+    for n in range(1, 4):
+        assert w.instance.drive(w.client.poll(topic="t", wait_seconds=0), away) == []
+        assert len(told) == n
+    # It arrives, and is said no more.
+    for _ in range(2):
+        assert w.poll() == []
+        assert len([e for e in w.host.asked if e.path == "/mail"]) == 1
+
+
+@pytest.mark.spec("MAIL-36")
+@pytest.mark.parametrize("status", [409, 422])
+@pytest.mark.parametrize("old_mail", [True, False])
+def test_who_only_polls_acknowledges_to_the_boot_that_runs(
+    status: int, old_mail: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its session is of a boot that is gone, which it learns by its acknowledgement alone."""
+    w = World()
+    signing, digest, result = other_boot(w)
+    told: list[Answer] = []
+    successor = Instance()
+    successor.box = Mailbox(
+        key=w.instance.key, claims_digest=digest, posted=lambda _, below: acknowledged.append(below)
+    )
+    acknowledged: list[int] = []
+    monkeypatch.setattr("conclave.client.core.verify_instance", lambda *_, **__: result)
+
+    def host(exchange: Exchange) -> Answer:
+        if exchange.path == "/instance" or exchange.path.startswith("/instance/"):
+            return Answer(200, b"info")
+        if exchange.path == "/mail":
+            told.append(Answer(status) if not told else successor.answer(exchange))
+            return told[-1]
+        return w.host(exchange)
+
+    def poll() -> list[bytes]:
+        return [m.body for m in w.instance.drive(w.client.poll(topic="t", wait_seconds=0), host)]
+
+    if old_mail:
+        w.post(b"old")
+    for n in range(3):
+        w.post(b"new", signer=signing, digest=digest, number=n)
+    assert len(poll()) == 3 + old_mail
+    assert poll() == []
+    assert acknowledged == [3]
+    assert len(told) == 2
+    assert poll() == []
+    assert len(told) == 2
+
+
+@pytest.mark.spec("MAIL-36")
+def test_a_successor_that_is_refused_ends_no_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = World()
+
+    def refuse(*_: object, **__: object) -> AttestationResult:
+        raise AppraisalError(("another program",))
+
+    monkeypatch.setattr("conclave.client.core.verify_instance", refuse)
+
+    def host(exchange: Exchange) -> Answer:
+        if exchange.path == "/instance":
+            return Answer(200, b"info")
+        return Answer(409) if exchange.path == "/mail" else w.host(exchange)
+
+    w.post(b"1")
+    w.post(b"2")
+    for expected in ([b"1", b"2"], [], []):
+        assert [m.body for m in w.instance.drive(w.client.poll(topic="t", wait_seconds=0), host)] == expected
+    # The same instance, if it is one, has another session opened to it.
+    monkeypatch.setattr("conclave.client.core.verify_instance", lambda *_, **__: w.instance.result())
+    session = w.client._topics["t"].conversation.session
+    assert w.instance.drive(w.client.poll(topic="t", wait_seconds=0), host) == []
+    assert w.client._topics["t"].conversation.session is not session
 
 
 def test_a_poll_waits_no_longer_when_the_clock_is_set_back() -> None:

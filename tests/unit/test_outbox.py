@@ -201,6 +201,8 @@ def test_reading() -> None:
         outbox.delete(BOXES[0], numbers[1] + 1)
         outbox.delete(BOXES[2], 5)
         assert await read(outbox, 0) == got[2:]
+        outbox.delete(BOXES[0], numbers[3] + 1, first=numbers[3] + 1)
+        assert await read(outbox, 0) == got[2:]
         # What has left memory is read from the store; what the store lost is gone.
         outbox._cache.clear()
         assert await read(outbox, 0) == got[2:]

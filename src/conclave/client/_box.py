@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey
+from conclave._mailheader import parse_post
 from conclave.attestation import InstanceClaims
 from conclave.errors import (
     AppraisalError,
@@ -147,6 +148,15 @@ class _Arrived:
     post: Post
 
 
+@dataclass(frozen=True, slots=True)
+class _Unresolved:
+    """One mail whose sender is not known yet: the host's number for it, and the sender's claims digest."""
+
+    place: int
+    sender: bytes
+    mail: bytes
+
+
 class Collector:
     """Fetches what lies in a box, for all topics, and hands it out by topic."""
 
@@ -176,10 +186,17 @@ class Collector:
         self._asked = host()
         self._claimed = False
         self._place = 0
+        # Whether the host may still keep what is done with.
+        self._kept = False
+        # The first mail that found no room among the unresolved, and up to where mails came for a second time.
+        self._passed: int | None = None
+        self._again = 0
         self._waiting: dict[str, list[_Arrived]] = {}
         self._handed: dict[str, list[_Arrived]] = {}
         # Mails whose sender's claims the host did not give: asked for again at each poll.
-        self._unresolved: list[tuple[int, bytes]] = []
+        self._unresolved: list[_Unresolved] = []
+        # Senders whose claims were asked for in this poll, and not to be had.
+        self._absent: set[bytes] = set()
 
     def fetch(self, topic: str, wait_seconds: float) -> Steps[list[Post]]:
         """Mail on a topic: what waits here already, or what one request brings.
@@ -188,9 +205,12 @@ class Collector:
             TransportError: the host gives no mail.
             OverloadedError: too much waits for other topics.
         """
-        unresolved, self._unresolved = self._unresolved, []
-        for number, mail in unresolved:
-            yield from self._take(number, mail)
+        self._absent.clear()
+        for item in [*self._unresolved]:
+            taken = item.sender not in self._absent and (yield from self._take(item.place, item.mail))
+            if taken and item in self._unresolved:
+                self._unresolved.remove(item)
+                self._go_back()
         if topic not in self._waiting:
             if sum(map(len, self._waiting.values())) >= MAX_WAITING:
                 raise OverloadedError("too much mail of other topics was fetched: poll those topics too")
@@ -204,15 +224,27 @@ class Collector:
         handed = self._handed.pop(topic, [])
         for item in handed:
             self.box.settle(item.line, item.post.number)
-        if not handed:
-            return False
-        kept = [item.place for some in (self._handed, self._waiting) for items in some.values() for item in items]
-        kept += [place for place, _ in self._unresolved]
+        if handed:
+            yield from self._delete()
+        return bool(handed)
+
+    def _delete(self) -> Steps[None]:
+        """Have the host forget what nobody needs: a courtesy, but a box that stays full gets no more mail."""
         self._at_host()
-        below = min([self._place + 1, *kept])
-        # A courtesy: the host forgets what nobody needs. Nothing depends on it.
-        yield from self._ask("DELETE", f"/outbox?below={below}", bearer=self._bearer)
-        return True
+        unresolved = [item.place for item in self._unresolved]
+        kept = [item.place for some in (self._handed, self._waiting) for items in some.values() for item in items]
+        kept.append(self._place + 1 if self._passed is None else self._passed)
+        below = min([*kept, *unresolved])
+        ranges = [f"below={below}"]
+        if unresolved:
+            # Nor does what waits for its sender's claims, for days perhaps, keep the newer mail there.
+            first = max(unresolved) + 1
+            if (newest := min((place for place in kept if place >= first), default=0)) > first:
+                ranges.append(f"from={first}&below={newest}")
+        self._kept = False
+        for some in ranges:
+            answer = yield from self._ask("DELETE", f"/outbox?{some}", bearer=self._bearer)
+            self._kept |= answer.status != 204
 
     @property
     def place(self) -> int:
@@ -234,11 +266,20 @@ class Collector:
     def _at_host(self) -> None:
         if self._asked != (host := self._host()):
             self._asked, self._claimed, self._place = host, False, 0
+            self._kept, self._passed, self._again = False, None, 0
+
+    def _go_back(self) -> None:
+        """There is room for one that found none: from there on everything is asked for once more."""
+        if self._passed is not None:
+            self._again = max(self._again, self._place)
+            self._place, self._passed = self._passed - 1, None
 
     def _get(self, wait_seconds: float) -> Steps[None]:
         self._at_host()
         if not self._claimed:
             yield from self._claim()
+        if self._kept:
+            yield from self._delete()
         before = self._place
         path = f"/outbox?after={before}&wait={wait_seconds:g}"
         answer = yield from self._ask("GET", path, bearer=self._bearer, wait_seconds=wait_seconds)
@@ -248,33 +289,54 @@ class Collector:
             answer = yield from self._ask("GET", path, bearer=self._bearer, wait_seconds=wait_seconds)
         if answer.status != 200:
             raise TransportError(f"the host gives no mail: it answered with status {answer.status}")
+        # What a host deleted can be there again after it was killed (HTTP-16), and would fill the box.
+        self._kept |= before > 0 and not answer.body
         for number, mail in split_numbered(answer.body):
             # Another poll of this client may have brought the same in the meantime.
             if self._place == before or number > self._place:
                 before = self._place = number
-                yield from self._take(number, mail)
+                if not (yield from self._take(number, mail)):
+                    self._put_aside(number, mail)
 
-    def _take(self, number: int, data: bytes) -> Steps[None]:
+    def _put_aside(self, number: int, mail: bytes) -> None:
+        # A host may give one mail over and over, and never say whose it is.
+        size = sum(len(item.mail) for item in self._unresolved)
+        if self._passed is not None:
+            return
+        if len(self._unresolved) >= MAX_UNRESOLVED or size + len(mail) > MAX_UNRESOLVED_BYTES:
+            self._passed = number
+        else:
+            self._unresolved.append(_Unresolved(number, parse_post(mail).claims_digest, mail))
+
+    def _take(self, number: int, data: bytes) -> Steps[bool]:
+        """Whether that is done: received, or refused. False: nobody can say yet whose it is."""
         try:
             post = open_post(data, key=self.box.reply_key, identity=self._identity)
-            claims = yield from self._sender(post.claims_digest)
+            claims = yield from self._claims(post.claims_digest)
             post.check_sender(claims.signing_key)
         except (TransportError, ExpiredError):
-            # Not now, which may be the clock of this machine. A host may give one mail over and over, and
-            # never say whose it is.
-            size = sum(len(mail) for _, mail in self._unresolved)
-            if len(self._unresolved) < MAX_UNRESOLVED and size + len(data) <= MAX_UNRESOLVED_BYTES:
-                self._unresolved.append((number, data))
-            return
+            # Not now, which may be the clock of this machine.
+            return False
         except (FormatError, MailError, VerificationError, AppraisalError, SignatureError):
             # Whatever the host put there: an error would let it end a poll with one byte.
             self.refused += 1
-            return
+            return True
         line = (claims.boot_nonce, post.topic)
         if self.box.receive(line, post.number, post.acknowledged):
             self._waiting.setdefault(post.topic, []).append(_Arrived(number, line, post))
         else:
-            self.refused += 1
+            self.refused += number > self._again
+        return True
+
+    def _claims(self, digest: bytes) -> Steps[InstanceClaims]:
+        """As `sender` gives them; what is not to be had is asked for once in a poll."""
+        if digest in self._absent:
+            raise TransportError("the host does not say now who posted a mail")
+        try:
+            return (yield from self._sender(digest))
+        except (TransportError, ExpiredError):
+            self._absent.add(digest)
+            raise
 
 
 def split_numbered(body: bytes) -> list[tuple[int, bytes]]:

@@ -261,6 +261,8 @@ class ClientCore:
             host=lambda: self.hosts.current,
         )
         self._senders: dict[bytes, AttestationResult] = {}
+        # Topics whose mail was received, of which the enclave was not told yet.
+        self._owed: set[str] = set()
         self._refused = 0
 
     @property
@@ -670,21 +672,42 @@ class ClientCore:
         """What was handed out on a topic is done with: enclave and host need to keep it no more."""
         if self._is_stale():
             yield from self.verify()
-        if not (yield from self._collector.settle(topic)):
-            return
-        if self.state is not None:
-            # What cannot be written is handed out again after a restart.
-            with suppress(StateError):
-                self.state.keep_box(self.box.export())
-        assert self.instance is not None
-        below = self.box.received_below(self.instance.claims.boot_nonce, topic)
-        if below:
-            conversation = self._topic(topic).conversation
-            conversation.posted = below
+        if (yield from self._collector.settle(topic)):
+            self._owed.add(topic)
+            if self.state is not None:
+                # What cannot be written is handed out again after a restart.
+                with suppress(StateError):
+                    self.state.keep_box(self.box.export())
+        if topic in self._owed:
+            yield from self._report(topic)
+
+    def _report(self, topic: str) -> Steps[None]:
+        """Tell the boot that runs what was received; what does not arrive is told by the next poll.
+
+        An enclave that is not told posts no more in the end (MAIL-35), and a client that only
+        polls learns of a new boot by nothing else.
+        """
+        for _ in range(2):
+            assert self.instance is not None
+            place = self._topic(topic)
+            conversation, session = place.conversation, place.conversation.session
+            conversation.posted = self.box.received_below(self.instance.claims.boot_nonce, topic)
             acknowledgement = conversation.acknowledgement()
             answer = yield Exchange("POST", "/mail", acknowledgement, mails=True, host=self.hosts.current)
             if answer.status == 200:
-                self._take(conversation, answer.body)
+                if conversation.session is session:
+                    self._take(conversation, answer.body)
+                self._owed.discard(topic)
+            if answer.status not in (409, 422):
+                return
+            try:
+                yield from self.verify()
+            except Error:
+                # Mail of earlier boots is good all the same. Who calls is told.
+                return
+            if conversation.session is session:
+                # The same instance has no such session, or cannot read it: open another.
+                self._open(topic, place, new_boot=False)
 
     def _ask(
         self, method: str, path: str, body: bytes = b"", *, bearer: str = "", wait_seconds: float = 0.0

@@ -178,11 +178,11 @@ DOCUMENT: Final[dict[str, Any]] = {
                 bearer=True,
             ),
             "delete": _operation(
-                "Remove mail below a number",
+                "Remove mail below a number, all of it or from another one on",
                 "204",
                 _reply("it is removed"),
                 "401",
-                parameters=[{**_query("below", _NUMBER), "required": True}],
+                parameters=[{**_query("below", _NUMBER), "required": True}, _query("from", _NUMBER)],
                 bearer=True,
             ),
         },

@@ -514,10 +514,10 @@ class Outbox:
             box.readers.discard(reader)
             self._forget(key, box)
 
-    def delete(self, key: bytes, below: int) -> None:
-        """Drop mails with a lower number; the store follows when it can."""
+    def delete(self, key: bytes, below: int, *, first: int = 0) -> None:
+        """Drop mails whose number is lower, and not before `first`; the store follows when it can."""
         box = self._boxes.get(key)
-        for number in [n for n in box.entries if n < below] if box is not None else ():
+        for number in [n for n in box.entries if first <= n < below] if box is not None else ():
             self._remove(key, number)
 
     def _remove(self, key: bytes, number: int) -> None:

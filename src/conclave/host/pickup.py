@@ -48,8 +48,9 @@ class Pickup:
             elif method == "GET":
                 await self._read(scope, receive, send)
             elif method == "DELETE":
-                below = _number(_query(scope).get("below", ""), "below")
-                self._outbox.delete(self._owned(scope), below)
+                query = _query(scope)
+                first, below = _number(query.get("from", "0"), "from"), _number(query.get("below", ""), "below")
+                self._outbox.delete(self._owned(scope), below, first=first)
                 await respond(send, 204, b"text/plain", b"")
             else:
                 raise Refusal(405, "method", "/outbox takes GET and DELETE; POST goes to /outbox/<box id>")

@@ -25,11 +25,17 @@ from tests.load._rig import (
     until,
 )
 
+from conclave._chunkheader import MAX_CHUNK
 from conclave._crypto import random_bytes
 from conclave._mailheader import HEADER, MAGIC, TO_ENCLAVE, ZERO_SALT
 from conclave.bundle import Bundle
 from conclave.client import AsyncClient, Client
-from conclave.errors import TransportError
+from conclave.enclave._runtime import _KEPT_MEMORY as _ENCLAVE_KEPT
+from conclave.enclave._streams import Bounds as StreamBounds
+from conclave.errors import OverloadedError
+from conclave.host.connection import _HIGH_WATER
+from conclave.host.link import _KEPT_MEMORY as _HOST_KEPT
+from conclave.host.streams import MOST_WAITING
 
 pytestmark = pytest.mark.slow
 
@@ -41,17 +47,21 @@ def bundle(author: Callable[..., Bundle]) -> Bundle:
     return author("target", SOURCE)
 
 
+@pytest.mark.spec("MAIL-56")
 def test_open_channels(bundle: Bundle, tmp_path: Path) -> None:
-    """As many as a boot has room for, each of somebody else; one of them is the client that asks for the instance."""
-    count, slowest = scaled(1000, 100_000) - 1, 0
+    """As many as a boot has room for, each of somebody else; then one more, for which a silent one makes room."""
+    count, slowest = scaled(1000, 100_000), 0
     with (
         HostProcess(bundle, tmp_path) as host,
+        Client(host.url, constraint=host.constraint) as silent,
         Client(host.url, constraint=host.constraint) as client,
+        Client(host.url, constraint=host.constraint, attempts=1) as late,
         connected(host) as sock,
     ):
         channels = Channels(client.verify(), sock)
+        assert silent.call("run", "silent", 1)[1] == "1"
         assert client.call("run", "first", 1)[1] == "1"
-        opened = channels.grow(count)
+        opened = channels.grow(count - 2)
         while next(opened) < 100:
             pass
         start, began = host.memory(), time.monotonic()
@@ -59,26 +69,29 @@ def test_open_channels(bundle: Bundle, tmp_path: Path) -> None:
             pass
         seconds = time.monotonic() - began
         for _ in range(1000):
-            slowest = max(slowest, channels.call(random.randrange(count)))
+            slowest = max(slowest, channels.call(random.randrange(count - 2)))
         end = host.memory()
         # The oldest of all are served as they were.
         channels.call(0)
         assert client.call("run", "first", 2)[1] == "1"
         if SECONDS:
-            # No room for one more, who is told so; everybody else goes on.
-            with (
-                pytest.raises(TransportError, match="no reply after"),
-                Client(host.url, constraint=host.constraint, attempts=1) as late,
-            ):
-                late.call("run", "late", 1)
-            channels.call(count - 1)
+            assert late.call("run", "late", 1)[1] == "1"
+            # All others go on, on the channels that they have.
+            for number in range(count - 2):
+                channels.call(number)
+            assert client.call("run", "first", 3)[1] == "1"
+            # The silent one opens another, for which one of those makes room that are looked at next.
+            assert silent.call("run", "silent", 2)[1] == "1"
+            closed = [number for number in range(200) if channels.ask(number) is None]
+            assert len(closed) == 1
+            assert late.call("run", "late", 2)[1] == "1"
         each = {
             f"{part}_kib_each": round((end[f"{part}_mib"] - start[f"{part}_mib"]) * 1024 / count, 2)
             for part in ("host", "enclave")
         }
         report(
             "open channels",
-            channels=count + 1,
+            channels=count,
             a_second=round(count / seconds),
             slowest_call_ms=slowest,
             **each,
@@ -166,17 +179,24 @@ def test_boxes_claimed_by_the_thousand(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_cancelled_streams(bundle: Bundle, tmp_path: Path) -> None:
-    count, at_once = scaled(200, 2000), 16
+    """What is kept is what those streams took that were open at one time, however many came after each other."""
+    count, at_once = scaled(200, 8000), 16
 
     async def cancel(host: HostProcess, many: int) -> None:
         async with AsyncClient(host.url, constraint=host.constraint, timeout_seconds=120) as client:
 
             async def some() -> None:
-                for _ in range(many // at_once):
+                done = 0
+                while done < many // at_once:
                     stream = client.call_stream("zeros", 1 << 30)
-                    async for part in stream:
-                        assert part
-                        break
+                    try:
+                        async for part in stream:
+                            assert part
+                            done += 1
+                            break
+                    except OverloadedError:
+                        # The enclave does not know yet that others were cancelled.
+                        await asyncio.sleep(0.05)
                     await stream.aclose()
 
             await asyncio.gather(*(some() for _ in range(at_once)))
@@ -188,10 +208,14 @@ def test_cancelled_streams(bundle: Bundle, tmp_path: Path) -> None:
         done = 0
         while done < count or time.monotonic() < began + SECONDS:
             asyncio.run(cancel(host, 160))
+            until(lambda: other.call("streams") == 0, "the end of all streams")
             done += 160
-        until(lambda: other.call("streams") == 0, "the end of all streams")
         until(lambda: host.descriptors() <= start["descriptors"] + 2, "the descriptors that were given back")
         end = host.memory()
         report("cancelled streams", streams=done, start=start, end=end)
-    assert end["host_mib"] < start["host_mib"] + 24
-    assert end["enclave_mib"] < start["enclave_mib"] + 24
+    # Of one identity. A stream has chunks that wait, in the host as many once more on their way out, and what its
+    # connection takes. The C library keeps of this what lies between other blocks, and at the end of its heap twice
+    # the block that it was shown. One chunk left behind by each stream of a long run would be 500 MiB.
+    streams, waiting, mib = StreamBounds().streams_per_identity, MOST_WAITING * MAX_CHUNK, 1024 * 1024
+    assert end["host_mib"] < start["host_mib"] + (streams * (2 * waiting + _HIGH_WATER) + 2 * _HOST_KEPT) / mib
+    assert end["enclave_mib"] < start["enclave_mib"] + (streams * waiting + 2 * _ENCLAVE_KEPT) / mib

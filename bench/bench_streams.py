@@ -35,13 +35,13 @@ from conclave.client import AsyncClient
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 SIZE = int(os.environ.get("BENCH_MIB", "512")) << 20
-PIECE = 65536
+PIECE = 262144
 ENCLAVE = """
 import resource, time
 from collections.abc import AsyncIterator
 from conclave.enclave import Enclave, rpc
 
-PART = bytes(range(256)) * 256
+PART = bytes(range(256)) * 1024
 
 
 class Streams(Enclave):

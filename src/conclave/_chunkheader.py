@@ -16,12 +16,12 @@ from conclave.errors import FormatError
 CHUNK_MAGIC: Final = b"CMS1"
 CHUNK_HEADER: Final = struct.Struct(">4sB3s16sQI")
 # What is authenticated and hidden: a private header of 8 bytes, content, zeros; then the tag.
-MAX_CONTENT: Final = 65536
+MAX_CONTENT: Final = 256 * 1024
 CHUNK_PRIVATE: Final = struct.Struct(">B3sI")
 SMALLEST_CHUNK: Final = CHUNK_HEADER.size + CHUNK_PRIVATE.size + 16
 MAX_CHUNK: Final = SMALLEST_CHUNK + MAX_CONTENT
 # Of one `POST /stream`, and so of one CHUNKS frame.
-MAX_CHUNKS: Final = 16
+MAX_CHUNKS: Final = 4
 MAX_UPLOAD: Final = MAX_CHUNKS * (4 + MAX_CHUNK)
 _SIZE: Final = struct.Struct(">I")
 _ZERO: Final = b"\0\0\0"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import cast
+from typing import Protocol, cast
 
 import msgspec
 
@@ -67,16 +67,22 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     payload: bytes
 
 
+class Send(Protocol):
+    """Queues one frame, whose payload is these parts one after the other."""
+
+    def __call__(self, kind: int, request: int, *payload: bytes) -> None: ...
+
+
 def pack(kind: int, request: int, payload: bytes | bytearray = b"") -> bytes:
     """One frame as bytes. Raises ValueError if our own payload is too large."""
-    return head(kind, request, payload) + payload
+    return head(kind, request, len(payload)) + payload
 
 
-def head(kind: int, request: int, payload: bytes | bytearray | memoryview) -> bytes:
-    """What precedes a payload, for writers that do not join. Raises ValueError if our own payload is too large."""
-    if len(payload) > MAX_PAYLOAD:
-        raise ValueError(f"frame payload of {len(payload)} bytes exceeds {MAX_PAYLOAD}")
-    return HEADER.pack(len(payload), kind, _ZERO, request)
+def head(kind: int, request: int, size: int) -> bytes:
+    """What precedes a payload of that size, for writers that do not join. Raises ValueError if it is too large."""
+    if size > MAX_PAYLOAD:
+        raise ValueError(f"frame payload of {size} bytes exceeds {MAX_PAYLOAD}")
+    return HEADER.pack(size, kind, _ZERO, request)
 
 
 class FrameReader:

@@ -146,17 +146,11 @@ class AeadKey(_Hidden):
     def _note(self, recorder: Callable[[bytes, bytes], None], nonce: bytes) -> None:
         recorder(hashlib.sha256(b"key id" + self._value).digest(), nonce)
 
-    def encrypt(self, nonce: bytes, plaintext: bytes | memoryview, associated: bytes) -> bytes:
+    def encrypt(self, nonce: bytes, plaintext: bytes | bytearray | memoryview, associated: bytes) -> bytes:
         """Ciphertext with its 16-byte tag."""
         if on_encrypt is not None:
             self._note(on_encrypt, nonce)
         return (self._aead or self._expand()).encrypt(nonce, plaintext, associated)
-
-    def encrypt_into(self, nonce: bytes, plaintext: memoryview, associated: bytes, into: memoryview) -> None:
-        """The same, written to `into`, which has exactly the room for it."""
-        if on_encrypt is not None:
-            self._note(on_encrypt, nonce)
-        (self._aead or self._expand()).encrypt_into(nonce, plaintext, associated, into)
 
     def decrypt(self, nonce: bytes, ciphertext: bytes | memoryview, associated: bytes) -> bytes:
         """Plaintext, or `DecryptionError` which says nothing more."""

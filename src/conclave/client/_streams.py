@@ -24,6 +24,7 @@ import msgspec
 
 from conclave import _codec
 from conclave._chunkheader import MAX_CHUNK, MAX_CHUNKS, MAX_CONTENT
+from conclave._memory import keep_memory
 from conclave.client._http import Addresses, trusted, unreachable
 from conclave.client.core import Exchange, Opened
 from conclave.errors import CallError, DecryptionError, Error, FormatError, OverloadedError, StreamError, TransportError
@@ -40,6 +41,7 @@ _MAX_ITEMS: Final = 16 * 1024
 _MAX_HOP: Final = 1024
 # An enclave that ended a stream has said so within this time.
 _GRACE_SECONDS: Final = 2.0
+_KEPT_MIB: Final = 8
 _AGAIN_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0)
 
 
@@ -150,16 +152,14 @@ class _Uploader:
                 await reading
 
     def _batch(self) -> bytes:
-        parts: list[bytes | bytearray] = []
+        parts: list[bytes] = []
         error = self._read and self.failure is not None
-        while self._out and len(parts) < 2 * MAX_CHUNKS:
+        while self._out and len(parts) < 3 * MAX_CHUNKS:
             content, item, packed = self._out.next()
             final = self._read and not error and not self._out
-            chunk = self._sealer.seal(content, item=item, packed=packed, final=final)
-            parts += (len(chunk).to_bytes(4, "big"), chunk)
-        if self._read and not self._sealer.ended and len(parts) < 2 * MAX_CHUNKS:
-            chunk = self._sealer.seal(b"", final=True, error=error)
-            parts += (len(chunk).to_bytes(4, "big"), chunk)
+            parts += _sized(self._sealer.seal(content, item=item, packed=packed, final=final))
+        if self._read and not self._sealer.ended and len(parts) < 3 * MAX_CHUNKS:
+            parts += _sized(self._sealer.seal(b"", final=True, error=error))
         self._changed.set()
         if self._stepped is not None:
             self._stepped.room.set()
@@ -216,6 +216,11 @@ class _Uploader:
         if not isinstance(item, bytes | bytearray | memoryview):
             raise TypeError(f"this stream is of bytes; an item is {type(item).__name__}")
         return item
+
+
+def _sized(chunk: tuple[bytes, bytes]) -> tuple[bytes, bytes, bytes]:
+    head, sealed = chunk
+    return (len(head) + len(sealed)).to_bytes(4, "big"), head, sealed
 
 
 class _Stepped:
@@ -364,6 +369,7 @@ class AsyncStream(Generic[T]):
         """
         if self._incoming is not None or self._closed:
             return self
+        keep_memory(_KEPT_MIB)
         opened = await self._open_call()
         self._incoming = Incoming(opened, self._guard)
         try:

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeVar, cast
 
 from conclave import _codec
 from conclave._crypto import SigningKey
-from conclave._framing import Frame, Kind
+from conclave._framing import Frame, Kind, Send
 from conclave.attestation.appraisal import AttestationResult
 from conclave.attestation.claims import InstanceClaims, parse_claims, parse_instance_info
 from conclave.attestation.constraint import Constraint
@@ -56,7 +56,7 @@ class Fetch(_codec.Record, frozen=True):
 class Fetches:
     """HTTP exchanges that the host makes for this enclave."""
 
-    def __init__(self, send: Callable[[int, int, bytes], None]) -> None:
+    def __init__(self, send: Send) -> None:
         self._send = send
         self._next = 1
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
@@ -104,7 +104,7 @@ class Home(Protocol):
 class Peers:
     """The other enclaves that one boot calls."""
 
-    def __init__(self, home: Home, signing: SigningKey, clock: Clock, send: Callable[[int, int, bytes], None]) -> None:
+    def __init__(self, home: Home, signing: SigningKey, clock: Clock, send: Send) -> None:
         self.fetches = Fetches(send)
         self._home = home
         self._identity = Identity(signing)

@@ -14,7 +14,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Final
 
-from conclave._framing import Kind
+from conclave._framing import Kind, Send
 from conclave.errors import Error
 from conclave.mail import EnclaveSession, Reply
 
@@ -32,19 +32,19 @@ class _Later(bytes):
 class Release:
     """Holds frames until the tick at which they may leave."""
 
-    def __init__(self, every: timedelta, send: Callable[[int, int, bytes | bytearray], None]) -> None:
+    def __init__(self, every: timedelta, send: Send) -> None:
         """Nothing leaves before `start`.
 
         Args:
             every: the time from one tick to the next.
-            send: takes one frame (kind, request id, payload) to the host.
+            send: takes one frame to the host.
         """
         self._every = every.total_seconds()
         self._send = send
         self._ticks = 0
         # At which tick the answer to a request may leave.
         self._due: dict[int, int] = {}
-        self._held: list[tuple[int, int, bytes | bytearray]] = []
+        self._held: list[tuple[int, int, tuple[bytes, ...]]] = []
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Tick from now on."""
@@ -72,11 +72,11 @@ class Release:
         later.encrypt = partial(session.encrypt, reply)
         return later
 
-    def send(self, kind: int, request: int, payload: bytes | bytearray) -> None:
+    def send(self, kind: int, request: int, *payload: bytes) -> None:
         """Hold a frame until its tick; some kinds leave at once."""
         if kind in _AT_ONCE:
             self._due.pop(request, None)
-            self._send(kind, request, payload)
+            self._send(kind, request, *payload)
         else:
             self._held.append((kind, request, payload))
 
@@ -84,7 +84,7 @@ class Release:
         """Let go of what is due, in the order in which the requests came."""
         self._ticks += 1
         held, self._held = self._held, []
-        leaving: list[tuple[int, int, bytes | bytearray]] = []
+        leaving: list[tuple[int, int, tuple[bytes, ...]]] = []
         for frame in held:
             due = self._due.get(frame[1], 0) <= self._ticks
             (leaving if due else self._held).append(frame)
@@ -93,10 +93,14 @@ class Release:
         for kind, request, payload in leaving:
             if kind == Kind.DONE:
                 self._due.pop(request, None)
-            if isinstance(payload, _Later):
-                try:
-                    payload = payload.encrypt()
-                except Error:
-                    # A session that is spent, after 2^32 mails: the client opens another.
-                    payload = b""
-            self._send(kind, request, payload)
+            self._send(kind, request, *map(_now, payload))
+
+
+def _now(part: bytes) -> bytes:
+    if not isinstance(part, _Later):
+        return part
+    try:
+        return part.encrypt()
+    except Error:
+        # A session that is spent, after 2^32 mails: the client opens another.
+        return b""

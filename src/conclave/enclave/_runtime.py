@@ -25,6 +25,7 @@ from conclave import __version__, _crypto
 from conclave._chunkheader import MAX_UPLOAD
 from conclave._crypto import SUITE_ID
 from conclave._framing import HEADER, FrameReader, Kind, head, pack
+from conclave._memory import keep_memory
 from conclave.attestation.claims import InstanceClaims
 from conclave.bundle.manifest import Manifest, check_files, parse_manifest
 from conclave.enclave import _sandbox
@@ -45,9 +46,7 @@ _BATCH: Final = 32
 _BATCH_SIZE: Final = 128 * 1024
 # The kernel takes 1024 pieces at once.
 _PARTS: Final = 512
-# A block of this size, made and given back, has the C library keep as much for later use: without, each
-# mail of 64 KiB gets fresh pages from the kernel, which costs more than to copy it.
-_KEPT_MEMORY: Final = 8 * 1024 * 1024
+_KEPT_MIB: Final = 8
 
 
 class StartError(Error):
@@ -204,7 +203,7 @@ class _Output:
     def __init__(self, loop: asyncio.AbstractEventLoop, channel: socket.socket) -> None:
         self._loop = loop
         self._channel = channel
-        self._parts: list[bytes | bytearray | memoryview] = []
+        self._parts: list[bytes | memoryview] = []
         self._size = 0
         self._frames = 0
         self._scheduled = False
@@ -212,10 +211,11 @@ class _Output:
         self._waiting: Callable[[], None] | None = None
         self.closed = asyncio.Event()
 
-    def send(self, kind: int, request: int, payload: bytes | bytearray) -> None:
-        """Queue one frame."""
-        self._parts += (head(kind, request, payload), payload)
-        self._size += HEADER.size + len(payload)
+    def send(self, kind: int, request: int, *payload: bytes) -> None:
+        """Queue one frame, whose payload is these parts one after the other."""
+        size = sum(map(len, payload))
+        self._parts += (head(kind, request, size), *payload)
+        self._size += HEADER.size + size
         self._frames += 1
         if (self._frames >= _BATCH or self._size >= _BATCH_SIZE) and not self._blocked:
             self.flush()
@@ -316,7 +316,7 @@ async def _serve(channel: socket.socket, start: _Start) -> None:
     gc.freeze()
     # One buffer for the whole boot: fresh pages for each read cost more than the read.
     reader = FrameReader(Kind, buffer_size=_READ_SIZE, views=frozenset({Kind.MAIL, Kind.CHUNKS}))
-    bytearray(_KEPT_MEMORY)
+    keep_memory(_KEPT_MIB)
 
     def readable() -> None:
         if output.full:

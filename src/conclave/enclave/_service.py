@@ -24,7 +24,7 @@ import msgspec
 
 from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey, SigningKey
-from conclave._framing import Frame, Kind
+from conclave._framing import Frame, Kind, Send
 from conclave.attestation.claims import InstanceClaims
 from conclave.enclave import _streams
 from conclave.enclave._posts import Posts
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from conclave.enclave._peers import Peer, Peers
 
 T = TypeVar("T")
-Send = Callable[[int, int, bytes | bytearray], None]
 MAX_MESSAGE: Final = 4096
 STOP_SECONDS: Final = 5.0
 _WORDS: Final = (

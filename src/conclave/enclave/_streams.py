@@ -23,7 +23,7 @@ import msgspec
 
 from conclave import _codec
 from conclave._chunkheader import MAX_CHUNKS, MAX_CONTENT, Bytes, chunk_address, split_chunks
-from conclave._framing import Frame, Kind
+from conclave._framing import Frame, Kind, Send
 from conclave._mailheader import NONE
 from conclave.errors import DecryptionError, FormatError, StreamError
 from conclave.mail._wire import FLAG_LAST, FLAG_OUTSIDE, FLAG_UPLOAD, Reply, ReplyKind, Request
@@ -45,7 +45,6 @@ _TURN_SECONDS: Final = 0.002
 _MAX_CREDIT: Final = 1024
 _encode = msgspec.msgpack.Encoder().encode
 
-Send = Callable[[int, int, bytes | bytearray], None]
 Handler = Callable[..., Any]
 
 
@@ -265,7 +264,7 @@ class _Stream:
         self.credit -= 1
         self.quiet = False
         chunk = self.sealer.seal(content, final=final, item=item, error=error, packed=packed)
-        self._streams.send(Kind.DONE if final else Kind.REPLY, self.route, chunk)
+        self._streams.send(Kind.DONE if final else Kind.REPLY, self.route, *chunk)
 
     def more(self, chunks: int) -> None:
         """The host takes so many chunks more."""
@@ -333,7 +332,7 @@ class Streams:
         """Nothing runs before the first stream call.
 
         Args:
-            send: queues one frame to the host.
+            send: queues one frame to the host: kind, request id, and the parts of its payload.
             prepare: handler, method and arguments of a call; raises FormatError.
             failure: what the caller learns of an error.
             pool: where plain handlers run, if the class allows threads.

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import cache
 from typing import Final, cast
 
 from conclave._framing import Frame, FrameReader, Kind, head
+from conclave._memory import keep_memory
 from conclave.errors import FormatError, TransportError
 from conclave.host.counts import Counts
 from conclave.host.exchange import Body
@@ -32,19 +32,12 @@ _BATCH: Final = 32
 _JOIN: Final = 32 * 1024
 # As much as a processor keeps at hand: what just came is then sent on without a way to memory and back.
 _BATCH_SIZE: Final = 256 * 1024
-# A block of this size, made and given back, has the C library keep as much for later use; see the enclave's loop.
-_KEPT_MEMORY: Final = 31 * 1024 * 1024
+_KEPT_MIB: Final = 31
 _READ_SIZE: Final = 256 * 1024
 _FINAL: Final = frozenset({Kind.DONE, Kind.ERROR, Kind.SIGNED, Kind.INSTANCE})
 # Looking up the member of an enumeration costs more than comparing it.
 _MAIL: Final = Kind.MAIL
 _FETCH: Final = Kind.FETCH
-
-
-@cache
-def _keep_memory() -> None:
-    """Once in a process: a second block would come from what is kept, and each page of it be touched."""
-    bytearray(_KEPT_MEMORY)
 
 
 class Ask:
@@ -107,7 +100,7 @@ class Link(asyncio.BufferedProtocol):
         self._lost = lost
         self._gate = Gate(keep, self._deliver)
         self._reader = FrameReader(Kind, buffer_size=_READ_SIZE)
-        _keep_memory()
+        keep_memory(_KEPT_MIB)
         self._asks: dict[int, Ask] = {}
         self._next = 1
         self._out: list[Body] = []
@@ -252,7 +245,7 @@ class Link(asyncio.BufferedProtocol):
 
     def _send(self, kind: Kind, request: int, payload: Body) -> None:
         # One write for many requests: under load a crossing costs a fraction.
-        self._out += (head(kind, request, payload), payload)
+        self._out += (head(kind, request, len(payload)), payload)
         self._waiting += len(payload)
         if len(self._out) >= 2 * _BATCH or self._waiting >= _BATCH_SIZE:
             self._flush()

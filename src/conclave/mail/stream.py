@@ -9,6 +9,7 @@ Spec: spec/mail.md section 8 (MAIL-20 to MAIL-24).
 from __future__ import annotations
 
 import struct
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -34,6 +35,8 @@ MAX_ITEM: Final = MAX_BODY
 MAX_NUMBER: Final = 2**32 - 1
 # Items that wait for more, to go together: each takes memory beside its bytes.
 _MAX_TOGETHER: Final = 1024
+# From this size on an item goes alone: to pack it costs a copy at each end, more than a chunk of its own.
+_LARGE: Final = 32 * 1024
 FLAG_FINAL: Final = 1
 FLAG_ITEM: Final = 2
 FLAG_ERROR: Final = 4
@@ -45,6 +48,20 @@ _ZERO: Final = b"\0\0\0"
 _HEAD: Final = CHUNK_HEADER.size
 # The nonce is counter and number, which stand at the end of the header.
 _NONCE: Final = slice(24, 36)
+
+
+class _Scratch(threading.local):
+    """Room for one plaintext, of each thread: fresh pages for every chunk cost more than the encryption.
+
+    What it holds leaves it encrypted, or as a copy.
+    """
+
+    def __init__(self) -> None:
+        self.plain = bytearray(_FULL)
+        self.view = memoryview(self.plain)
+
+
+_scratch = _Scratch()
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):
@@ -67,7 +84,7 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
 class ChunkSealer:
     """Encrypts the chunks of one stream, each number once."""
 
-    __slots__ = ("_alive", "_associated", "_ended", "_key", "_number", "_padding", "_plain", "_view")
+    __slots__ = ("_alive", "_associated", "_ended", "_key", "_number", "_padding")
 
     def __init__(
         self,
@@ -86,9 +103,6 @@ class ChunkSealer:
         self._ended = False
         self._padding = padding
         self._alive = alive
-        # Reused for every chunk: fresh pages cost more than the encryption.
-        self._plain = bytearray(_FULL)
-        self._view = memoryview(self._plain)
 
     @property
     def ended(self) -> bool:
@@ -97,8 +111,8 @@ class ChunkSealer:
 
     def seal(
         self, content: Bytes, *, final: bool = False, item: bool = False, error: bool = False, packed: bool = False
-    ) -> bytearray:
-        """The next chunk.
+    ) -> tuple[bytes, bytes]:
+        """The next chunk: its public header and what follows, which nobody needs to join.
 
         Raises:
             SessionError: after the final chunk, after 2^32 - 1 of them, or in a forked process.
@@ -113,7 +127,7 @@ class ChunkSealer:
         self._ended = final
         end = CHUNK_PRIVATE.size + size
         padded = _FULL if size == MAX_CONTENT else _padded(self._padding, end)
-        plain = self._plain
+        plain, view = _scratch.plain, _scratch.view
         flags = (FLAG_FINAL if final else 0) | (FLAG_ITEM if item else 0) | (FLAG_ERROR if error else 0)
         if packed:
             flags |= FLAG_PACKED
@@ -122,11 +136,7 @@ class ChunkSealer:
         if padded > end:
             plain[end:padded] = bytes(padded - end)
         associated = _numbered(self._associated, self._number)
-        # Written where it is sent from: at this rate each copy of a chunk shows.
-        sealed = bytearray(_HEAD + padded + TAG_SIZE)
-        sealed[:_HEAD] = associated
-        self._key.encrypt_into(associated[_NONCE], self._view[:padded], associated, memoryview(sealed)[_HEAD:])
-        return sealed
+        return associated, self._key.encrypt(associated[_NONCE], view[:padded], associated)
 
 
 def _numbered(head: bytearray, number: int) -> bytes:
@@ -146,7 +156,7 @@ def _padded(padding: Padding, size: int) -> int:
 class ChunkOpener:
     """Decrypts the chunks of one stream: the next number only."""
 
-    __slots__ = ("_ended", "_expected", "_head", "_key", "_number", "_plain", "_view")
+    __slots__ = ("_ended", "_expected", "_head", "_key", "_number")
 
     def __init__(self, key: AeadKey, *, direction: int, session_id: bytes, counter: int) -> None:
         self._key = key
@@ -155,9 +165,6 @@ class ChunkOpener:
         # The public header of the one chunk that is taken next, if there is one.
         self._expected = _numbered(self._head, 1)
         self._ended = False
-        # Reused for every chunk, as the sealer's. What it holds leaves it as a copy only.
-        self._plain = bytearray(_FULL)
-        self._view = memoryview(self._plain)
 
     @property
     def ended(self) -> bool:
@@ -177,7 +184,7 @@ class ChunkOpener:
             chunk_address(data)
             raise DecryptionError
         padded = len(view) - _HEAD - TAG_SIZE
-        plain, into = self._plain, self._view
+        plain, into = _scratch.plain, _scratch.view
         self._key.decrypt_into(associated[_NONCE], view[_HEAD:], associated, into[:padded])
         flags, zero, size = CHUNK_PRIVATE.unpack_from(plain)
         end = CHUNK_PRIVATE.size + size
@@ -302,10 +309,10 @@ class Packer:
         if at:
             return memoryview(first)[at:], True, False
         room = MAX_CONTENT - 2 * _SIZE.size - size
-        if not items or len(items[0]) > room:
+        if size >= _LARGE or not items or len(items[0]) > room:
             return first, True, False
         parts: list[Bytes] = [_SIZE.pack(size), first]
-        while items and len(items[0]) <= room:
+        while items and len(items[0]) <= min(room, _LARGE):
             more = items.popleft()
             size = len(more)
             parts += (_SIZE.pack(size), more)

@@ -40,6 +40,7 @@ ENCLAVE_MODULES: Final = (
     "_framing",
     "_lazy",
     "_mailheader",
+    "_memory",
     "attestation/__init__",
     "attestation/claims",
     "bundle/__init__",

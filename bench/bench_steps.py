@@ -106,9 +106,9 @@ class Calls:
             self.run([self.frame(number)])
             client.decrypt(self._reply)
 
-    def _take(self, kind: int, request: int, payload: bytes | bytearray) -> None:
+    def _take(self, kind: int, request: int, *payload: bytes) -> None:
         self.sent += 1
-        self._reply = bytes(payload) if self.sent <= CHANNELS else b""
+        self._reply = b"".join(payload) if self.sent <= CHANNELS else b""
 
     def frame(self, number: int) -> bytes:
         """The next call of one channel, acknowledging those before."""

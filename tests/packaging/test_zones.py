@@ -18,7 +18,7 @@ from conclave.platform.tree import ASGI_MODULES, ENCLAVE_MODULES, PACKED, PEER_M
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "conclave"
 
-_LEAVES = {"errors", "_chunkheader", "_codec", "_framing", "_lazy", "_mailheader"}
+_LEAVES = {"errors", "_chunkheader", "_codec", "_framing", "_lazy", "_mailheader", "_memory"}
 _PURE = _LEAVES | {"_crypto", "attestation", "bundle", "mail", "rpc", ""}
 # The host holds no keys: of the packages it may know parsers only.
 ALLOWED = {
@@ -26,6 +26,7 @@ ALLOWED = {
     "_codec": {"errors"},
     "_framing": {"errors"},
     "_mailheader": {"errors"},
+    "_memory": set(),
     "_chunkheader": {"errors"},
     "_crypto": {"errors"},
     "attestation": _LEAVES | {"_crypto", "attestation", ""},

@@ -370,7 +370,7 @@ async def test_ticks_come_by_themselves() -> None:
     sent: list[int] = []
     done = asyncio.Event()
 
-    def send(kind: int, request: int, payload: bytes) -> None:
+    def send(kind: int, request: int, *payload: bytes) -> None:
         sent.append(request)
         done.set()
 

@@ -53,7 +53,7 @@ def session() -> EnclaveSession:
 async def test_heads_and_refusals_of_streams_tell_only_when_their_calls_came() -> None:
     """Their counters are given when the call arrives: what the handler does afterwards moves none."""
     left: list[tuple[int, int, bytes]] = []
-    release = Release(timedelta(hours=1), lambda kind, request, data: left.append((kind, request, bytes(data))))
+    release = Release(timedelta(hours=1), lambda kind, request, *data: left.append((kind, request, b"".join(data))))
     enclave, methods = Ends(), interface_of(Ends).methods
 
     def prepare(request: Request, sender: bytes) -> Any:

@@ -7,6 +7,7 @@ import contextvars
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from tests._chunks import seal
 
 from conclave._chunkheader import MAX_CHUNKS, MAX_CONTENT
 from conclave._crypto import DecryptionKey, SigningKey
@@ -55,7 +56,7 @@ class Rig:
         self.author = Slow()
         method = interface_of(Slow).methods["up"]
         self.streams = Streams(
-            send=lambda kind, request, payload: self.sent.append((kind, request, bytes(payload))),
+            send=lambda kind, request, *payload: self.sent.append((kind, request, b"".join(payload))),
             prepare=lambda request, sender: (self.author.up, method, ()),
             failure=lambda error: CallFailure(type="error", message=""),
             pool=None,
@@ -91,9 +92,11 @@ class Rig:
         assert sealer is not None
         return ReplyKind(session.decrypt(head).kind), sealer
 
-    def upload(self, sealer: ChunkSealer, chunks: int = MAX_CHUNKS, *, error: bool = False) -> bytes:
-        """Upload full chunks, as one frame; the word with which they were refused, or nothing."""
-        made = [sealer.seal(b"" if error else PART, item=not error, final=error, error=error) for _ in range(chunks)]
+    def upload(
+        self, sealer: ChunkSealer, chunks: int = MAX_CHUNKS, *, part: bytes = PART, error: bool = False
+    ) -> bytes:
+        """Upload chunks, as one frame; the word with which they were refused, or nothing."""
+        made = [seal(sealer, b"" if error else part, item=not error, final=error, error=error) for _ in range(chunks)]
         self._requests += 1
         payload = b"".join(len(chunk).to_bytes(4, "big") + chunk for chunk in made)
         before = len(self.sent)
@@ -159,7 +162,10 @@ def test_waiting_uploads_of_one_identity_are_bounded() -> None:
         most = rig.open(client)[1]
         assert rig.upload(most) == b""
         for _ in range(26):
-            assert rig.upload(rig.open(client)[1], 15 if _ else MAX_CHUNKS) in (b"", b"overloaded")
+            assert rig.upload(rig.open(client)[1], part=PART[: len(PART) * 15 // 16] if _ else PART) in (
+                b"",
+                b"overloaded",
+            )
         held = rig.streams.held
         assert 24 * 1024 * 1024 <= held < 25 * 1024 * 1024 + 64 * 1024
         assert rig.upload(rig.open(client)[1]) == b"overloaded"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests._chunks import seal
 
 from conclave import _crypto
 from conclave._crypto import DecryptionKey, Secret, SigningKey
@@ -102,7 +103,7 @@ def test_chunks(name: str) -> None:
     assert item_ends
     session = client(case)
     place = {"direction": 1, "session_id": session.session_id, "counter": 5}
-    assert ChunkSealer(session._send, **place).seal(content, item=True, packed=packed) == case["chunk"]  # type: ignore[arg-type]
+    assert seal(ChunkSealer(session._send, **place), content, item=True, packed=packed) == case["chunk"]  # type: ignore[arg-type]
 
 
 def test_request_and_second() -> None:

@@ -137,7 +137,7 @@ DOCUMENT: Final[dict[str, Any]] = {
                 "422",
                 "429",
                 "502",
-                body={**_BYTES, "description": "1 to 16 chunks of one stream, each `size (4, BE) ‖ chunk`"},
+                body={**_BYTES, "description": "1 to 4 chunks of one stream, each `size (4, BE) ‖ chunk`"},
             )
         },
         "/challenge": {

@@ -35,8 +35,6 @@ MAX_ITEM: Final = MAX_BODY
 MAX_NUMBER: Final = 2**32 - 1
 # Items that wait for more, to go together: each takes memory beside its bytes.
 _MAX_TOGETHER: Final = 1024
-# From this size on an item goes alone: to pack it costs a copy at each end, more than a chunk of its own.
-_LARGE: Final = 32 * 1024
 FLAG_FINAL: Final = 1
 FLAG_ITEM: Final = 2
 FLAG_ERROR: Final = 4
@@ -309,10 +307,10 @@ class Packer:
         if at:
             return memoryview(first)[at:], True, False
         room = MAX_CONTENT - 2 * _SIZE.size - size
-        if size >= _LARGE or not items or len(items[0]) > room:
+        if not items or len(items[0]) > room:
             return first, True, False
         parts: list[Bytes] = [_SIZE.pack(size), first]
-        while items and len(items[0]) <= min(room, _LARGE):
+        while items and len(items[0]) <= room:
             more = items.popleft()
             size = len(more)
             parts += (_SIZE.pack(size), more)

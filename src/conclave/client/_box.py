@@ -287,10 +287,10 @@ class Collector:
             # The host forgot the claim. It is asked again, and once.
             yield from self._claim()
             answer = yield from self._ask("GET", path, bearer=self._bearer, wait_seconds=wait_seconds)
+        # What a host deleted can be there again after it was killed (HTTP-16), and would fill the box.
+        self._kept |= before > 0 and (answer.status != 200 or not answer.body)
         if answer.status != 200:
             raise TransportError(f"the host gives no mail: it answered with status {answer.status}")
-        # What a host deleted can be there again after it was killed (HTTP-16), and would fill the box.
-        self._kept |= before > 0 and not answer.body
         for number, mail in split_numbered(answer.body):
             # Another poll of this client may have brought the same in the meantime.
             if self._place == before or number > self._place:

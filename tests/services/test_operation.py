@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import signal
@@ -76,6 +77,23 @@ def bundle(author: Callable[..., Bundle]) -> Bundle:
 Serving = Callable[..., "contextmanager[Served]"]
 
 
+def own(place: Path) -> dict[str, str]:
+    """An environment with a state of its own: hosts of one program and user share a store, which is for one of them."""
+    return {**os.environ, "XDG_STATE_HOME": str(place)}
+
+
+def told_by(process: subprocess.Popen[str], last: str) -> dict[str, str]:
+    """What a command prints when it begins to serve, by the first word of each line, up to the line of that word."""
+    assert process.stdout is not None
+    told = {}
+    for line in process.stdout:
+        word, _, rest = line.partition(" ")
+        told[word] = rest.strip()
+        if word == last:
+            break
+    return told
+
+
 @pytest.fixture
 def serving(bundle: Bundle, machine: Path, tmp_path: Path) -> Serving:
     @contextmanager
@@ -85,15 +103,9 @@ def serving(bundle: Bundle, machine: Path, tmp_path: Path) -> Serving:
         command += [] if "--log" in arguments else ["--log", "json"]
         log = tmp_path / f"log-{secrets.token_hex(4)}"
         with log.open("w") as errors:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=own(tmp_path))
         try:
-            assert process.stdout is not None
-            told = {}
-            for line in process.stdout:
-                word, _, rest = line.partition(" ")
-                told[word] = rest.strip()
-                if word == "constraint":
-                    break
+            told = told_by(process, "constraint")
             assert "serving" in told, log.read_text()
             yield Served(process, told["serving"], told["operators"], log)
             if end:
@@ -391,17 +403,16 @@ def test_an_application_ends_its_requests_and_then_its_lifespan(machine: Path, t
     (tmp_path / "served.py").write_text(APPLICATION)
     command = [sys.executable, "-m", "conclave.cli", "run", "served:app", "--platform", str(machine / "own")]
     process = subprocess.Popen(
-        [*command, "--port", "0"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--port", "0"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=own(tmp_path),
     )
     with process:
         try:
-            assert process.stdout is not None
-            told = {}
-            for line in process.stdout:
-                word, _, rest = line.partition(" ")
-                told[word] = rest.strip()
-                if word == "written":
-                    break
+            told = told_by(process, "written")
             transport = MailTransport(told["serving"], constraint=told["constraint"])
             with httpx2.Client(transport=transport, base_url="https://app") as client, client.stream("GET", "/") as got:
                 parts = got.iter_bytes()

@@ -70,12 +70,20 @@ def test_what_the_resolver_says(monkeypatch: pytest.MonkeyPatch, code: int, why:
         Place("name", 0)
 
 
-def test_a_port_that_this_user_may_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (PermissionError(13, "Permission denied"), "this user may not take that port; choose another port, above 1023"),
+        # Otherwise the system's own words.
+        (OSError(105, "No buffer space available"), "No buffer space available"),
+    ],
+)
+def test_what_the_system_says_of_a_port(monkeypatch: pytest.MonkeyPatch, error: OSError, why: str) -> None:
     def refuse(taken: socket.socket, where: object) -> None:
-        raise PermissionError(13, "Permission denied")
+        raise error
 
     monkeypatch.setattr(socket.socket, "bind", refuse)
-    with pytest.raises(TransportError, match=r"this user may not take that port; choose another port, above 1023$"):
+    with pytest.raises(TransportError, match=f": {why}$"):
         Place(LOOPBACK, 80)
 
 
@@ -87,15 +95,6 @@ def test_no_descriptor_is_left() -> None:
             Place(LOOPBACK, 0)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_otherwise_the_systems_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(taken: socket.socket, where: object) -> None:
-        raise OSError(105, "No buffer space available")
-
-    monkeypatch.setattr(socket.socket, "bind", fail)
-    with pytest.raises(TransportError, match=r": No buffer space available$"):
-        Place(LOOPBACK, 0)
 
 
 def test_a_name_with_an_address_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -299,10 +299,10 @@ class Collector:
                     self._put_aside(number, mail)
 
     def _put_aside(self, number: int, mail: bytes) -> None:
-        # A host may give one mail over and over, and never say whose it is.
-        size = sum(len(item.mail) for item in self._unresolved)
         if self._passed is not None:
             return
+        # A host may give one mail over and over, and never say whose it is.
+        size = sum(len(item.mail) for item in self._unresolved)
         if len(self._unresolved) >= MAX_UNRESOLVED or size + len(mail) > MAX_UNRESOLVED_BYTES:
             self._passed = number
         else:

@@ -33,6 +33,8 @@ class Kind(IntEnum):
     DROP = 7
     FETCHED = 8
     ROOM = 9
+    STORED = 10
+    COMMITTED = 11
     INSTANCE = 65
     REPLY = 66
     DONE = 67
@@ -42,6 +44,10 @@ class Kind(IntEnum):
     POST = 71
     FETCH = 72
     SPENT = 73
+    LOAD = 74
+    COMMIT = 75
+    SNAPSHOT = 76
+    HALTED = 77
 
 
 class PlatformKind(IntEnum):

@@ -130,6 +130,20 @@ class RollbackError(StateError):
     code = "rollback"
 
 
+class LogReplaced(StateError):
+    """The enclave has another log than the one this client knew: its state was lost, or taken away.
+
+    `old`, `new`: the log ids, 32 bytes each. Nothing was sent to the new one; a client goes on by its owner's consent.
+    """
+
+    code = "log-replaced"
+
+    def __init__(self, message: str, *, old: bytes, new: bytes) -> None:
+        self.old = old
+        self.new = new
+        super().__init__(message)
+
+
 class WrongKeyError(StateError):
     """State sealed under a key this enclave does not have."""
 

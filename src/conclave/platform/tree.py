@@ -78,6 +78,16 @@ ENCLAVE_MODULES: Final = (
     "rpc/interface",
     "rpc/types",
 )
+# Loaded only by enclaves whose state persists.
+STATE_MODULES: Final = (
+    "enclave/_state",
+    "persistence/__init__",
+    "persistence/context",
+    "persistence/log",
+    "persistence/map",
+    "persistence/records",
+    "persistence/table",
+)
 # Loaded only by enclaves that call others or declare callers: a client's core, the verifiers.
 PEER_MODULES: Final = (
     "attestation/_der",
@@ -121,7 +131,7 @@ PEER_MODULES: Final = (
 )
 # What more is loaded where the entry is an ASGI application.
 ASGI_MODULES: Final = ("enclave/asgi", "rpc/http")
-PACKED: Final = (*ENCLAVE_MODULES, *PEER_MODULES, *ASGI_MODULES)
+PACKED: Final = tuple(dict.fromkeys((*ENCLAVE_MODULES, *STATE_MODULES, *PEER_MODULES, *ASGI_MODULES)))
 _OUR_ROOT: Final = Path(importlib.util.find_spec("conclave").submodule_search_locations[0])  # type: ignore[union-attr,index]
 _LEFT_OUT: Final = frozenset(
     {"__pycache__", "dist-packages", "ensurepip", "idlelib", "lib2to3", "lib-dynload", "pydoc_data"}

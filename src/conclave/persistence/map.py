@@ -1,0 +1,4 @@
+"""`self.map`: what an author sees of the table.
+
+Pure.
+"""

@@ -1,0 +1,4 @@
+"""An ordered table with snapshot reads and optimistic transactions.
+
+Pure.
+"""

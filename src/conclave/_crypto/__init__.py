@@ -27,6 +27,7 @@ SIGNING_KEY_SIZE: Final = 32
 SIGNATURE_SIZE: Final = 64
 SEALED_SECRET_SIZE: Final = 1120 + 32 + 16
 TAG_SIZE: Final = 16
+WRAPPED_KEY_SIZE: Final = 32 + 32 + TAG_SIZE
 ZERO_DIGEST: Final = bytes(64)
 
 PURPOSES: Final = frozenset(
@@ -194,6 +195,47 @@ class Marker(_Hidden):
             return same(self._key.decrypt(mark[:12], mark[12:], body), head)
         except DecryptionError:
             return False
+
+
+class MacKey(_Hidden):
+    """Recognises what was tagged under the same key before, in whatever process: keyed BLAKE2b (RFC 7693), 16 bytes.
+
+    Parts are not separated from one another: all but one must have a fixed size.
+    """
+
+    __slots__ = ("_begun",)
+
+    def __init__(self, secret: Secret) -> None:
+        self._begun = hashlib.blake2b(key=secret._value, digest_size=TAG_SIZE)
+
+    def tag(self, label: bytes, *parts: bytes | memoryview) -> bytes:
+        """The tag of these parts for the use that the label names."""
+        mac = self._begun.copy()
+        mac.update(b"".join((label, *parts)))
+        return mac.digest()
+
+    def fits(self, tag: bytes, label: bytes, *parts: bytes | memoryview) -> bool:
+        """Whether `tag` is the tag of these parts, in constant time."""
+        return same(self.tag(label, *parts), tag)
+
+
+def wrap_key(under: Secret, label: bytes, key: Secret, associated: bytes) -> bytes:
+    """A 32-byte secret for whoever has `under`: salt (32), ciphertext with its tag (48).
+
+    The nonce is zero: the salt gives each wrapping a key of its own.
+    """
+    return _wrap_from_parts(under, label, key, associated, salt=os.urandom(32))
+
+
+def _wrap_from_parts(under: Secret, label: bytes, key: Secret, associated: bytes, *, salt: bytes) -> bytes:
+    return salt + AeadKey(under.extract(salt).expand(label)).encrypt(bytes(12), key._value, associated)
+
+
+def unwrap_key(under: Secret, label: bytes, wrapped: bytes, associated: bytes) -> Secret:
+    """What `wrap_key` wrapped, 80 bytes. Raises DecryptionError."""
+    if len(wrapped) != WRAPPED_KEY_SIZE:
+        raise DecryptionError
+    return Secret(AeadKey(under.extract(wrapped[:32]).expand(label)).decrypt(bytes(12), wrapped[32:], associated))
 
 
 def seal_record(secret: Secret, label: bytes, plaintext: bytes, associated: bytes) -> bytes:

@@ -86,6 +86,7 @@ STATE_MODULES: Final = (
     "persistence/log",
     "persistence/map",
     "persistence/records",
+    "persistence/replay",
     "persistence/table",
 )
 # Loaded only by enclaves that call others or declare callers: a client's core, the verifiers.

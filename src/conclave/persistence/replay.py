@@ -1,0 +1,180 @@
+"""What the host stored becomes the state that a boot begins with, or is refused.
+
+Pure. Every byte is the host's, and hostile until it authenticates; nothing is handed out before all of it did.
+
+Spec: spec/state.md section 8 (STATE-30 to STATE-39).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from enum import IntEnum
+from typing import Final
+
+from conclave._crypto import Secret, SigningKey
+from conclave.errors import DecryptionError, FormatError, StateError, WrongKeyError
+from conclave.persistence._plain import Table
+from conclave.persistence.context import History
+from conclave.persistence.records import NO_DIGEST, Boot, Born, Change, Entry, Keys, digest_of, open_entry, parse_entry
+
+# Of a bundle id and a revocation level, both only claimed: the sealing key that the TEE gives this enclave for them.
+SealingKeyOf = Callable[[bytes, int], Secret]
+
+_RESET: Final = "; to give this state up and begin a new log: `conclave state reset`"
+_DAMAGED: Final = "; restore the store as it was, or give this state up: `conclave state reset`"
+
+
+class What(IntEnum):
+    """What a host says that it gives."""
+
+    MANIFEST = 0
+    CHUNK = 1
+    ENTRY = 2
+    END = 3
+    UNREADABLE = 4
+
+
+Stored = tuple[int, bytes]
+
+
+def make_change(change: Change, table: Table, rows: dict[bytes, bytes]) -> None:
+    """Make one change in memory."""
+    table.apply(change.map)
+    for key, value in change.mail:
+        if value is None:
+            rows.pop(key, None)
+        else:
+            rows[key] = value
+
+
+class Replay:
+    """The state of a log at its newest version that is known. Used up by the boot that goes on from it."""
+
+    def __init__(self, *, key: SealingKeyOf, level: int) -> None:
+        """Nothing yet.
+
+        Args:
+            key: called with what a record claims, after its level was found to be no higher than ours.
+            level: our own revocation level.
+        """
+        self._key = key
+        self._level = level
+        # Sealing keys by what was claimed for them: the last one that opened something.
+        self._sealing: dict[tuple[bytes, int], Secret] = {}
+        self._keys: Keys | None = None
+        self.log_id = b""
+        self.version = -1
+        self.digest = NO_DIGEST
+        self.history = History()
+        self.table = Table()
+        self.rows: dict[bytes, bytes] = {}
+        self.floor = 0
+        # The level of the newest boot: it never falls along a log.
+        self.level = 0
+        self.token: Secret | None = None
+        self.anchor: SigningKey | None = None
+
+    def run(self, stored: Iterable[Stored]) -> None:
+        """Take in everything that is stored: records in order, and the end.
+
+        Raises:
+            WrongKeyError: the first of it was sealed for somebody else.
+            StateError: missing, repeated, in another order, changed, of another log, or too much.
+        """
+        source = iter(stored)
+        what, data = self._next(source)
+        # Entries, each after the one before.
+        while what is What.ENTRY:
+            self._entry(data)
+            what, data = self._next(source)
+        # The end, and only that.
+        if what is not What.END or data:
+            raise StateError(f"a record or the end was expected, and the host gave: {what.name.lower()}{_DAMAGED}")
+
+    @staticmethod
+    def _next(source: Iterator[Stored]) -> tuple[What, bytes]:
+        try:
+            number, data = next(source)
+            what = What(number)
+        except StopIteration:
+            raise StateError(f"what the host gave has no end: a part of the state is missing{_DAMAGED}") from None
+        except ValueError:
+            raise StateError("the host gave something of an unknown kind; it may be of another release") from None
+        if what is What.UNREADABLE:
+            raise StateError("the host says that its store cannot be read; the host's own log says why")
+        return what, data
+
+    def _entry(self, data: bytes) -> None:
+        version = self.version + 1
+        try:
+            entry = parse_entry(data)
+        except FormatError as error:
+            raise StateError(f"the record of version {version} is damaged: {error}{_DAMAGED}") from None
+        if entry.version != version:
+            raise StateError(
+                f"the record of version {version} was expected, and the host gave version {entry.version}: "
+                f"one is missing, repeated or out of order{_DAMAGED}"
+            )
+        if entry.boot:
+            self._keys = self._boot(entry.boot, f"the boot record of version {version}")
+            self.history.begin(entry.boot.boot, version)
+        if self._keys is None:
+            raise StateError(f"the first record of a log is a boot record, and the host gave another{_DAMAGED}")
+        self._change(entry, self._keys)
+        self.digest = digest_of(data, log=self.log_id, version=version, previous=self.digest)
+        self.version = version
+
+    def _boot(self, boot: Boot, name: str) -> Keys:
+        """The keys of a boot, whose claims are tied to what is known already."""
+        if boot.level > self._level:
+            raise WrongKeyError(
+                f"this state was written by revocation level {boot.level} of the program, and this enclave has "
+                f"{self._level}: an older release never reads what a newer one wrote; start the newer one{_RESET}"
+            )
+        if self.log_id and boot.log != self.log_id:
+            raise StateError(f"{name} is of another log{_DAMAGED}")
+        if boot.level < self.level:
+            raise StateError(f"{name} is of revocation level {boot.level}, after one of {self.level}{_DAMAGED}")
+        claimed = (boot.bundle, boot.level)
+        sealing = self._sealing.get(claimed) or self._key(*claimed)
+        try:
+            key = boot.unwrap(sealing)
+        except DecryptionError:
+            if self.log_id:
+                raise StateError(f"{name} holds no key that opens for this enclave{_DAMAGED}") from None
+            raise WrongKeyError(
+                "the stored state was sealed under a key that this enclave does not have. It is of another program, "
+                "another machine, another sealing policy or a higher patch level of the machine, or its first bytes "
+                f"were changed: start the enclave that it belongs to, where it belongs{_RESET}"
+            ) from None
+        self._sealing = {claimed: sealing}
+        self.log_id, self.level = boot.log, boot.level
+        return Keys(key)
+
+    def _change(self, entry: Entry, keys: Keys) -> None:
+        """Open a record, and make its change."""
+        kind: type[Born] | type[Change] = Born if entry.boot else Change
+        try:
+            held: Born | Change = open_entry(entry, kind, key=keys.record, log=self.log_id, previous=self.digest)
+        except DecryptionError:
+            raise StateError(
+                f"the record of version {entry.version} is not authentic here: it was changed, or is of another log, "
+                f"another boot or another place{_DAMAGED}"
+            ) from None
+        except FormatError as error:
+            raise StateError(f"the record of version {entry.version} is of another release: {error}") from None
+        if isinstance(held, Born):
+            self._born(held)
+        change = held.change if isinstance(held, Born) else held
+        make_change(change, self.table, self.rows)
+        self.floor = max(self.floor, change.floor)
+
+    def _born(self, held: Born) -> None:
+        keys = (held.token_key, held.anchor_seed)
+        if self.version >= 0:
+            if keys != (None, None):
+                raise StateError("a boot record that is not the first holds the keys that are born with a log")
+            return
+        if any(key is None or len(key) != 32 for key in keys):
+            raise StateError("the first record of a log does not hold the keys that are born with it")
+        self.token, self.anchor = Secret(held.token_key or b""), SigningKey(held.anchor_seed or b"")

@@ -1,4 +1,287 @@
-"""An ordered table with snapshot reads and optimistic transactions.
+"""The committed table of a log, and optimistic transactions over it.
 
-Pure.
+Pure. A transaction reads one snapshot, sees its own changes over it and remembers
+what it read. If nothing of that changed meanwhile, its changes may be committed:
+then all committed transactions had the same effect as one after the other, in the
+order of their commits.
 """
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Set
+from enum import Enum
+from itertools import islice
+from operator import ge, itemgetter
+from typing import Final
+
+from conclave.persistence.keys import after
+from conclave.persistence.versions import Reader, Versions
+
+# What one transaction may change, as `_cost` counts it: what a record holds, with room for its other parts.
+MAX_CHANGES: Final = 15 * 1024 * 1024
+_OVERHEAD: Final = 16
+
+
+class Table(Versions[bytes]):
+    """Committed keys and values of one log."""
+
+    @classmethod
+    def load(cls, items: Iterable[tuple[str, bytes]]) -> Table:
+        """A table of these items.
+
+        Args:
+            items: in rising order of their keys.
+
+        Raises:
+            ValueError: out of order, or a key twice.
+        """
+        pairs = list(items)
+        keys = [key for key, _ in pairs]
+        if any(map(ge, keys, islice(keys, 1, None))):
+            raise ValueError("the items of a table must come in rising order of their keys, each once")
+        return cls(pairs)
+
+    def begin(self) -> Transaction:
+        """A transaction over what is committed now. The caller must release it."""
+        return Transaction(self)
+
+
+class _Gone(Enum):
+    GONE = "deleted by this transaction"
+
+
+_GONE: Final = _Gone.GONE
+_Own = bytes | _Gone
+
+
+class _Range:
+    """Keys of the snapshot that a scan looked at: of `low` to `high`, as far as it came."""
+
+    __slots__ = ("done", "high", "last", "low", "reverse")
+
+    def __init__(self, low: str, high: str | None, reverse: bool) -> None:
+        self.low = low
+        self.high = high
+        self.reverse = reverse
+        self.last: str | None = None
+        self.done = False
+
+    def bounds(self) -> tuple[str, str | None]:
+        """From here on, and less than that; None is no end."""
+        if self.done:
+            return self.low, self.high
+        if self.last is None:
+            return self.low, self.low
+        return (self.last, self.high) if self.reverse else (self.low, after(self.last))
+
+
+def _covers(ranges: Iterable[_Range]) -> Callable[[str], bool]:
+    """Tells whether a key is in one of the ranges."""
+    lows: list[str] = []
+    highs: list[str | None] = []
+    for low, high in sorted((r.bounds() for r in ranges), key=itemgetter(0)):
+        if lows and (highs[-1] is None or low <= highs[-1]):
+            highs[-1] = None if highs[-1] is None or high is None else max(highs[-1], high)
+        else:
+            lows.append(low)
+            highs.append(high)
+
+    def covered(key: str) -> bool:
+        at = bisect_right(lows, key) - 1
+        if at < 0:
+            return False
+        high = highs[at]
+        return high is None or key < high
+
+    return covered
+
+
+class Transaction:
+    """Changes over a snapshot, and what was read for them.
+
+    For one thread at a time. Whoever wants it committed asks `conflicts`, takes `changes`, calls
+    `release` and has the changes applied, with no other commit between.
+    """
+
+    __slots__ = ("_delta", "_ended", "_own", "_ranges", "_read", "_reader", "_sized", "_table", "size_bytes")
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._reader: Reader[bytes] = table.snapshot()
+        self._own: Versions[_Own] | None = None
+        # What was looked for; what was scanned; whether the number of keys was asked for.
+        self._read: set[str] = set()
+        self._ranges: list[_Range] = []
+        self._sized = False
+        # How many keys more there are than in the snapshot.
+        self._delta = 0
+        # Own snapshots of scans that ended.
+        self._ended: list[Reader[_Own]] = []
+        self.size_bytes = 0
+
+    @property
+    def commit(self) -> int:
+        """The commit of the table that this reads."""
+        return self._reader.commit
+
+    def __len__(self) -> int:
+        self._sized = True
+        return len(self._reader) + self._delta
+
+    def __contains__(self, key: str) -> bool:
+        return self.get(key) is not None
+
+    def get(self, key: str) -> bytes | None:
+        """The value; None if there is none."""
+        if self._own is not None:
+            own = self._own.current.get(key)
+            if own is not None:
+                return None if own is _GONE else own
+        self._read.add(key)
+        return self._reader.get(key)
+
+    def set(self, key: str, value: bytes) -> None:
+        """Set a value, without looking at the old one.
+
+        Raises:
+            ValueError: the transaction would change more than MAX_CHANGES. It changed nothing, and may go on.
+        """
+        self._put(key, value)
+
+    def delete(self, key: str) -> None:
+        """Remove a key.
+
+        Raises:
+            KeyError: it is not there.
+            ValueError: as `set`.
+        """
+        if self.get(key) is None:
+            raise KeyError(key)
+        self._put(key, _GONE)
+
+    def clear(self) -> None:
+        """Remove all keys, or none.
+
+        Raises:
+            ValueError: as `set`.
+        """
+        size, found = 0, []
+        own = {} if self._own is None else self._own.current
+        for key, value in own.items():
+            size += _cost(key, value) if value is _GONE else 0
+        for key, _ in self.scan():
+            size += _cost(key, _GONE)
+            _admit(size)
+            found.append(key)
+        for key in found:
+            self._replace(key, _GONE, 0)
+        self.size_bytes = size
+
+    def scan(self, low: str = "", high: str | None = None, *, reverse: bool = False) -> Iterator[tuple[str, bytes]]:
+        """Items whose keys are at least `low` and less than `high` (None: no end), in order.
+
+        They are as they were when the first was taken: what this transaction changes later is not among them.
+        """
+        looked = _Range(low, high, reverse)
+        self._ranges.append(looked)
+        items = self._reader.scan(low, high, reverse=reverse)
+        if self._own is None:
+            for item in items:
+                looked.last = item[0]
+                yield item
+        else:
+            own = self._own.snapshot()
+            try:
+                for key, value in _merged(items, own.scan(low, high, reverse=reverse), reverse):
+                    looked.last = key
+                    if value is not _GONE:
+                        yield key, value
+            finally:
+                # Not released here: this may run at any moment, also while a change is under way.
+                self._ended.append(own)
+        looked.done = True
+
+    def changes(self) -> list[tuple[str, bytes | None]]:
+        """What a commit now would change of the table, in order of keys; None removes."""
+        if self._own is None:
+            return []
+        newest = self._table.get
+        own = [(key, None if value is _GONE else value) for key, value in self._own.current.items()]
+        return sorted([(key, value) for key, value in own if newest(key) != value], key=itemgetter(0))
+
+    def conflicts(self) -> bool:
+        """Whether something that this read, or looked for and did not find, is another now."""
+        if self._table.commit == self._reader.commit:
+            return False
+        changed = self._table.changed_since(self._reader.commit)
+        if self._sized and self._size_differs(changed):
+            return True
+        if any(map(self._differs, changed & self._read)):
+            return True
+        covered = _covers(self._ranges)
+        return any(covered(key) and self._differs(key) for key in changed)
+
+    def release(self) -> None:
+        """Give up the snapshot. Twice does nothing."""
+        self._reader.release()
+
+    def _put(self, key: str, value: _Own) -> None:
+        size = _cost(key, value)
+        old = None if self._own is None else self._own.current.get(key)
+        if old is not None:
+            size -= _cost(key, old)
+        _admit(self.size_bytes + size)
+        self._replace(key, value, size)
+
+    def _replace(self, key: str, value: _Own, size: int) -> None:
+        own = self._own
+        if own is None:
+            own = self._own = Versions()
+        while self._ended:
+            self._ended.pop().release()
+        old = own.current.get(key)
+        was = self._reader.get(key) is not None if old is None else old is not _GONE
+        self._delta += (value is not _GONE) - was
+        self.size_bytes += size
+        own.apply(((key, value),))
+
+    def _differs(self, key: str) -> bool:
+        return self._reader.get(key) != self._table.get(key)
+
+    def _size_differs(self, changed: Set[str]) -> bool:
+        if len(self._reader) != len(self._table):
+            return True
+        own = () if self._own is None else self._own.current.keys() & changed
+        return any((self._reader.get(key) is None) != (self._table.get(key) is None) for key in own)
+
+
+def _cost(key: str, value: _Own) -> int:
+    """Bytes that a change may take in a record."""
+    size = 0 if value is _GONE else len(value)
+    return _OVERHEAD + (len(key) if key.isascii() else len(key.encode())) + size
+
+
+def _admit(size: int) -> None:
+    if size > MAX_CHANGES:
+        raise ValueError(
+            f"a transaction may change {MAX_CHANGES} bytes (keys, values and {_OVERHEAD} for each change), "
+            f"and this would make it {size}; do it in several"
+        )
+
+
+def _merged(
+    base: Iterator[tuple[str, bytes]], own: Iterator[tuple[str, _Own]], reverse: bool
+) -> Iterator[tuple[str, _Own]]:
+    """Both in order; of the same key the transaction's own."""
+    old, new = next(base, None), next(own, None)
+    while old is not None or new is not None:
+        if new is None or (old is not None and (old[0] > new[0] if reverse else old[0] < new[0])):
+            assert old is not None
+            yield old
+            old = next(base, None)
+        else:
+            if old is not None and old[0] == new[0]:
+                old = next(base, None)
+            yield new
+            new = next(own, None)

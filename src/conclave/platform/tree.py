@@ -83,11 +83,13 @@ STATE_MODULES: Final = (
     "enclave/_state",
     "persistence/__init__",
     "persistence/context",
+    "persistence/keys",
     "persistence/log",
     "persistence/map",
     "persistence/records",
     "persistence/replay",
     "persistence/table",
+    "persistence/versions",
 )
 # Loaded only by enclaves that call others or declare callers: a client's core, the verifiers.
 PEER_MODULES: Final = (

@@ -1,0 +1,229 @@
+"""An ordered table in memory that readers see as it was when they began.
+
+Pure. What a commit replaces is kept as long as a reader may ask for it: with no
+reader a commit costs nothing more, and when the oldest one ends, what only it
+could see goes.
+
+One thread commits. Others may read: points without a lock, ranges with one held
+for a page. A point read is right because of two orders, on an interpreter that
+runs one thread at a time: a commit notes the old value before it puts the new
+one, and a reader looks at the newest before it looks at what was noted. So it
+either sees no change, or sees the note.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from threading import Lock
+from typing import Final, Generic, NoReturn, TypeVar
+
+from conclave.persistence.keys import SortedKeys, after
+
+V = TypeVar("V")
+
+# The first page of a scan is small, since most are short; later ones grow to this.
+_FIRST_PAGE: Final = 32
+_PAGE: Final = 512
+
+
+class Versions(Generic[V]):
+    """Keys in order with values, versions of which live as long as their readers.
+
+    `commit` numbers the changes made to this object, from 0.
+    """
+
+    def __init__(self, items: Iterable[tuple[str, V]] = ()) -> None:
+        """Take items in rising order of their keys, each once."""
+        self.commit = 0
+        self.current: dict[str, V] = dict(items)
+        # Keys that are there now or that some reader may see.
+        self._index = SortedKeys(self.current)
+        # For each key that changed lately: commits in rising order, and the value that each replaced.
+        self._undo: dict[str, list[tuple[int, V | None]]] = {}
+        # What each commit noted, oldest first.
+        self._noted: deque[tuple[int, list[str]]] = deque()
+        # How many readers see which commit, oldest first: they begin in order.
+        self._readers: OrderedDict[int, int] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self.current)
+
+    def get(self, key: str) -> V | None:
+        """The newest value; None if there is none."""
+        return self.current.get(key)
+
+    def apply(self, changes: Iterable[tuple[str, V | None]]) -> None:
+        """Commit changes, all at once for whoever reads.
+
+        Args:
+            changes: keys with their new values; None removes, and does nothing where nothing is.
+        """
+        current, undo = self.current, self._undo
+        with self._lock:
+            commit = self.commit + 1
+            newest = next(reversed(self._readers), None)
+            noted: list[str] = []
+            for key, value in changes:
+                old = current.get(key)
+                if old is None:
+                    if value is None:
+                        continue
+                    if key not in undo:
+                        self._index.add(key)
+                if newest is not None and self._note(key, commit, old, newest):
+                    noted.append(key)
+                if value is not None:
+                    current[key] = value
+                else:
+                    del current[key]
+                    if key not in undo:
+                        self._index.remove(key)
+            if noted:
+                self._noted.append((commit, noted))
+            self.commit = commit
+
+    def snapshot(self) -> Reader[V]:
+        """Read what is committed now, whatever comes. The caller must release it."""
+        with self._lock:
+            self._readers[self.commit] = self._readers.get(self.commit, 0) + 1
+            return Reader(self)
+
+    def changed_since(self, commit: int) -> set[str]:
+        """Keys that changed after a commit that some active reader sees."""
+        found: set[str] = set()
+        with self._lock:
+            for number, keys in reversed(self._noted):
+                if number <= commit:
+                    break
+                found.update(keys)
+        return found
+
+    def _note(self, key: str, commit: int, old: V | None, newest: int) -> bool:
+        """Keep what a commit replaces, unless no reader began since the last time."""
+        versions = self._undo.get(key)
+        if versions is None:
+            self._undo[key] = [(commit, old)]
+            return True
+        if versions[-1][0] > newest:
+            return False
+        if len(versions) > 2 * len(self._readers) + 1:
+            # A key that changes often, under one old reader and many short ones.
+            versions = self._undo[key] = self._needed(versions)
+        versions.append((commit, old))
+        return True
+
+    def _needed(self, versions: list[tuple[int, V | None]]) -> list[tuple[int, V | None]]:
+        """Those that a reader sees. A new list: others may be reading the old one."""
+        readers, begin = list(self._readers), 0
+        kept = []
+        for version in versions:
+            end = bisect_left(readers, version[0])
+            if begin < end:
+                kept.append(version)
+            begin = end
+        return kept
+
+    def _release(self, commit: int) -> None:
+        with self._lock:
+            left = self._readers[commit] - 1
+            if left:
+                self._readers[commit] = left
+                return
+            oldest = next(iter(self._readers)) == commit
+            del self._readers[commit]
+            if not self._readers:
+                for key in self._undo.keys() - self.current.keys():
+                    self._index.remove(key)
+                self._undo.clear()
+                self._noted.clear()
+            elif oldest:
+                self._forget(next(iter(self._readers)))
+
+    def _forget(self, oldest: int) -> None:
+        """Drop what no reader from `oldest` on can see."""
+        while self._noted and self._noted[0][0] <= oldest:
+            for key in self._noted.popleft()[1]:
+                versions = self._undo.get(key)
+                if versions is None:
+                    continue
+                if versions[-1][0] <= oldest:
+                    del self._undo[key]
+                    if key not in self.current:
+                        self._index.remove(key)
+                elif versions[0][0] <= oldest:
+                    self._undo[key] = versions[bisect_left(versions, (oldest + 1,)) :]
+
+
+class _Released(dict[str, NoReturn]):
+    """Takes the place of a reader's values once it was released."""
+
+    def get(self, *_: object) -> NoReturn:
+        raise RuntimeError("this snapshot was released; read within the handler that it belongs to")
+
+
+_RELEASED: Final = _Released()
+
+
+class Reader(Generic[V]):
+    """One commit of a table, read while later ones happen. Made by `Versions.snapshot`.
+
+    After `release` every read is a RuntimeError.
+    """
+
+    __slots__ = ("_after", "_current", "_size", "_table", "_undo", "commit")
+
+    def __init__(self, table: Versions[V]) -> None:
+        self.commit = table.commit
+        self._table = table
+        self._current: dict[str, V] = table.current
+        self._undo = table._undo
+        self._size = len(table.current)
+        # Less than every version of a later commit, greater than all others.
+        self._after = (table.commit + 1,)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __contains__(self, key: str) -> bool:
+        return self.get(key) is not None
+
+    def get(self, key: str) -> V | None:
+        """The value as of this snapshot; None if there was none. From any thread."""
+        value = self._current.get(key)
+        versions = self._undo.get(key)
+        if versions is None:
+            return value
+        at = bisect_left(versions, self._after)
+        return versions[at][1] if at < len(versions) else value
+
+    def scan(self, low: str = "", high: str | None = None, *, reverse: bool = False) -> Iterator[tuple[str, V]]:
+        """Items whose keys are at least `low` and less than `high` (None: no end), in order. From any thread."""
+        table, limit = self._table, _FIRST_PAGE
+        while True:
+            self._current.get("")  # Raises if it was released.
+            with table._lock:
+                keys = table._index.page(low, high, limit, reverse=reverse)
+            if not keys:
+                return
+            yield from self._values(keys)
+            if reverse:
+                high = keys[-1]
+            else:
+                low = after(keys[-1])
+            limit = min(limit * 4, _PAGE)
+
+    def _values(self, keys: list[str]) -> list[tuple[str, V]]:
+        # The newest first, then what was noted: the order that `get` has.
+        found = list(map(self._current.get, keys))
+        if self._undo:
+            found = list(map(self.get, keys))
+        return [(key, value) for key, value in zip(keys, found, strict=True) if value is not None]
+
+    def release(self) -> None:
+        """Give up the snapshot. Twice does nothing."""
+        if self._current is not _RELEASED:
+            self._current = _RELEASED  # type: ignore[assignment]
+            self._table._release(self.commit)

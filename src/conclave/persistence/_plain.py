@@ -10,7 +10,7 @@ class PlainView:
     def __init__(self, items: dict[str, bytes]) -> None:
         self._items = items
 
-    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+    def scan(self) -> Iterator[tuple[str, bytes]]:
         return iter(sorted(self._items.items()))
 
     def release(self) -> None:

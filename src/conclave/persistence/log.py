@@ -7,7 +7,7 @@ Spec: spec/state.md sections 4 to 8.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, Self
 
 from conclave._crypto import MacKey, Secret, SigningKey, random_bytes
@@ -22,9 +22,12 @@ from conclave.persistence.context import (
 )
 from conclave.persistence.records import MAX_SEALS, Boot, Born, Change, Keys, digest_of, pad, seal_entry
 from conclave.persistence.replay import Replay, SealingKeyOf, Stored, What, make_change
+from conclave.persistence.snapshots import Manifest, divide, seal_chunk
 
 LABEL_CONTEXT_KEY: Final = b"state/1 context key"
 LABEL_MARK_KEY: Final = b"state/1 mark key"
+
+_BROKEN: Final = "this boot cannot go on: a commit of it was broken off, or its boot record not made; start it again"
 
 __all__ = ["Change", "Log", "Stored", "What"]
 
@@ -131,7 +134,7 @@ class Log:
             StateError: this boot sealed as much as it may, or an earlier commit was broken off; start it again.
         """
         if not self._ready:
-            raise StateError("this boot cannot commit: a commit of it was broken off, or its boot record not made")
+            raise StateError(_BROKEN)
         plain = pad(change)
         # A change that is made in part, for want of memory, is no state that any record describes.
         self._ready = False
@@ -140,6 +143,28 @@ class Log:
         self.floor = max(self.floor, change.floor)
         self._ready = True
         return entry
+
+    def snapshot(self) -> Iterator[bytes]:
+        """The state in chunks, index 1 and up, then the manifest, index 0, which completes them.
+
+        It is of the version at which its first chunk is asked for, however many commits come between the others. Each
+        chunk is a small step. Given up in the middle, it costs nothing but the numbers of the counter.
+
+        Raises:
+            StateError: as `commit`.
+        """
+        if not self._ready:
+            raise StateError(_BROKEN)
+        version, digest, floor, view = self.version, self.digest, self.floor, self.table.snapshot()
+        history, snapshot, index = self.history.encode(), random_bytes(16), 0
+        try:
+            for index, data in enumerate(divide(view.scan(), list(self.rows.items())), 1):
+                yield self._chunk(pad(data), snapshot, index, version)
+        finally:
+            view.release()
+        token, anchor = self._token.insecure_reveal(), self.anchor.insecure_seed()
+        manifest = Manifest(index, digest, history, token, anchor, floor)
+        yield self._chunk(pad(manifest), snapshot, 0, version, self._boot)
 
     def context(self, identity: bytes) -> bytes:
         """The newest version as a client (32 bytes: its identity key) is told of it: 72 bytes."""
@@ -199,3 +224,15 @@ class Log:
         self.version = version
         self._head = context_head(version, self.boot, self.digest)
         return entry
+
+    def _chunk(self, plain: bytes, snapshot: bytes, index: int, version: int, boot: bytes = b"") -> bytes:
+        return seal_chunk(
+            plain,
+            key=self._keys.snapshot,
+            log=self.log_id,
+            snapshot=snapshot,
+            index=index,
+            version=version,
+            counter=self._take(),
+            boot=boot,
+        )

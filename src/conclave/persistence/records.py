@@ -186,7 +186,7 @@ def open_entry(entry: Entry, kind: type[T], *, key: AeadKey, log: bytes, previou
         FormatError: authentic, and not what this version writes.
     """
     head = entry.data[: entry.head]
-    plain = key.decrypt(nonce_of(entry.counter), entry.data[entry.head :], log + previous + head)
+    plain = key.decrypt(nonce_of(entry.counter), memoryview(entry.data)[entry.head :], log + previous + head)
     return unpad(plain, kind, "a record")
 
 

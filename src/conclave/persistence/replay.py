@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
-from typing import Final
+from typing import Final, TypeVar
 
 from conclave._crypto import Secret, SigningKey
 from conclave.errors import DecryptionError, FormatError, StateError, WrongKeyError
 from conclave.persistence._plain import Table
 from conclave.persistence.context import History
 from conclave.persistence.records import NO_DIGEST, Boot, Born, Change, Entry, Keys, digest_of, open_entry, parse_entry
+from conclave.persistence.snapshots import Chunk, Data, Manifest, open_chunk, parse_chunk
 
 # Of a bundle id and a revocation level, both only claimed: the sealing key that the TEE gives this enclave for them.
 SealingKeyOf = Callable[[bytes, int], Secret]
@@ -35,6 +36,7 @@ class What(IntEnum):
 
 
 Stored = tuple[int, bytes]
+T = TypeVar("T")
 
 
 def make_change(change: Change, table: Table, rows: dict[bytes, bytes]) -> None:
@@ -83,6 +85,10 @@ class Replay:
         """
         source = iter(stored)
         what, data = self._next(source)
+        # A snapshot, if there is one: the manifest, then its chunks.
+        if what is What.MANIFEST:
+            self._snapshot(data, source)
+            what, data = self._next(source)
         # Entries, each after the one before.
         while what is What.ENTRY:
             self._entry(data)
@@ -103,6 +109,61 @@ class Replay:
         if what is What.UNREADABLE:
             raise StateError("the host says that its store cannot be read; the host's own log says why")
         return what, data
+
+    def _snapshot(self, data: bytes, source: Iterator[Stored]) -> None:
+        try:
+            chunk = parse_chunk(data)
+        except FormatError as error:
+            raise StateError(f"the manifest of the snapshot is damaged: {error}{_DAMAGED}") from None
+        if chunk.boot is None:
+            raise StateError(f"a manifest was expected, and the host gave a chunk{_DAMAGED}")
+        self._keys = keys = self._boot(chunk.boot, "the manifest")
+        manifest: Manifest = self._opened(chunk, Manifest, keys, "the manifest")
+        keys_are_whole = len(manifest.token_key) == len(manifest.anchor_seed) == len(manifest.digest) == 32
+        try:
+            self.history = History.parse(manifest.history)
+        except FormatError as error:
+            raise StateError(f"the manifest of the snapshot is of another release: {error}") from None
+        if not keys_are_whole or self.history.boot_of(chunk.version) != chunk.boot.boot:
+            raise StateError("the manifest of the snapshot is of another release: it does not hold what it must")
+        self.token, self.anchor = Secret(manifest.token_key), SigningKey(manifest.anchor_seed)
+        self.version, self.digest, self.floor = chunk.version, manifest.digest, manifest.floor
+        try:
+            self.table = Table.load(self._items(chunk, manifest.count, keys, source))
+        except ValueError:
+            raise StateError("the snapshot is of another release: its keys are not in order") from None
+
+    def _items(self, of: Chunk, count: int, keys: Keys, source: Iterator[Stored]) -> Iterator[tuple[str, bytes]]:
+        """The map's items from the chunks of a snapshot, in order; the rows go where they belong."""
+        rows = 0
+        for index in range(1, count + 1):
+            name = f"chunk {index} of {count} of the snapshot"
+            what, data = self._next(source)
+            if what is not What.CHUNK:
+                raise StateError(f"{name} was expected, and the host gave: {what.name.lower()}{_DAMAGED}")
+            try:
+                chunk = parse_chunk(data)
+            except FormatError as error:
+                raise StateError(f"{name} is damaged: {error}{_DAMAGED}") from None
+            if (chunk.snapshot, chunk.index, chunk.version) != (of.snapshot, index, of.version):
+                raise StateError(f"{name} was expected, and the host gave another{_DAMAGED}")
+            part: Data = self._opened(chunk, Data, keys, name)
+            yield from part.map.items()
+            self.rows.update(part.mail)
+            rows += len(part.mail)
+        if rows != len(self.rows):
+            raise StateError("the snapshot is of another release: it has a row twice")
+
+    def _opened(self, chunk: Chunk, kind: type[T], keys: Keys, name: str) -> T:
+        try:
+            return open_chunk(chunk, kind, key=keys.snapshot, log=self.log_id)
+        except DecryptionError:
+            raise StateError(
+                f"{name} is not authentic here: it was changed, or is of another log, another snapshot or another place"
+                f"{_DAMAGED}"
+            ) from None
+        except FormatError as error:
+            raise StateError(f"{name} is of another release: {error}") from None
 
     def _entry(self, data: bytes) -> None:
         version = self.version + 1

@@ -88,6 +88,7 @@ STATE_MODULES: Final = (
     "persistence/map",
     "persistence/records",
     "persistence/replay",
+    "persistence/snapshots",
     "persistence/table",
     "persistence/versions",
 )

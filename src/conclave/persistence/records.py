@@ -225,5 +225,5 @@ def unpad(plain: bytes, kind: type[T] | Any, what: str) -> T:
     end = _SIZE.size + size
     if end > len(plain) or len(plain) != padme(end) or plain.count(0, end) != len(plain) - end:
         raise FormatError(f"{what} is not padded as this version pads")
-    value: T = decode(kind, memoryview(plain)[_SIZE.size : end], max_size=MAX_PLAIN, what=what)
+    value: T = decode(kind, plain[_SIZE.size : end], max_size=MAX_PLAIN, what=what)
     return value

@@ -13,10 +13,10 @@ from typing import Final, TypeVar
 
 from conclave._crypto import Secret, SigningKey
 from conclave.errors import DecryptionError, FormatError, StateError, WrongKeyError
-from conclave.persistence._plain import Table
 from conclave.persistence.context import History
 from conclave.persistence.records import NO_DIGEST, Boot, Born, Change, Entry, Keys, digest_of, open_entry, parse_entry
 from conclave.persistence.snapshots import Chunk, Data, Manifest, open_chunk, parse_chunk
+from conclave.persistence.table import Table
 
 # Of a bundle id and a revocation level, both only claimed: the sealing key that the TEE gives this enclave for them.
 SealingKeyOf = Callable[[bytes, int], Secret]

@@ -209,6 +209,12 @@ class StoreUnavailable(StoreError):
     code = "store-unavailable"
 
 
+class StoreDamaged(StoreError):
+    """What lies on the store is not what was written there, or some of it is missing. It is left as it is."""
+
+    code = "store-damaged"
+
+
 class PlatformError(Error):
     """The TEE is missing, refuses, or cannot isolate the enclave."""
 

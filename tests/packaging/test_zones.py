@@ -18,7 +18,7 @@ from conclave.platform.tree import ASGI_MODULES, ENCLAVE_MODULES, PACKED, PEER_M
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "conclave"
 
-_LEAVES = {"errors", "_chunkheader", "_codec", "_framing", "_lazy", "_mailheader", "_memory"}
+_LEAVES = {"errors", "_chunkheader", "_codec", "_framing", "_lazy", "_mailheader", "_memory", "_stateheader"}
 _PURE = _LEAVES | {"_crypto", "attestation", "bundle", "mail", "rpc", "persistence", ""}
 # The host holds no keys: of the packages it may know parsers only.
 ALLOWED = {
@@ -27,6 +27,7 @@ ALLOWED = {
     "_framing": {"errors"},
     "_mailheader": {"errors"},
     "_memory": set(),
+    "_stateheader": {"errors"},
     "_chunkheader": {"errors"},
     "_crypto": {"errors"},
     "attestation": _LEAVES | {"_crypto", "attestation", ""},

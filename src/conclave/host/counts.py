@@ -39,3 +39,5 @@ class Counts:
     mails: int = 0
     starts: int = 0
     renewals: int = 0
+    # Boots that found their state rolled back or forked.
+    halts: int = 0

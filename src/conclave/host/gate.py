@@ -1,7 +1,7 @@
-"""Lets replies out only once the posted mail that came before them is durable.
+"""Lets replies out only once the commits and the posted mail that came before them are durable.
 
 Runs in the untrusted host, between the link and whoever waits for answers. While
-nothing was posted it costs one look at an empty queue.
+nothing was committed or posted it costs one look at an empty queue.
 
 Spec: spec/host-channel.md section 2 (CHAN-13).
 """
@@ -11,26 +11,42 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from conclave._framing import Frame, Kind
+from conclave.errors import FormatError
 from conclave.host.streams import weight
 
 PATIENCE_SECONDS: Final = 10.0
 # Looking up the member of an enumeration costs more than comparing it.
 _POST: Final = Kind.POST
+_COMMIT: Final = Kind.COMMIT
+_SNAPSHOT: Final = Kind.SNAPSHOT
+_INSTANCE: Final = Kind.INSTANCE
+_KEPT: Final = frozenset({Kind.POST, Kind.COMMIT, Kind.SNAPSHOT})
 # Nothing that a client could take as an answer to its mail.
-_FREE: Final = frozenset({Kind.INSTANCE, Kind.SIGNED, Kind.FETCH})
+_FREE: Final = frozenset({Kind.INSTANCE, Kind.SIGNED, Kind.FETCH, Kind.LOAD})
 Keep = Callable[[bytes, Callable[[], None]], None]
 
 
+class State(Protocol):
+    """What keeps the state of an enclave; both raise FormatError for what is none."""
+
+    def commit(self, payload: bytes, durable: Callable[[], None]) -> None:
+        """Keep what a COMMIT frame brought, and say when it is there."""
+
+    def snapshot(self, payload: bytes, kept: Callable[[], None]) -> None:
+        """Keep what a SNAPSHOT frame brought, and say when it takes no memory any more."""
+
+
 class _Mark:
-    """Stands in the queue where posted mail came."""
+    """Stands in the queue where a commit or posted mail came."""
 
-    __slots__ = ("durable", "size")
+    __slots__ = ("commit", "durable", "size")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, commit: bool) -> None:
         self.size = size
+        self.commit = commit
         self.durable = False
 
 
@@ -42,6 +58,7 @@ class Gate:
         keep: Keep,
         deliver: Callable[[list[Frame]], None],
         *,
+        state: State | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         """Open at first.
@@ -49,11 +66,13 @@ class Gate:
         Args:
             keep: puts the payload of a POST frame on the store, and says when it is there.
             deliver: gives frames to whoever waits for them.
+            state: the same for state; None: an enclave that commits any breaks the protocol.
             patience_seconds: after that long, replies become ERROR `store`: their
                 clients ask again, and the enclave has the replies still.
         """
         self._keep = keep
         self._deliver = deliver
+        self._state = state
         self._patience = patience_seconds
         self._queue: deque[Frame | _Mark] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -62,19 +81,26 @@ class Gate:
         self.held = 0
 
     def passed(self, frames: list[Frame]) -> list[Frame]:
-        """Those of the frames that may go at once; the others are held."""
-        if not self._queue and _POST not in [frame.kind for frame in frames]:
+        """Those of the frames that may go at once; the others are held. Raises FormatError."""
+        if not self._queue and _KEPT.isdisjoint([frame.kind for frame in frames]):
             return frames
         return [frame for frame in frames if not self.holds(frame)]
 
     def holds(self, frame: Frame) -> bool:
-        """Take a frame that must wait; False: it may go at once."""
-        if frame.kind == _POST:
-            mark = _Mark(weight(frame))
-            self._add(mark, mark.size)
-            self._keep(frame.payload, lambda: self._durable(mark))
+        """Take a frame that must wait; False: it may go at once.
+
+        Raises:
+            FormatError: of state, what cannot be.
+        """
+        kind = frame.kind
+        if kind in _KEPT:
+            self._hold(kind, frame)
             return True
-        if not self._queue or frame.request == 0 or frame.kind in _FREE:
+        if kind == _INSTANCE and frame.request == 0 and any(isinstance(m, _Mark) and m.commit for m in self._queue):
+            # Who sees the name of a log must find that log after a restart.
+            self._add(frame, weight(frame))
+            return True
+        if not self._queue or frame.request == 0 or kind in _FREE:
             return False
         if self._late:
             self._deliver([_not_kept(frame)])
@@ -82,8 +108,28 @@ class Gate:
             self._add(frame, weight(frame))
         return True
 
+    def _hold(self, kind: int, frame: Frame) -> None:
+        size = weight(frame)
+        if kind == _POST:
+            mark = _Mark(size, commit=False)
+            self._add(mark, size)
+            self._keep(frame.payload, lambda: self._durable(mark))
+        elif self._state is None:
+            raise FormatError("an enclave that has no state commits some")
+        elif kind == _COMMIT:
+            mark = _Mark(size, commit=True)
+            self._add(mark, size)
+            self._state.commit(frame.payload, lambda: self._durable(mark))
+        else:
+            self.held += size
+            self._state.snapshot(frame.payload, lambda: self._kept(size))
+
+    def _kept(self, size: int) -> None:
+        self.held -= size
+        self._deliver([])
+
     def close(self) -> None:
-        """The boot is gone: what it posted is still kept, its replies reach nobody."""
+        """The boot is gone: what it committed and posted is still kept, its replies reach nobody."""
         self._queue.clear()
         self._stop_timer()
 
@@ -115,8 +161,8 @@ class Gate:
 
     def _give_up(self) -> None:
         self._late, self._timer = True, None
-        frames = [item for item in self._queue if isinstance(item, Frame)]
-        self._queue = deque(item for item in self._queue if not isinstance(item, Frame))
+        frames = [item for item in self._queue if isinstance(item, Frame) and item.request]
+        self._queue = deque(item for item in self._queue if not isinstance(item, Frame) or not item.request)
         self.held -= sum(map(weight, frames))
         self._deliver([_not_kept(frame) for frame in frames])
 

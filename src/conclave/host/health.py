@@ -25,17 +25,24 @@ class Health:
     """What `/readyz` says."""
 
     def __init__(
-        self, *, up: Callable[[], bool], keeps: Callable[[], bool] = lambda: True, store: BlobStore | None = None
+        self,
+        *,
+        up: Callable[[], bool],
+        keeps: Callable[[], bool] = lambda: True,
+        halted: Callable[[], bool] = lambda: False,
+        store: BlobStore | None = None,
     ) -> None:
         """Nothing runs by itself.
 
         Args:
             up: whether there is an enclave with evidence.
-            keeps: whether the last posted mail could be kept.
+            keeps: whether what was committed and posted last could be kept.
+            halted: whether the enclave stopped because its state was rolled back or forked.
             store: asked whether it answers; None where posted mail is kept in memory.
         """
         self._up = up
         self._keeps = keeps
+        self._halted = halted
         self._store = store
         self._asked = -FRESH_SECONDS
         self._answers = True
@@ -47,6 +54,7 @@ class Health:
         found = {
             "draining": self.draining,
             "enclave": not self._up(),
+            "halted": self._halted(),
             "store": not (await self._store_answers() and self._keeps()),
         }
         return [word for word, holds in found.items() if holds]

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from conclave import _codec
 from conclave._framing import Frame, Kind
-from conclave.errors import BundleError, Error, FormatError, PlatformError, TransportError
+from conclave.errors import BundleError, Error, FormatError, PlatformError, StoreError, TransportError
 from conclave.host.counts import Counts
 from conclave.host.exchange import Body, Exchange, Receive, Scope, Send
 from conclave.host.fetch import Fetcher
 from conclave.host.health import Health
+from conclave.host.journal import Journal
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
 from conclave.host.outbox import Outbox, OutboxLimits
@@ -33,6 +34,7 @@ from conclave.host.routes import Routes
 
 if TYPE_CHECKING:
     from conclave.host.endorsements import EndorsementSource
+    from conclave.host.states import StateStore
     from conclave.host.stores import BlobStore
 
 FORMATS: Final = frozenset({"sgx", "tdx", "snp", "nitro"})
@@ -47,6 +49,11 @@ NITRO_RENEW_SECONDS: Final = 3_600.0
 RENEW_AGAIN_SECONDS: Final = 60.0
 STAPLE_SECONDS: Final = 3600.0
 STAPLE_AGAIN_SECONDS: Final = 60.0
+
+HALTED: Final = (
+    "the enclave stopped: this host's state store lacks records that clients have seen; it was restored from a "
+    "backup, or two hosts run from copies of one store"
+)
 
 
 class Launched(Protocol):
@@ -79,6 +86,7 @@ class Host:
         endorsements: EndorsementSource | None = None,
         store: BlobStore | None = None,
         outbox: OutboxLimits | None = None,
+        state: StateStore | None = None,
         peers: Iterable[str] = (),
     ) -> None:
         """Nothing runs before `start`.
@@ -94,6 +102,7 @@ class Host:
             store: where posted mail is kept, of this host alone (`open_store(…, alone=True)`);
                 closed by `stop`. None: in memory, so that a host that ends loses it.
             outbox: how much posted mail, and how long.
+            state: where the enclave's state is kept, of this host alone; closed by `stop`. None: in memory.
             peers: URLs of hosts whose enclaves this one may call.
         """
         self._launch = launch
@@ -101,7 +110,15 @@ class Host:
         self._restart = restart
         self._renew_seconds = renew_seconds
         self.outbox = Outbox(store, limits=outbox, on_event=self._on_event, tell=self._tell)
-        self.health = Health(up=lambda: self.info is not None, keeps=lambda: not self.outbox.trouble, store=store)
+        self.journal = Journal(state, outbox=self.outbox, on_event=self._on_event, lost=self._give_up)
+        # The enclave has proof that its state was rolled back or forked.
+        self.halted = False
+        self.health = Health(
+            up=lambda: self.info is not None,
+            keeps=lambda: not (self.outbox.trouble or self.journal.trouble),
+            halted=lambda: self.halted,
+            store=store,
+        )
         self._routes = Routes(
             Reorder() if patience_seconds is None else Reorder(patience_seconds),
             outbox=self.outbox,
@@ -122,6 +139,7 @@ class Host:
         self._sweeper: asyncio.Task[None] | None = None
         self._stapler: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
+        self._loading: asyncio.Task[None] | None = None
         self._renewed = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._lost = asyncio.Event()
@@ -136,9 +154,10 @@ class Host:
 
         Raises:
             BundleError, PlatformError: the platform or the enclave refused.
-            StoreError: the store of posted mail cannot be read.
+            StoreError: the store of posted mail, or of state, cannot be read.
         """
         await self.outbox.start()
+        self.journal.start()
         if self._source is not None:
             self._stapler = asyncio.create_task(self._staple(self._source))
         try:
@@ -146,6 +165,7 @@ class Host:
         except BaseException:
             if self._stapler is not None:
                 self._stapler.cancel()
+            await self.journal.stop()
             await self.outbox.stop()
             raise
         self._supervisor = asyncio.create_task(self._supervise())
@@ -159,6 +179,7 @@ class Host:
                 with suppress(asyncio.CancelledError):
                     await task
         await self._end()
+        await self.journal.stop()
         await self.outbox.stop()
         await self._fetcher.close()
 
@@ -177,6 +198,16 @@ class Host:
             await asyncio.to_thread(process.wait)
         for task in list(self._tasks):
             task.cancel()
+        await self._unload()
+
+    async def _unload(self) -> None:
+        """No boot is there that would take what lies on the state store."""
+        self.journal.end()
+        loading, self._loading = self._loading, None
+        if loading is not None:
+            loading.cancel()
+            with suppress(asyncio.CancelledError):
+                await loading
 
     async def _supervise(self) -> None:
         delay = 0.05
@@ -191,7 +222,7 @@ class Host:
             if not self._restart:
                 return
             began = time.monotonic()
-            with suppress(BundleError, PlatformError):
+            with suppress(BundleError, PlatformError, StoreError):
                 await self._boot()
             delay = 0.05 if time.monotonic() - began > 5 else min(delay * 2, 5.0)
             if self._lost.is_set():
@@ -233,6 +264,7 @@ class Host:
     async def _boot(self) -> None:
         self._lost.clear()
         self._endorsements, self._evidence = None, None
+        self.halted = False
         self._routes.clear()
         self._ready = asyncio.get_running_loop().create_future()
         try:
@@ -247,10 +279,10 @@ class Host:
         loop = asyncio.get_running_loop()
         # What a boot still says when the next one has begun is not of that one.
         gone = partial(self._gone, self._ready)
-        _, self._link = await loop.create_connection(
-            lambda: Link(self._unasked, gone, self.outbox.put), sock=launched.channel
-        )
-        self._link.counts = self.counts
+        # There before its first frame is.
+        self._link = link = Link(self._unasked, gone, self.outbox.put, state=self.journal)
+        link.counts = self.counts
+        await loop.create_connection(lambda: link, sock=launched.channel)
         for payload in self.outbox.fullness():
             self._tell(payload)
         self._follow(launched.process, self._ready)
@@ -260,7 +292,7 @@ class Host:
         except TimeoutError:
             await self._end()
             raise PlatformError(f"the enclave did not start within {START_SECONDS:.0f} seconds") from None
-        except (BundleError, PlatformError):
+        except (BundleError, PlatformError, StoreError):
             self._lost.set()
             await self._end()
             raise
@@ -339,6 +371,7 @@ class Host:
             return
         self.info = None
         self._link = None
+        self.journal.end()
         self._fetcher.clear()
         self._lost.set()
         self._routes.release()
@@ -360,6 +393,10 @@ class Host:
         elif frame.kind == Kind.FETCH:
             if self._link is not None:
                 self._fetcher.take(frame.payload, partial(self._link.tell, Kind.FETCHED, frame.request))
+        elif frame.kind == Kind.LOAD:
+            self._load(frame.request)
+        elif frame.kind == Kind.HALTED:
+            self._halt()
         elif frame.kind == Kind.SPENT:
             if self._renewing is None or self._renewing.done():
                 self._renewing = asyncio.create_task(self._renew_soon())
@@ -367,6 +404,36 @@ class Host:
             self._fail(
                 self._ready, PlatformError(f"the enclave refused to start: {frame.payload.decode('utf-8', 'replace')}")
             )
+
+    def _load(self, request: int) -> None:
+        link = self._link
+        if link is None:
+            return
+        if self._loading is not None:
+            # Once a boot.
+            link.close()
+            return
+        self._loading = asyncio.create_task(self._give_state(link, request, self._ready))
+
+    async def _give_state(self, link: Link, request: int, boot: asyncio.Future[None] | None) -> None:
+        try:
+            await self.journal.load(link, request)
+        except StoreError as error:
+            self._on_event({"event": "store", "code": error.code, "text": f"the state store cannot be read: {error}"})
+            self._fail(boot, error)
+        except TransportError:
+            # The boot ended meanwhile, and whoever waits for it knows.
+            return
+
+    def _give_up(self) -> None:
+        if self._link is not None:
+            self._link.close()
+
+    def _halt(self) -> None:
+        if not self.halted:
+            self.halted = True
+            self.counts.halts += 1
+            self._on_event({"event": "halted", "code": "rollback", "text": HALTED})
 
     def _instance(self, frame: Frame) -> None:
         if frame.kind != Kind.INSTANCE:
@@ -442,6 +509,8 @@ def log_to_stderr(event: dict[str, Any]) -> None:
         print(f"  {event.get('text')}", file=sys.stderr)
     elif event.get("event") == "output":
         sys.stderr.write(str(event.get("text")))
+    elif event.get("event") == "halted":
+        print(f"  HALTED: {event.get('text')}", file=sys.stderr)
     elif event.get("event") == "store":
         print(f"  store: {event.get('text')}", file=sys.stderr)
     elif event.get("event") == "endorsements":

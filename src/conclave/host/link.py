@@ -17,7 +17,7 @@ from conclave._memory import keep_memory
 from conclave.errors import FormatError, TransportError
 from conclave.host.counts import Counts
 from conclave.host.exchange import Body
-from conclave.host.gate import Gate, Keep
+from conclave.host.gate import Gate, Keep, State
 from conclave.host.streams import MOST_WAITING, is_chunk, weight
 
 MAX_ASKS: Final = 8192
@@ -37,7 +37,7 @@ _READ_SIZE: Final = 256 * 1024
 _FINAL: Final = frozenset({Kind.DONE, Kind.ERROR, Kind.SIGNED, Kind.INSTANCE})
 # Looking up the member of an enumeration costs more than comparing it.
 _MAIL: Final = Kind.MAIL
-_FETCH: Final = Kind.FETCH
+_ASKING: Final = frozenset({Kind.FETCH, Kind.LOAD})
 
 
 class Ask:
@@ -93,12 +93,17 @@ class Link(asyncio.BufferedProtocol):
     """One byte stream to one boot."""
 
     def __init__(
-        self, unasked: Callable[[Frame], None], lost: Callable[[], None], keep: Keep = lambda _, done: done()
+        self,
+        unasked: Callable[[Frame], None],
+        lost: Callable[[], None],
+        keep: Keep = lambda _, done: done(),
+        *,
+        state: State | None = None,
     ) -> None:
         self.counts = Counts()
         self._unasked = unasked
         self._lost = lost
-        self._gate = Gate(keep, self._deliver)
+        self._gate = Gate(keep, self._deliver, state=state)
         self._reader = FrameReader(Kind, buffer_size=_READ_SIZE)
         keep_memory(_KEPT_MIB)
         self._asks: dict[int, Ask] = {}
@@ -108,6 +113,8 @@ class Link(asyncio.BufferedProtocol):
         self._scheduled = False
         self._held = 0
         self._paused = False
+        # There while the enclave does not take what was sent.
+        self._drained: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -119,10 +126,32 @@ class Link(asyncio.BufferedProtocol):
         """asyncio: the enclave is gone; everybody who waits learns it."""
         self._transport = None
         self._gate.close()
+        self.resume_writing()
         asks, self._asks = self._asks, {}
         for ask in asks.values():
             ask.end()
         self._lost()
+
+    def pause_writing(self) -> None:
+        """asyncio: the enclave is slower than we are."""
+        self._drained = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        """asyncio: it has taken most of what was sent."""
+        drained, self._drained = self._drained, None
+        if drained is not None and not drained.done():
+            drained.set_result(None)
+
+    async def drained(self) -> None:
+        """Wait until the enclave has taken most of what was sent.
+
+        Raises:
+            TransportError: it is gone.
+        """
+        if self._drained is not None:
+            await asyncio.shield(self._drained)
+        if self._transport is None:
+            raise TransportError("the enclave is not running")
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """asyncio: where bytes of the enclave shall go."""
@@ -132,11 +161,12 @@ class Link(asyncio.BufferedProtocol):
         """asyncio: bytes of the enclave."""
         try:
             frames = self._reader.received(nbytes)
+            self.counts.to_host.add(len(frames), nbytes)
+            passed = self._gate.passed(frames)
         except FormatError:
             self.close()
             return
-        self.counts.to_host.add(len(frames), nbytes)
-        self._deliver(self._gate.passed(frames))
+        self._deliver(passed)
 
     def _deliver(self, frames: list[Frame]) -> None:
         answered = []
@@ -144,9 +174,9 @@ class Link(asyncio.BufferedProtocol):
         for frame in frames:
             request = frame.request
             ask = asks.get(request)
-            if ask is None or frame.kind == _FETCH:
-                # The request id of a FETCH is the enclave's own, and says nothing of ours.
-                if request == 0 or frame.kind == _FETCH:
+            if ask is None or frame.kind in _ASKING:
+                # The request id is then the enclave's own, and says nothing of ours.
+                if request == 0 or frame.kind in _ASKING:
                     self._unasked(frame)
                 continue
             if is_chunk(frame):

@@ -28,6 +28,7 @@ EVENTS: Final = frozenset(
         "refused",
         "exited",
         "ended",
+        "halted",
         "restarting",
         "endorsements",
         "outbox",

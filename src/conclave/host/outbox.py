@@ -39,11 +39,17 @@ RETRY_SECONDS: Final = 0.1
 MOST_RETRY_SECONDS: Final = 5.0
 ROOM, FULL = b"\0", b"\1"
 _MAGIC: Final = b"CMO1"
+# Mails of commits: the log, and the version up to which the outbox has them.
+_MAGIC_MARKED: Final = b"CMO2"
 _HEAD: Final = struct.Struct(">4sQ")
+_MARK: Final = struct.Struct(">32sQ")
+# The highest number, and if there is a mark: the sequence of the blob that set it, and that mark.
+_LAST_MARKED: Final = struct.Struct(">QQ32sQ")
 _MAIL: Final = struct.Struct(">QI")
 _NUMBER: Final = 8
 # Blobs that are read at one time. More are no faster: most of what each takes is the way to a thread and back.
 _LOADS: Final = 16
+Mark = tuple[bytes, int]
 # Far above any time in microseconds; beyond it a blob is damaged.
 _MOST_NUMBER: Final = 2**62
 _FINAL_SECONDS: Final = 5.0
@@ -144,6 +150,7 @@ class _Group:
     mails: list[bytes]
     size: int
     durable: Callable[[], None]
+    mark: Mark | None = None
 
 
 class Outbox:
@@ -192,6 +199,10 @@ class Outbox:
         self._to_delete: set[str] = set()
         self._to_store: dict[str, bytes] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        # Which blob set the mark.
+        self._marked = -1
+        # The log whose mail came last, and the version up to which all its mail is on the store.
+        self.mark: Mark | None = None
         self.dropped = 0
         # Why nothing is written at the moment; empty while all is well.
         self.trouble = ""
@@ -210,8 +221,11 @@ class Outbox:
                 self._own(bytes.fromhex(box), bytes.fromhex(digest))
         self._info_names = {n for n in await self._store.list(INSTANCES) if _INSTANCE.fullmatch(n)}
         last = await self._store.get(LAST)
-        if last is not None and len(last[0]) == _NUMBER:
-            self._last = self._last_kept = int.from_bytes(last[0], "big")
+        if last is not None and len(last[0]) in (_NUMBER, _LAST_MARKED.size):
+            self._last = self._last_kept = int.from_bytes(last[0][:_NUMBER], "big")
+            if len(last[0]) > _NUMBER:
+                _, self._marked, log_id, version = _LAST_MARKED.unpack(last[0])
+                self.mark = log_id, version
         names = await self._store.list(MAILS)
         for at in range(0, len(names), _LOADS):
             some = names[at : at + _LOADS]
@@ -239,14 +253,15 @@ class Outbox:
         """Boxes, mails and their bytes that are kept, and frames of mail that are not on the store yet."""
         return {"boxes": len(self._boxes), "mails": self._mails, "bytes": self._size, "waiting": len(self._pending)}
 
-    def put(self, payload: bytes, durable: Callable[[], None]) -> None:
+    def put(self, payload: bytes, durable: Callable[[], None], *, mark: Mark | None = None) -> None:
         """Keep what a POST frame brought; `durable` is called once it is on the store.
 
+        Mail of a commit comes with its log and version, in order: `mark` says after a restart which mail is here.
         What is no posted mail is dropped, and so is what exceeds the limits: an
         enclave that heeds ROOM frames never sends it.
         """
         mails = [mail for mail in split_posts(payload) if self._take(mail)]
-        self._pending.append(_Group(mails, len(payload), durable))
+        self._pending.append(_Group(mails, len(payload), durable, mark))
         self._work.set()
 
     def _take(self, mail: bytes) -> bool:
@@ -292,7 +307,7 @@ class Outbox:
             return
         delay = RETRY_SECONDS
         now = self._now()
-        blob = self._pack(mails, now)
+        blob = self._pack(mails, now, next((group.mark for group in reversed(groups) if group.mark), None))
         while True:
             try:
                 for digest in {_digest(mail) for mail in mails}:
@@ -319,8 +334,9 @@ class Outbox:
             self.trouble = f"the host's store is {why}: posted mail and the replies after it wait"
             self._on_event({"event": "store", "code": error.code, "text": f"{self.trouble}; {error}"})
 
-    def _pack(self, mails: list[bytes], now: float) -> bytes:
-        parts = [_HEAD.pack(_MAGIC, int(now))]
+    def _pack(self, mails: list[bytes], now: float, mark: Mark | None) -> bytes:
+        head = _HEAD.pack(_MAGIC_MARKED if mark else _MAGIC, int(now))
+        parts = [head, _MARK.pack(*mark)] if mark else [head]
         for mail in mails:
             # Times, so that a host whose store was lost does not begin again below what clients have; and above all
             # before, whatever the clock does: a client whose box is empty by now knows the last that was in it.
@@ -335,11 +351,16 @@ class Outbox:
 
     def _index(self, name: str, data: bytes) -> None:
         """Make the mails of a blob visible, all at one moment."""
-        if len(data) < _HEAD.size or data[:4] != _MAGIC:
+        if len(data) < _HEAD.size or data[:4] not in (_MAGIC, _MAGIC_MARKED):
             return
         # Written by a clock that ran ahead, it is kept from now on and no longer.
         blob = _Blob(name, min(float(_HEAD.unpack_from(data)[1]), self._now()))
         at = _HEAD.size
+        if data[:4] == _MAGIC_MARKED and len(data) >= at + _MARK.size:
+            if _sequence(name) > self._marked:
+                self._marked = _sequence(name)
+                self.mark = _MARK.unpack_from(data, at)
+            at += _MARK.size
         woken = []
         while at + _MAIL.size <= len(data):
             number, size = _MAIL.unpack_from(data, at)
@@ -599,7 +620,8 @@ class Outbox:
                 self._info_names.add(name)
                 self._to_store.pop(name, None)
             if self._to_delete and self._last > self._last_kept:
-                await self._store.put(LAST, (last := self._last).to_bytes(_NUMBER, "big"))
+                last = self._last
+                await self._store.put(LAST, self._last_blob())
                 self._last_kept = last
             for name in [*self._to_delete]:
                 if name not in self._to_delete:
@@ -608,6 +630,11 @@ class Outbox:
                 await self._store.delete(name)
                 self._info_names.discard(name)
                 self._to_delete.discard(name)
+
+    def _last_blob(self) -> bytes:
+        if self.mark is None:
+            return self._last.to_bytes(_NUMBER, "big")
+        return _LAST_MARKED.pack(self._last, self._marked, *self.mark)
 
 
 def _even_clock() -> Callable[[], float]:

@@ -25,6 +25,7 @@ from conclave.host.metrics import Metrics
 from conclave.host.operation import Operation
 from conclave.host.place import Place
 from conclave.host.server import Server
+from conclave.host.states.opening import open_state
 from conclave.host.stores import open_store
 from conclave.host.tls import Tls
 
@@ -55,7 +56,7 @@ class Service:
             launch: starts the platform with the bundle.
             place: where clients are served.
             operators: where `/metrics` is served, and health too; None: beside the clients' resources.
-            store: URL of the store for posted mail; "": in memory.
+            store: URL of the store for posted mail and state; "": in memory.
             tls: certificate chain and key.
             log: one of `conclave.host.logs.FORMATS`.
             drain_seconds: how long a stop waits for what is under way.
@@ -72,7 +73,8 @@ class Service:
         self._metrics = Metrics()
         opened = open_store(store, timeout_seconds=store_timeout_seconds, alone=True) if store else None
         kept = None if opened is None else self._metrics.store(opened)
-        self.host = Host(launch, on_event=partial(self._told, show), peers=peers, store=kept)
+        state = None if kept is None else open_state(store, kept)
+        self.host = Host(launch, on_event=partial(self._told, show), peers=peers, store=kept, state=state)
         self.health = self.host.health
         inner = Operation(self.health, metrics=None if operators else self._metrics, others=self.host)
         self._server = Server(inner, mail=self.host.mail, on_failure=self._log.failure)

@@ -20,7 +20,7 @@ from typing import Final
 
 from conclave.errors import StoreConflict
 from conclave.host.stores.blobs import check_name, check_prefix, check_put, is_name
-from conclave.host.stores.local import hold, open_lock, told, try_lock, unusable
+from conclave.host.stores.local import hold, open_lock, sync_directory, told, try_lock, unusable
 from conclave.host.stores.patience import Patience
 from conclave.host.stores.threads import Threads
 
@@ -49,7 +49,7 @@ class DirectoryStore:
         try:
             if not directory.is_dir():
                 directory.mkdir(mode=0o700)
-                _sync(directory.parent)
+                sync_directory(directory.parent)
             self._held = hold(directory / _HOST) if alone else None
             with self._locked():
                 (directory / _NEW).unlink(missing_ok=True)
@@ -101,7 +101,7 @@ class DirectoryStore:
                 with suppress(OSError):
                     new.unlink()
                 raise
-            _sync(self._directory)
+            sync_directory(self._directory)
         return etag
 
     def _get(self, path: Path) -> tuple[bytes, str] | None:
@@ -114,7 +114,7 @@ class DirectoryStore:
     def _delete(self, path: Path) -> None:
         with self._locked():
             path.unlink(missing_ok=True)
-            _sync(self._directory)
+            sync_directory(self._directory)
 
     def _names(self, prefix: str) -> Names:
         names = []
@@ -160,12 +160,3 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    """Make the directory's entries durable, not only what is in its files."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

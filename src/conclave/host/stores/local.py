@@ -62,3 +62,12 @@ def hold(path: Path) -> BinaryIO:
         lock.close()
         raise StoreUnavailable("another host uses this store; give each host its own")
     return lock
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the directory's entries durable, not only what is in its files."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

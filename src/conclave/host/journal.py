@@ -4,7 +4,7 @@ Runs in the untrusted host. Nobody relies on it: records are sealed and chained.
 its enclave is order and durability: nothing that comes after a commit leaves the host before
 that commit is on the store (`gate`), and a boot is given all that the ones before it committed.
 
-Spec: spec/host-channel.md section 2 (CHAN-13, CHAN-16 to CHAN-22).
+Spec: spec/host-channel.md section 2 (CHAN-13, CHAN-16 to CHAN-23).
 """
 
 from __future__ import annotations

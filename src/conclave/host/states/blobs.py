@@ -3,7 +3,7 @@
 Runs in the untrusted host. A batch is created under the version it begins with, and only if
 nobody else created one: of two hosts that continue one log, one is refused.
 
-Spec: spec/stores.md section 5 (STORE-28).
+Spec: spec/stores.md section 5 (STORE-25).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from itertools import batched, pairwise
+from itertools import pairwise
 from typing import Final
 
 from conclave.errors import StoreConflict, StoreDamaged
@@ -82,7 +82,7 @@ class BlobStates:
             due = newest[0].version + 1
             names = await self._log()
             old += [name for name, following in pairwise(names) if _first(following) <= due]
-        for some in batched(old, _AT_ONCE, strict=False):
+        for some in _some(old):
             await asyncio.gather(*map(self._blobs.delete, some))
 
     async def close(self) -> None:
@@ -114,7 +114,7 @@ class BlobStates:
         return None if newest is None else (newest, found[newest])
 
     async def _all(self, names: list[str]) -> AsyncGenerator[bytes, None]:
-        for some in batched(names, _AT_ONCE, strict=False):
+        for some in _some(names):
             for data in await asyncio.gather(*map(self._get, some)):
                 yield data
 
@@ -123,6 +123,10 @@ class BlobStates:
         if found is None:
             raise StoreDamaged("a blob of the log or of a snapshot is missing")
         return found[0]
+
+
+def _some(names: list[str]) -> Iterator[list[str]]:
+    return (names[at : at + _AT_ONCE] for at in range(0, len(names), _AT_ONCE))
 
 
 def _whole(data: bytes) -> Iterator[Found]:

@@ -4,7 +4,7 @@ Runs in the untrusted host, in a thread, as the only writer of its directory. Of
 the rest is allocated beforehand and zero, so that a write changes neither the file's size nor its
 map of blocks, and `fdatasync` has the data alone to write.
 
-Spec: spec/stores.md section 5 (STORE-22 to STORE-25).
+Spec: spec/stores.md section 5 (STORE-22 to STORE-24).
 """
 
 from __future__ import annotations

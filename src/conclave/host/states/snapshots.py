@@ -2,7 +2,7 @@
 
 Runs in the untrusted host, in a thread, as the only writer of its directory.
 
-Spec: spec/stores.md section 5 (STORE-26).
+Spec: spec/stores.md section 5 (STORE-21).
 """
 
 from __future__ import annotations

@@ -262,8 +262,8 @@ def opening(*, topic: bytes = b"t", size: int = 1, padding: bytes = b"", log: by
 )
 def test_openings_of_another_form(changes: dict[str, Any]) -> None:
     assert EnclaveSession(opening(), key=KEY, claims_digest=DIGEST).topic == "t"
-    logged = EnclaveSession(opening(log=b"\1" + bytes(32)), key=KEY, claims_digest=DIGEST)
-    assert logged.log_id == bytes(32)
+    logged = opening(log=b"\1" + bytes(32))
+    assert EnclaveSession(logged, key=KEY, claims_digest=DIGEST, log_id=bytes(32)).log_id == bytes(32)
     with pytest.raises(DecryptionError):
         EnclaveSession(opening(**changes), key=KEY, claims_digest=DIGEST)
 

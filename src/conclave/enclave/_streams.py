@@ -368,7 +368,7 @@ class Streams:
         answers = (NONE, 0, counter, 0)
 
         def refuse(kind: ReplyKind, body: bytes = b"", padding: Padding = padding) -> None:
-            reply = Reply(kind, FLAG_LAST | FLAG_OUTSIDE, *answers, body, padding=padding)
+            reply = Reply(kind, FLAG_LAST | FLAG_OUTSIDE, *answers, body, padding=padding, echo=request.version)
             self.send(Kind.DONE, route, session.encrypt(reply))
 
         if route in self._by_route:
@@ -386,7 +386,9 @@ class Streams:
             refuse(ReplyKind.CALL_ERROR, *error_body(self._failure(error), padding))
             return
         stream = _Stream(self, method, identity=session.identity, key=(session.session_id, counter), route=route)
-        head, stream.sealer = session.open_stream(Reply(ReplyKind.STREAM, FLAG_OUTSIDE, *answers, b"", padding=padding))
+        head, stream.sealer = session.open_stream(
+            Reply(ReplyKind.STREAM, FLAG_OUTSIDE, *answers, b"", padding=padding, echo=request.version)
+        )
         if method.upload is not None:
             stream.opener = session.stream_opener(counter)
         self.send(Kind.REPLY, route, head)

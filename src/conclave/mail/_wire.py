@@ -24,10 +24,16 @@ MARK_SHIFT: Final = 40
 # From here on a copy costs more than what avoids it.
 LARGE: Final = 16 * 1024
 MAX_BODY: Final = 16 * 1024 * 1024 - 65536
-
+# Where a log is: after the private header, in both directions, and after that in replies.
+CONTEXT_SIZE: Final = 72
+NO_CONTEXT: Final = bytes(CONTEXT_SIZE)
+ECHO: Final = struct.Struct(">Q")
+REQUEST_STATE_SIZE: Final = CONTEXT_SIZE
+REPLY_STATE_SIZE: Final = CONTEXT_SIZE + ECHO.size
 
 FLAG_NO_RETRY: Final = 1
 FLAG_UPLOAD: Final = 2
+FLAG_STATEMENT: Final = 4
 FLAG_LAST: Final = 1
 FLAG_OUTSIDE: Final = 2
 
@@ -59,6 +65,9 @@ class ReplyKind(IntEnum):
     COVER = 8
     INTRODUCED = 9
     CLOSED = 10
+    HALTED = 11
+    STATEMENT = 12
+    CONTEXT = 13
 
 
 # Looking up the member of an enumeration costs more than comparing it.
@@ -69,8 +78,23 @@ _REPLY_KINDS: Final = frozenset(ReplyKind)
 _OUTSIDE: Final = frozenset({RequestKind.ACKNOWLEDGE, RequestKind.STREAM, RequestKind.COVER})
 _ANSWERS_OUTSIDE: Final = frozenset(
     {ReplyKind.STREAM, ReplyKind.CALL_ERROR, ReplyKind.OVERLOADED, ReplyKind.NOT_ADMITTED, ReplyKind.CLOSED}
-    | {ReplyKind.COVER}
+    | {ReplyKind.COVER, ReplyKind.HALTED, ReplyKind.CONTEXT}
 )
+# In order of a channel: only these may ask for a statement.
+_ASK: Final = frozenset({RequestKind.MAIL, RequestKind.CALL, RequestKind.INTRODUCTION})
+_ABOUT_STATE: Final = frozenset({ReplyKind.HALTED, ReplyKind.STATEMENT, ReplyKind.CONTEXT})
+# Those that tell a client nothing of the state, and echo nothing.
+BARE: Final = frozenset({ReplyKind.HALTED, ReplyKind.CONTEXT})
+
+
+def asks(kind: int) -> bool:
+    """Whether a request of this kind may ask for a signed statement."""
+    return kind in _ASK
+
+
+def version_of(context: bytes) -> int:
+    """The version that a state context names; 0 for none."""
+    return int.from_bytes(context[:8], "big")
 
 
 def strand_mark(claims_digest: bytes) -> int:
@@ -101,6 +125,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
         body: of a large call that was decrypted, a memoryview: its arguments are decoded from where they lie.
         posted: posted mails with a lower number were received.
         strand: which numbering of the topic `sequence` belongs to; the session's.
+        context: the newest state context that the client has of the log; empty where there is no log.
         padding: how this one is padded, where that is not the session's choice. Not sent.
     """
 
@@ -113,6 +138,12 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     posted: int = 0
     strand: int = 0
     padding: Padding | None = None
+    context: bytes = b""
+
+    @property
+    def version(self) -> int:
+        """The version that its state context names: what every answer to it echoes."""
+        return version_of(self.context)
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
@@ -124,6 +155,8 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
             closed strand, the one it waited for; for a last reply, how many replies
             the request has.
         padding: as in a request.
+        context: the state context for this client; empty where there is no log.
+        echo: the version of the context that the answered request carried.
     """
 
     kind: int
@@ -135,6 +168,8 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     envelope: bytes = b""
     padding: Padding | None = None
+    context: bytes = b""
+    echo: int = 0
 
     @property
     def last(self) -> bool:
@@ -147,9 +182,9 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
         return bool(self.flags & FLAG_OUTSIDE)
 
 
-def _end(plaintext: bytes, zero: int, size: int) -> int:
+def _end(plaintext: bytes, zero: int, start: int, size: int) -> int:
     """Where the body ends."""
-    end = PRIVATE.size + size
+    end = start + size
     # An authentic peer that pads with anything but zeros has another idea of the
     # format; refusing keeps two readers from disagreeing about the body. A body that
     # would end behind the plaintext leaves a negative number of zeros.
@@ -158,41 +193,61 @@ def _end(plaintext: bytes, zero: int, size: int) -> int:
     return end
 
 
-def parse_request(plaintext: bytes, envelope: bytes) -> Request:
-    """Read a decrypted mail of a client. Raises FormatError."""
+def parse_request(plaintext: bytes, envelope: bytes, *, stateful: bool = False) -> Request:
+    """Read a decrypted mail of a client, of a session with a log or without. Raises FormatError."""
     kind, flags, zero, size, sequence, acknowledged, posted, strand = PRIVATE.unpack_from(plaintext)
-    end = _end(plaintext, zero, size)
+    start = PRIVATE.size + REQUEST_STATE_SIZE if stateful else PRIVATE.size
+    end = _end(plaintext, zero, start, size)
     stream = kind == _STREAM
-    if kind not in _REQUEST_KINDS or flags & ~(FLAG_UPLOAD if stream else FLAG_NO_RETRY):
+    known = FLAG_UPLOAD if stream else FLAG_NO_RETRY
+    if stateful and kind in _ASK:
+        known |= FLAG_STATEMENT
+    if kind not in _REQUEST_KINDS or flags & ~known:
         raise FormatError("private header with an unknown kind or flag")
     if (kind in _OUTSIDE) != (sequence == NONE):
         raise FormatError("acknowledgements, stream calls and covers are outside the sequence, the rest is in it")
-    if kind == _CALL and end > LARGE:
-        body = cast(bytes, memoryview(plaintext)[PRIVATE.size : end])
-    else:
-        body = plaintext[PRIVATE.size : end]
-    return Request(kind, flags, sequence, acknowledged, body, envelope, posted, strand)
+    body = cast(bytes, memoryview(plaintext)[start:end]) if kind == _CALL and end > LARGE else plaintext[start:end]
+    context = plaintext[PRIVATE.size : start] if stateful else b""
+    return Request(kind, flags, sequence, acknowledged, body, envelope, posted, strand, None, context)
 
 
-def parse_reply(plaintext: bytes, envelope: bytes) -> Reply:
-    """Read a decrypted mail of an enclave. Raises FormatError."""
+def parse_reply(plaintext: bytes, envelope: bytes, *, stateful: bool = False) -> Reply:
+    """Read a decrypted mail of an enclave, of a session with a log or without. Raises FormatError."""
     kind, flags, zero, size, sequence, acknowledged, answers, expected = PRIVATE.unpack_from(plaintext)
-    body = plaintext[PRIVATE.size : _end(plaintext, zero, size)]
+    start = PRIVATE.size + REPLY_STATE_SIZE if stateful else PRIVATE.size
+    body = plaintext[start : _end(plaintext, zero, start, size)]
     if kind not in _REPLY_KINDS or flags & ~(FLAG_LAST | FLAG_OUTSIDE):
         raise FormatError("private header with an unknown kind or flag")
+    context, echo = b"", 0
+    if stateful:
+        context, (echo,) = plaintext[PRIVATE.size : start - ECHO.size], ECHO.unpack_from(plaintext, start - ECHO.size)
+        bare = kind in BARE
+        if bare != (context == NO_CONTEXT) or (bare and echo):
+            raise FormatError("a reply whose state context does not go with its kind")
+    elif kind in _ABOUT_STATE:
+        raise FormatError("a reply about the state of a log, where there is none")
+    if kind in _ABOUT_STATE and (sequence != NONE or expected or (kind in BARE) != bool(flags & FLAG_LAST)):
+        raise FormatError("a reply about state that is in the sequence, or no last one")
     if flags & FLAG_OUTSIDE:
         if kind not in _ANSWERS_OUTSIDE or sequence != NONE or (expected and kind != ReplyKind.CLOSED):
             raise FormatError("an answer outside the sequence that cannot be one")
     elif kind in (ReplyKind.STREAM, ReplyKind.COVER):
         raise FormatError("a stream or cover that answers nothing of its kind")
-    return Reply(kind, flags, sequence, acknowledged, answers, expected, body, envelope)
+    return Reply(kind, flags, sequence, acknowledged, answers, expected, body, envelope, None, context, echo)
 
 
-def request_plaintext(request: Request, strand: int, default: Padding) -> bytes:
-    """What to encrypt of a request: private header, body and zeros. Raises ValueError if it is too large."""
+def request_plaintext(
+    request: Request, strand: int, default: Padding, *, flags: int = 0, context: bytes = b""
+) -> bytes:
+    """What to encrypt of a request: private header, body and zeros. Raises ValueError if it is too large.
+
+    Args:
+        flags: more than its own.
+        context: of the log that the session's opening names.
+    """
     header = PRIVATE.pack(
         request.kind,
-        request.flags,
+        request.flags | flags,
         0,
         len(request.body),
         request.sequence,
@@ -200,10 +255,10 @@ def request_plaintext(request: Request, strand: int, default: Padding) -> bytes:
         request.posted,
         strand,
     )
-    return _pad(header, request, default)
+    return _pad(header + context if context else header, request, default)
 
 
-def reply_plaintext(reply: Reply, default: Padding) -> bytes:
+def reply_plaintext(reply: Reply, default: Padding, *, context: bytes = b"") -> bytes:
     """The same of a reply."""
     header = PRIVATE.pack(
         reply.kind,
@@ -215,11 +270,13 @@ def reply_plaintext(reply: Reply, default: Padding) -> bytes:
         reply.answers,
         reply.expected,
     )
+    if context:
+        header += NO_CONTEXT + ECHO.pack(0) if reply.kind in BARE else context + ECHO.pack(reply.echo)
     return _pad(header, reply, default)
 
 
 def _pad(header: bytes, packed: Request | Reply, default: Padding) -> bytes:
     check_sizes(packed.body, packed.envelope)
-    size = PRIVATE.size + len(packed.body)
+    size = len(header) + len(packed.body)
     # One copy: bodies may be large.
     return b"".join((header, packed.body, bytes((packed.padding or default)(size) - size)))

@@ -2,9 +2,10 @@
 
 Runs inside the enclave, without IO. Everything comes from the host and is
 hostile until it authenticates; a client may be hostile after that. Bounds hold
-per client, and as identities are free, nothing that is full stays full.
+per client, and as identities are free, nothing that is full stays full. With a
+log, channels outlive the boot: what is done stays done, and is answered again.
 
-Spec: spec/mail.md sections 5 and 6 (MAIL-3 to MAIL-14, MAIL-51, MAIL-55, MAIL-56).
+Spec: spec/mail.md sections 5, 6 and 13 (MAIL-3 to MAIL-14, MAIL-51, MAIL-55, MAIL-56 to MAIL-65).
 """
 
 from __future__ import annotations
@@ -15,18 +16,32 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import msgspec
 
 from conclave import _crypto, _mailheader
 from conclave._crypto import DecryptionKey, Marker
 from conclave._mailheader import NONE, EncryptedMail
-from conclave.errors import DecryptionError, FormatError, OverloadedError, SessionError
+from conclave.errors import DecryptionError, FormatError, OverloadedError, RollbackError, SessionError, StateError
 from conclave.mail import _wire
-from conclave.mail._wire import FLAG_LAST, FLAG_OUTSIDE, PRIVATE, Reply, ReplyKind, Request, RequestKind
+from conclave.mail._wire import (
+    FLAG_LAST,
+    FLAG_OUTSIDE,
+    FLAG_STATEMENT,
+    PRIVATE,
+    REPLY_STATE_SIZE,
+    Reply,
+    ReplyKind,
+    Request,
+    RequestKind,
+)
 from conclave.mail.padding import Padding, padme
 from conclave.mail.session import EnclaveSession
+
+if TYPE_CHECKING:
+    # Loaded where there is a log.
+    from conclave.mail.memory import ChannelRows, Kept, LogRows, Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +69,41 @@ _LOOKED_AT: Final = 64
 
 def _head(request: Request) -> bytes:
     """What beside its body makes a request the same (spec section 7)."""
-    head = bytes((request.kind, request.flags))
+    # Each session's first request asks for a statement: one that is sent again in another session is the same.
+    head = bytes((request.kind, request.flags & ~FLAG_STATEMENT))
     return head + _crypto.sha256(request.envelope) if request.envelope else head
 
 
+class _Marks(Protocol):
+    """Recognises a request again."""
+
+    def mark(self, head: bytes, body: bytes) -> bytes: ...
+
+    def fits(self, mark: bytes, head: bytes, body: bytes) -> bool: ...
+
+
 class _Handled(msgspec.Struct, gc=False):
-    """One request that a handler was started for, until its replies are acknowledged."""
+    """One request that a handler was started for, until its replies are acknowledged.
+
+    Attributes:
+        session: where it came from last; None for one of an earlier boot that did not come again.
+        echo: the version that it showed there.
+    """
 
     mark: bytes
-    session: EnclaveSession
+    session: EnclaveSession | None
     route: int
     padding: Padding
     replies: list[Reply] = []
     count: int = 0
     done: bool = False
+    echo: int = 0
 
 
 T = TypeVar("T")
 _STREAM: Final = RequestKind.STREAM
 # Identity, topic, strand.
-_Key = tuple[bytes, str, int]
+Key = tuple[bytes, str, int]
 
 
 @dataclass(slots=True)
@@ -100,12 +130,15 @@ class Channel:
         "identity",
         "next_reply",
         "next_request",
+        "rows",
         "strand",
         "topic",
         "used",
     )
 
-    def __init__(self, identity: bytes, topic: str, strand: int, bounds: Bounds) -> None:
+    def __init__(
+        self, identity: bytes, topic: str, strand: int, bounds: Bounds, rows: ChannelRows | None = None
+    ) -> None:
         self.identity = identity
         self.topic = topic
         self.strand = strand
@@ -118,6 +151,35 @@ class Channel:
         self._owners: dict[int, int] = {}
         self._unfinished = 0
         self._bytes = 0
+        # What a log keeps of it.
+        self.rows = rows
+
+    @property
+    def key(self) -> Key:
+        """What tells it from all others."""
+        return self.identity, self.topic, self.strand
+
+    @property
+    def taken(self) -> int:
+        """No request from here on was ever run."""
+        return self.next_request if self.rows is None else max(self.next_request, self.rows.finished.end)
+
+    @property
+    def kept(self) -> list[int]:
+        """Requests that are done, and whose replies are kept."""
+        return [sequence for sequence, handled in self._handled.items() if handled.done]
+
+    def restore(self, kept: Kept) -> None:
+        """Go on where an earlier boot of the log ended."""
+        self.used, self.next_reply, self.next_request = kept.used, kept.next_reply, kept.finished.low
+        for answered in kept.answered:
+            handled = _Handled(answered.mark, None, 0, answered.padding, answered.replies, done=True)
+            handled.count = len(answered.replies)
+            self._handled[answered.sequence] = handled
+            for reply in answered.replies:
+                self._owners[reply.sequence] = answered.sequence
+                self._bytes += len(reply.body)
+        self._acknowledged = min(self._owners, default=self.next_reply)
 
     def acknowledge(self, below: int) -> None:
         """Forget replies the client has, and requests all of whose replies it has."""
@@ -125,13 +187,18 @@ class Channel:
         if below > self.next_reply:
             below = self.next_reply
         while self._acknowledged < below:
-            owner = self._owners.pop(self._acknowledged)
+            owner = self._owners.pop(self._acknowledged, None)
             self._acknowledged += 1
+            if owner is None:
+                # Acknowledged in an earlier boot.
+                continue
             handled = self._handled[owner]
             # Replies are acknowledged in their order, so it is always the first.
             self._bytes -= len(handled.replies.pop(0).body)
             if handled.done and not handled.replies:
                 del self._handled[owner]
+                if self.rows is not None:
+                    self.rows.acknowledged(owner)
 
     @property
     def running(self) -> bool:
@@ -147,7 +214,7 @@ class Channel:
         """The request of that sequence, if its replies are not all acknowledged."""
         return self._handled.get(sequence)
 
-    def start(self, request: Request, marker: Marker, session: EnclaveSession, route: int, padding: Padding) -> None:
+    def start(self, request: Request, marker: _Marks, session: EnclaveSession, route: int, padding: Padding) -> None:
         """Take the next request. Raises OverloadedError, changing nothing."""
         if len(self._handled) >= self._bounds.unacknowledged_replies or (
             len(self._owners) >= self._bounds.unacknowledged_replies or self._bytes >= self._bounds.unacknowledged_bytes
@@ -157,6 +224,41 @@ class Channel:
         self._handled[request.sequence] = _Handled(mark, session, route, padding)
         self._unfinished += 1
         self.next_request = request.sequence + 1
+        if self.rows is not None:
+            self._handled[request.sequence].echo = request.version
+            # Those that an earlier boot had done while this one was running.
+            self.next_request = self.rows.finished.after(self.next_request)
+
+    def check(
+        self,
+        answers: int,
+        body: bytes,
+        envelope: bytes,
+        *,
+        last: bool,
+        padding: Padding | None = None,
+        waiting: int = 0,
+    ) -> _Handled | None:
+        """Whether `reply` would take this, as which request; None once the request is done.
+
+        Args:
+            waiting: so many replies of this channel were checked, and are not made yet.
+
+        Raises:
+            OverloadedError, ValueError: as `reply`.
+        """
+        handled = self._handled.get(answers)
+        if handled is None or handled.done:
+            return None
+        if len(self._owners) + waiting >= 2 * self._bounds.unacknowledged_replies and not last:
+            raise OverloadedError("too many unacknowledged replies on this channel")
+        # Checked before it is numbered: a number that never arrives would stop its client.
+        _wire.check_sizes(body, envelope)
+        padding = padding or handled.padding
+        if padding is not padme:
+            header = PRIVATE.size if self.rows is None else PRIVATE.size + REPLY_STATE_SIZE
+            padding(header + len(body))
+        return handled
 
     def reply(
         self,
@@ -174,16 +276,10 @@ class Channel:
             OverloadedError: too many replies; nothing changed.
             ValueError: too large for a mail, or (DoesNotFit) for the padding; nothing changed.
         """
-        handled = self._handled.get(answers)
-        if handled is None or handled.done:
+        handled = self.check(answers, body, envelope, last=last, padding=padding)
+        if handled is None:
             return None
-        if len(self._owners) >= 2 * self._bounds.unacknowledged_replies and not last:
-            raise OverloadedError("too many unacknowledged replies on this channel")
-        # Checked before it is numbered: a number that never arrives would stop its client.
-        _wire.check_sizes(body, envelope)
         padding = padding or handled.padding
-        if padding is not padme:
-            padding(PRIVATE.size + len(body))
         flags = FLAG_LAST if last else 0
         handled.count += 1
         count = handled.count if last else 0
@@ -194,6 +290,10 @@ class Channel:
         handled.replies.append(reply)
         handled.done = last
         self._unfinished -= last
+        if last and self.rows is not None:
+            self.rows.finish(
+                answers, handled.mark, handled.padding, handled.replies, next_reply=self.next_reply, used=self.used
+            )
         return reply
 
 
@@ -204,13 +304,19 @@ class Outcome(Enum):
     WAIT = "the handler runs already; its replies go to this route too"
     ANSWERED = "only send `mails`"
     STREAM = "a stream call: run the handler beside the channel's order"
+    HALT = "the client knows of state that this boot does not have: sign that, `halt`, and answer with it"
 
 
 _RUN: Final = Outcome.RUN
 
 
 class Received(msgspec.Struct, frozen=True, gc=False):
-    """Result of one mail from the host."""
+    """Result of one mail from the host.
+
+    Attributes:
+        session, counter: of the mail; only for a stream call, with `statement`, and for `HALT`.
+        statement: the client wants the state signed: `Mailbox.outside` makes a mail of that, which goes first.
+    """
 
     outcome: Outcome
     mails: tuple[bytes, ...] = ()
@@ -219,10 +325,11 @@ class Received(msgspec.Struct, frozen=True, gc=False):
     superseded_route: int = 0
     session: EnclaveSession | None = None
     counter: int = 0
+    statement: bool = False
 
 
 class Mailbox:
-    """All sessions and channels of one boot."""
+    """All sessions of one boot, and all channels: of one boot, or of one log."""
 
     def __init__(
         self,
@@ -237,8 +344,9 @@ class Mailbox:
         seal: Callable[[EnclaveSession, Reply], bytes] = EnclaveSession.encrypt,
         spent: Callable[[], None] = lambda: None,
         bounds: Bounds | None = None,
+        memory: Memory | None = None,
     ) -> None:
-        """Nothing is open yet.
+        """No session is open yet.
 
         Args:
             admit: whether an unknown identity may open a channel of that topic.
@@ -247,12 +355,20 @@ class Mailbox:
                 included; None for `padding`.
             seal: encrypts a reply, or gives what stands for it until it leaves.
             spent: told, as often as it is noticed, that the encryption key has to be renewed.
+            memory: the log, of an enclave whose state persists. All replies to a request are then made in
+                one go, when it is done; `seal` has to encrypt after their record was sealed.
+
+        Raises:
+            StateError: the log's rows are none that a mailbox wrote.
         """
         self.seal = seal
         # The newest first.
         self._terms = [_Term(key, claims_digest)]
         self._spent = spent
-        self._marker = Marker()
+        self._memory = memory
+        self._rows: LogRows | None = None
+        # What every mail is answered with, once this boot has halted: signature and statement.
+        self._proof = b""
         self._admit = admit
         self._opened = opened
         self._posted = posted
@@ -260,15 +376,35 @@ class Mailbox:
         self._padding_of = padding_of
         self._bounds = bounds or Bounds()
         self._sessions: OrderedDict[bytes, tuple[EnclaveSession, Channel]] = OrderedDict()
-        self._channels: OrderedDict[_Key, Channel] = OrderedDict()
+        self._channels: OrderedDict[Key, Channel] = OrderedDict()
         # Strands that were given up, by their marks, and how many requests each had taken.
-        self._closed: dict[int, dict[_Key, int]] = {}
+        self._closed: dict[int, dict[Key, int]] = {}
         self._forgot = False
         self._per_identity: dict[bytes, list[bytes]] = {}
         self._owned: dict[bytes, list[Channel]] = {}
         self._mails = 0
         # Sessions whose keys are expanded; an expanded key takes as much memory as all the rest.
         self._awake: deque[EnclaveSession] = deque()
+        if memory is None:
+            self._marker: _Marks = Marker()
+        else:
+            from conclave.mail.memory import LogRows
+
+            self._rows = LogRows(memory)
+            self._marker = self._rows.marker()
+            self._restore(self._rows)
+
+    def _restore(self, rows: LogRows) -> None:
+        restored = rows.restore()
+        for key, kept in restored.channels.items():
+            channel = self._channels[key] = Channel(*key, self._bounds, rows.channel(key, kept.finished))
+            channel.restore(kept)
+            self._owned.setdefault(key[0], []).append(channel)
+            self._mails = max(self._mails, channel.used)
+        for key, taken in restored.closed.items():
+            self._closed.setdefault(key[2] >> _wire.MARK_SHIFT, {})[key] = taken
+        self._forgot = restored.forgot
+        self._forget()
 
     def renew(self, key: DecryptionKey, claims_digest: bytes) -> None:
         """Open to a new encryption key; the one before stays for openings under way.
@@ -276,11 +412,18 @@ class Mailbox:
         What was opened to the one before that cannot come again, and is forgotten.
         """
         self._terms = [_Term(key, claims_digest), self._terms[0]]
+        self._forget()
+
+    def _forget(self) -> None:
+        """If too many strands are remembered that began under keys which are gone, know these by their marks alone."""
         old = self._closed.keys() - self._marks()
-        if sum(len(self._closed[mark]) for mark in old) > self._bounds.closed:
-            self._forgot = True
-            for mark in old:
-                del self._closed[mark]
+        if sum(len(self._closed[mark]) for mark in old) <= self._bounds.closed:
+            return
+        self._forgot = True
+        for mark in old:
+            forgotten = self._closed.pop(mark)
+            if self._rows is not None:
+                self._rows.forget(forgotten)
 
     def _marks(self) -> set[int]:
         """The marks of strands that may be new."""
@@ -308,6 +451,10 @@ class Mailbox:
         stream = request.kind == _STREAM
         if stream and mail.counter <= session.last_stream:
             raise DecryptionError
+        if self._memory is not None:
+            early = self._state(self._memory, session, request, mail.counter)
+            if early is not None:
+                return early
         # From here the mail is authentic; only now does anything change.
         if channel is None:
             key = (session.identity, session.topic, request.strand)
@@ -330,13 +477,52 @@ class Mailbox:
         if request.posted:
             self._posted(session, request.posted)
         if request.sequence != NONE:
-            return self._order(session, channel, request, route)
+            received = self._order(session, channel, request, route)
+            if not request.flags & FLAG_STATEMENT:
+                return received
+            old, mails = received.superseded_route, received.mails
+            return Received(received.outcome, mails, received.channel, request, old, session, mail.counter, True)
         if stream:
             session.last_stream = mail.counter
             return Received(Outcome.STREAM, (), channel, request, 0, session, mail.counter)
         if request.kind == RequestKind.COVER:
             return self._refuse(session, request, ReplyKind.COVER, 0, mail.counter)
         return Received(Outcome.ANSWERED)
+
+    def _state(self, log: Memory, session: EnclaveSession, request: Request, counter: int) -> Received | None:
+        """What ends here because of the state that the client knows of; nothing changed. None: go on."""
+        if self._proof:
+            halted = Received(Outcome.HALT, (), None, request, 0, session, counter)
+            return Received(Outcome.ANSWERED, (self.outside(halted, ReplyKind.HALTED, self._proof),))
+        try:
+            log.check(request.context, session.identity)
+        except RollbackError:
+            return Received(Outcome.HALT, (), None, request, 0, session, counter)
+        except StateError:
+            if not session.awake:
+                self._wake(session)
+            return self._refuse(session, request, ReplyKind.CONTEXT, 0, counter)
+        return None
+
+    @property
+    def halted(self) -> bool:
+        """Whether this boot has stopped."""
+        return bool(self._proof)
+
+    def halt(self, proof: bytes) -> None:
+        """Run nothing any more, and answer every mail with this.
+
+        Args:
+            proof: signature (64) and statement: which context this boot refuses.
+        """
+        self._proof = proof
+
+    def outside(self, received: Received, kind: ReplyKind, body: bytes) -> bytes:
+        """A mail of the kind HALTED or STATEMENT beside what was received, encrypted."""
+        session, request = received.session, received.request
+        if session is None or request is None:
+            raise ValueError("this mail asked for no statement, and halts nothing")
+        return self.seal(session, _beside(request, kind, body, received.counter))
 
     def _wake(self, session: EnclaveSession) -> None:
         """Count a session among those in use; the one that was for longest rests."""
@@ -348,6 +534,8 @@ class Mailbox:
     def _order(self, session: EnclaveSession, channel: Channel, request: Request, route: int) -> Received:
         expected = channel.next_request
         if request.sequence == expected:
+            if self._rows is not None:
+                self._rows.tidy()
             try:
                 padding = self._padding_of(request) or self._padding
                 channel.start(request, self._marker, session, route, padding)
@@ -358,7 +546,8 @@ class Mailbox:
         if handled is None or not self._marker.fits(handled.mark, _head(request), request.body):
             return self._refuse(session, request, ReplyKind.SEQUENCE_ERROR, expected)
         old, handled.route, handled.session = handled.route, route, session
-        mails = tuple(self.seal(session, reply) for reply in handled.replies)
+        handled.echo = request.version
+        mails = tuple(self._sealed(session, handled, reply) for reply in handled.replies)
         if handled.done:
             return Received(Outcome.ANSWERED, mails)
         return Received(Outcome.WAIT, mails, channel, request, superseded_route=old)
@@ -366,12 +555,18 @@ class Mailbox:
     def _refuse(
         self, session: EnclaveSession, request: Request, kind: ReplyKind, expected: int, counter: int = 0
     ) -> Received:
-        padding, flags, answers = self._padding_of(request), FLAG_LAST, request.sequence
+        padding, flags, answers, echo = self._padding_of(request), FLAG_LAST, request.sequence, request.version
         if answers == NONE:
             # It has no sequence to be known by.
             flags, answers = FLAG_LAST | FLAG_OUTSIDE, counter
-        reply = Reply(kind, flags, NONE, expected, answers, expected, b"", padding=padding)
+        reply = Reply(kind, flags, NONE, expected, answers, expected, b"", padding=padding, echo=echo)
         return Received(Outcome.ANSWERED, (self.seal(session, reply),))
+
+    def _sealed(self, session: EnclaveSession, handled: _Handled, reply: Reply) -> bytes:
+        """A reply to a request, as what came last in a session."""
+        if handled.echo != reply.echo:
+            reply = msgspec.structs.replace(reply, echo=handled.echo)
+        return self.seal(session, reply)
 
     def reply(
         self,
@@ -390,17 +585,20 @@ class Mailbox:
             padding: another one than the request's own.
 
         Returns:
-            (route, encrypted mail), or None if the request is done already.
+            (route, encrypted mail), or None if the request is done already, or this boot halted.
 
         Raises:
             OverloadedError, ValueError: too many, or too large; nothing changed.
         """
+        if self._proof:
+            return None
         handled = channel.known(answers)
         reply = channel.reply(answers, kind, body, envelope, last=last, padding=padding)
         if reply is None:
             return None
         assert handled is not None
-        return handled.route, self.seal(handled.session, reply)
+        assert handled.session is not None
+        return handled.route, self._sealed(handled.session, handled, reply)
 
     def _open(self, mail: EncryptedMail) -> EnclaveSession:
         if not mail.opening or any(mail.session_id in term.ids for term in self._terms):
@@ -428,9 +626,17 @@ class Mailbox:
         return self._terms[0], self._agree(opening, self._terms[0])
 
     def _agree(self, opening: bytes, term: _Term) -> EnclaveSession:
-        return EnclaveSession(opening, key=term.key, claims_digest=term.digest, padding=self._padding)
+        log = self._memory
+        return EnclaveSession(
+            opening,
+            key=term.key,
+            claims_digest=term.digest,
+            padding=self._padding,
+            log_id=None if log is None else log.log_id,
+            context=None if log is None else log.context,
+        )
 
-    def _begin(self, key: _Key) -> Channel:
+    def _begin(self, key: Key) -> Channel:
         """A channel that is new; at a bound, another one makes room (MAIL-51, MAIL-56)."""
         mine = self._owned.get(key[0], [])
         many = len(mine) >= self._bounds.channels_per_identity
@@ -440,7 +646,8 @@ class Mailbox:
                 self._close(min(idle, key=lambda channel: (channel.owes, channel.used)))
             elif many or not self._make_room():
                 raise OverloadedError("no room for another channel")
-        channel = self._channels[key] = Channel(*key, self._bounds)
+        rows = None if self._rows is None else self._rows.channel(key)
+        channel = self._channels[key] = Channel(*key, self._bounds, rows)
         self._owned.setdefault(key[0], []).append(channel)
         return channel
 
@@ -457,15 +664,17 @@ class Mailbox:
 
     def _close(self, channel: Channel) -> None:
         # Its number stays known, so that none of its requests can run again.
-        key = (channel.identity, channel.topic, channel.strand)
         closed = self._closed.setdefault(channel.strand >> _wire.MARK_SHIFT, {})
-        closed[key] = self._channels.pop(key).next_request
+        closed[channel.key] = channel.taken
+        del self._channels[channel.key]
+        if channel.rows is not None:
+            channel.rows.close(channel.taken, channel.kept)
         _take_out(self._owned, channel.identity, channel)
         mine = self._per_identity.get(channel.identity, [])
         for session_id in [s for s in mine if self._sessions[s][1] is channel]:
             self._retire(session_id)
 
-    def _taken_by(self, key: _Key) -> int | None:
+    def _taken_by(self, key: Key) -> int | None:
         """How many requests a strand had taken that was closed; `NONE` where nobody knows any more."""
         mark = key[2] >> _wire.MARK_SHIFT
         taken = self._closed.get(mark, {}).get(key)
@@ -494,6 +703,15 @@ class Mailbox:
         """End a session: its client opens another one."""
         session, _ = self._sessions.pop(session_id)
         _take_out(self._per_identity, session.identity, session_id)
+
+
+def _beside(request: Request, kind: ReplyKind, body: bytes, counter: int) -> Reply:
+    """A reply about the state, padded by itself: its size tells a host nothing that it does not know."""
+    flags = FLAG_LAST if kind == ReplyKind.HALTED else 0
+    answers = request.sequence
+    if answers == NONE:
+        flags, answers = flags | FLAG_OUTSIDE, counter
+    return Reply(kind, flags, NONE, 0, answers, 0, body, padding=padme, echo=request.version)
 
 
 def _take_out(lists: dict[bytes, list[T]], identity: bytes, item: T) -> None:

@@ -24,6 +24,8 @@ LABEL_POST: Final = b"mail/1 post"
 # kind, topic size, zero, body size, number, acknowledged, recipient, topic
 _FIELDS: Final = struct.Struct(">BBHIQQ32s255sx")
 PRIVATE_SIZE: Final = _FIELDS.size + _crypto.SIGNATURE_SIZE
+# Kinds: a body; a state context and a body.
+_PLAIN, _STATEFUL = 0, 1
 # One mail is encrypted under each key.
 _NONCE: Final = bytes(12)
 _ADDRESS: Final = struct.Struct(">4s32s1216sB")
@@ -77,6 +79,7 @@ class Post(msgspec.Struct, frozen=True):
         claims_digest: which instance says that it wrote this.
         number: from 0, counted by the boot that wrote it for this reply key and topic.
         acknowledged: the client had acknowledged all with a lower number.
+        context: the state context (72 bytes) for this client when it was posted; empty where there is no log.
     """
 
     claims_digest: bytes
@@ -87,6 +90,7 @@ class Post(msgspec.Struct, frozen=True):
     body: bytes
     signed: bytes
     signature: bytes
+    context: bytes = b""
 
     def check_sender(self, signing_key: bytes) -> None:
         """Whether the instance of these claims wrote it. Raises SignatureError."""
@@ -106,11 +110,11 @@ def _signed(reply_key: bytes, associated: bytes, fields: bytes, body: bytes) -> 
     return LABEL_POST + _crypto.SUITE_ID + digests + fields + _crypto.sha256(body)
 
 
-def inner_size(body: bytes) -> int:
+def inner_size(body: bytes, *, stateful: bool = False) -> int:
     """How large a body and what stands before it are, to be padded. Raises ValueError."""
     if len(body) > _wire.MAX_BODY:
         raise ValueError(f"a mail body has at most {_wire.MAX_BODY} bytes")
-    return PRIVATE_SIZE + len(body)
+    return PRIVATE_SIZE + (_wire.CONTEXT_SIZE if stateful else 0) + len(body)
 
 
 def wire_size(size: int, envelope: bytes) -> int:
@@ -130,6 +134,7 @@ def make_post(
     claims_digest: bytes,
     size: int,
     envelope: bytes = b"",
+    context: bytes = b"",
 ) -> bytes:
     """Encrypt one mail.
 
@@ -138,6 +143,7 @@ def make_post(
         acknowledged: of those, how many the client has acknowledged.
         signer: the attested key of `claims_digest`.
         size: to how much private header and body are padded, at least `inner_size`.
+        context: the state context for that client, of an enclave with a log.
 
     Raises:
         FormatError: the reply key is none. A client chose it.
@@ -153,6 +159,7 @@ def make_post(
         claims_digest=claims_digest,
         size=size,
         envelope=envelope,
+        context=context,
         secret=secret,
         sealed=sealed,
     )
@@ -170,6 +177,7 @@ def _make_from_parts(
     envelope: bytes,
     secret: Secret,
     sealed: bytes,
+    context: bytes = b"",
 ) -> bytes:
     header = _mailheader.POST_HEADER.pack(
         _mailheader.POST_MAGIC,
@@ -182,9 +190,11 @@ def _make_from_parts(
     )
     associated = header + envelope
     topic = address.topic.encode("ascii")
-    fields = _FIELDS.pack(0, len(topic), 0, len(body), number, acknowledged, address.identity, topic)
-    signature = signer.sign("mail", claims_digest, _signed(address.reply_key, associated, fields, body))
-    plaintext = (fields + signature + body).ljust(size, b"\0")
+    kind = _STATEFUL if context else _PLAIN
+    content = context + body if context else body
+    fields = _FIELDS.pack(kind, len(topic), 0, len(content), number, acknowledged, address.identity, topic)
+    signature = signer.sign("mail", claims_digest, _signed(address.reply_key, associated, fields, content))
+    plaintext = (fields + signature + content).ljust(size, b"\0")
     return associated + _key(secret, sealed, claims_digest).encrypt(_NONCE, plaintext, associated)
 
 
@@ -210,7 +220,9 @@ def open_post(data: bytes, *, key: DecryptionKey, identity: bytes) -> Post:
     kind, topic_size, zero, size, number, acknowledged, recipient, topic = _FIELDS.unpack(fields)
     end = PRIVATE_SIZE + size
     # As in `_wire`: who pads otherwise has another idea of the format.
-    if kind or zero or fields[-1] or any(topic[topic_size:]) or plaintext.count(0, end) != len(plaintext) - end:
+    if kind not in (_PLAIN, _STATEFUL) or (kind == _STATEFUL and size < _wire.CONTEXT_SIZE):
+        raise FormatError("a posted mail whose kind is unknown, or that is too short for it")
+    if zero or fields[-1] or any(topic[topic_size:]) or plaintext.count(0, end) != len(plaintext) - end:
         raise FormatError("a posted mail whose inside is malformed")
     if not _crypto.same(recipient, identity):
         raise DecryptionError
@@ -219,6 +231,8 @@ def open_post(data: bytes, *, key: DecryptionKey, identity: bytes) -> Post:
         _wire.check_topic(name)
     except ValueError:
         raise FormatError("a posted mail whose topic is none") from None
-    body = plaintext[PRIVATE_SIZE:end]
-    signed = _signed(key.public, header.associated, fields, body)
-    return Post(header.claims_digest, name, number, acknowledged, header.envelope, body, signed, signature)
+    content = plaintext[PRIVATE_SIZE:end]
+    signed = _signed(key.public, header.associated, fields, content)
+    at = _wire.CONTEXT_SIZE if kind == _STATEFUL else 0
+    context, body = content[:at], content[at:]
+    return Post(header.claims_digest, name, number, acknowledged, header.envelope, body, signed, signature, context)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import struct
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from conclave import _crypto, _mailheader
@@ -20,7 +20,8 @@ from conclave._crypto import AeadKey, DecryptionKey, Secret, SigningKey
 from conclave._mailheader import EncryptedMail
 from conclave.errors import DecryptionError, SessionError, SignatureError
 from conclave.mail import _wire
-from conclave.mail._wire import Reply, Request
+from conclave.mail._wire import BARE, FLAG_STATEMENT, Reply, Request
+from conclave.mail.contexts import Contexts, VersionOrder
 from conclave.mail.padding import Padding, padme
 from conclave.mail.stream import ChunkOpener, ChunkSealer
 
@@ -151,10 +152,13 @@ class ClientSession:
 
     __slots__ = (
         "__weakref__",
+        "_asked",
         "_confirmed",
+        "_contexts",
         "_counter",
         "_dead",
         "_opening",
+        "_order",
         "_padding",
         "_prk",
         "_receive",
@@ -174,11 +178,18 @@ class ClientSession:
         reply_key: bytes,
         topic: str,
         log_id: bytes | None = None,
+        contexts: Contexts | None = None,
         padding: Padding = padme,
         strand: int = 0,
         _secret: Secret | None = None,
         _sealed: bytes | None = None,
     ) -> None:
+        """Nothing was sent yet.
+
+        Args:
+            log_id: of the verified claims.
+            contexts: what this client knows of that log; None if it knows nothing.
+        """
         topic_bytes = _wire.check_topic(topic)
         secret = _secret or Secret.random()
         sealed = _sealed or _crypto.seal_secret(encryption_key, _opening_info(claims_digest), secret)
@@ -207,6 +218,10 @@ class ClientSession:
         self._dead = False
         self._padding = padding
         self._strand = strand
+        self._contexts = None if log_id is None else contexts or Contexts()
+        self._order = VersionOrder()
+        # Whether the enclave was asked to sign what its state is: once in each session.
+        self._asked = self._contexts is None
         _client_sessions.add(self)
 
     def discard(self) -> None:
@@ -223,6 +238,11 @@ class ClientSession:
         """Every reply counter below this was received."""
         return self._seen.below
 
+    @property
+    def version(self) -> int:
+        """The version that the next mail will show, and its answers echo."""
+        return 0 if self._contexts is None else self._contexts.version
+
     def encrypt(self, request: Request) -> bytes:
         """Encrypt a request under the next counter.
 
@@ -233,7 +253,13 @@ class ClientSession:
         if not self.usable:
             raise SessionError("this session has ended in this process; open a new one")
         # Before a counter is taken: a gap would tell the host of a mail that did not fit.
-        plaintext = _wire.request_plaintext(request, self._strand, self._padding)
+        if self._contexts is None:
+            plaintext = _wire.request_plaintext(request, self._strand, self._padding)
+        else:
+            flags = 0 if self._asked or not _wire.asks(request.kind) else FLAG_STATEMENT
+            context = self._contexts.newest
+            plaintext = _wire.request_plaintext(request, self._strand, self._padding, flags=flags, context=context)
+            self._asked = self._asked or flags > 0
         counter, self._counter = self._counter, self._counter + 1
         opening = b"" if self._confirmed else self._opening
         return _encrypt(
@@ -277,6 +303,7 @@ class ClientSession:
         Raises:
             FormatError: not a mail.
             DecryptionError: not of this session, altered, or seen before.
+            RollbackError: it is of another history than what came before; nothing changed.
         """
         mail = _mailheader.parse_mail(data)
         if self._dead or mail.direction != _mailheader.TO_CLIENT or mail.session_id != self.session_id:
@@ -288,9 +315,16 @@ class ClientSession:
         else:
             raise DecryptionError
         plaintext = key.decrypt(_NONCE.pack(mail.counter, 0), mail.ciphertext, mail.associated)
-        reply = _wire.parse_reply(plaintext, mail.envelope)
+        contexts = self._contexts
+        reply = _wire.parse_reply(plaintext, mail.envelope, stateful=contexts is not None)
+        told = contexts is not None and reply.kind not in BARE
+        if contexts is not None and told:
+            self._order.check(mail.counter, _wire.version_of(reply.context))
+            contexts.take(reply.context)
         self._receive, self._salt, self._confirmed = key, mail.reply_salt, True
         self._seen.add(mail.counter)
+        if told:
+            self._order.add(mail.counter, _wire.version_of(reply.context), below=self._seen.below)
         return reply
 
 
@@ -298,6 +332,7 @@ class EnclaveSession:
     """The enclave's end of one accepted opening."""
 
     __slots__ = (
+        "_context",
         "_counter",
         "_padding",
         "_receive",
@@ -313,18 +348,31 @@ class EnclaveSession:
         "topic",
     )
 
-    def __init__(self, opening: bytes, *, key: DecryptionKey, claims_digest: bytes, padding: Padding = padme) -> None:
+    def __init__(
+        self,
+        opening: bytes,
+        *,
+        key: DecryptionKey,
+        claims_digest: bytes,
+        padding: Padding = padme,
+        log_id: bytes | None = None,
+        context: Callable[[bytes], bytes] | None = None,
+    ) -> None:
         """Accept an opening.
 
+        Args:
+            log_id: of the enclave's log, which the opening has to name.
+            context: gives the state context for a client, by its identity; asked when a reply is encrypted.
+
         Raises:
-            DecryptionError: not sealed to this instance, altered, or its
+            DecryptionError: not sealed to this instance, altered, of another log, or its
                 signature does not verify. They look alike on purpose.
         """
         sealed, record = opening[: _wire.SEALED_SIZE], opening[_wire.SEALED_SIZE :]
         prk = _schedule(key.open_secret(sealed, _opening_info(claims_digest)), sealed, claims_digest)
         plain = AeadKey(prk.expand(LABEL_RECORD)).decrypt(_ZERO_NONCE, record, b"")
-        identity, reply_key, size, topic, log_flag, log_id, signature = _RECORD.unpack(plain)
-        log = bytes((log_flag,)) + log_id
+        identity, reply_key, size, topic, log_flag, log_named, signature = _RECORD.unpack(plain)
+        log = bytes((log_flag,)) + log_named
         try:
             body = _signed_body(sealed, topic[:size], reply_key, log)
             _crypto.verify_signature(identity, "opening", claims_digest, body, signature)
@@ -332,14 +380,15 @@ class EnclaveSession:
             _wire.check_topic(self.topic)
         except (SignatureError, ValueError):
             raise DecryptionError from None
-        if log_flag > 1 or (log_flag == 0 and any(log_id)) or any(topic[size:]):
+        if log != _log_field(log_id) or any(topic[size:]):
             raise DecryptionError
         self.session_id = _session_id(sealed)
         # Claims digest of the key that it was opened to.
         self.recipient = claims_digest
         self.identity = identity
         self.reply_key: bytes = reply_key
-        self.log_id = log_id if log_flag else None
+        self.log_id = log_id
+        self._context = context
         self._receive = AeadKey(prk.expand(LABEL_C2E))
         self._salt = _crypto.random_bytes(32)
         self._send = AeadKey(prk.expand(LABEL_E2C + self._salt))
@@ -381,7 +430,7 @@ class EnclaveSession:
         """
         nonce = _NONCE.pack(mail.counter, 0)
         plaintext = self._receive.decrypt(nonce, mail.ciphertext, mail.associated)
-        return _wire.parse_request(plaintext, mail.envelope)
+        return _wire.parse_request(plaintext, mail.envelope, stateful=self._context is not None)
 
     def encrypt(self, reply: Reply) -> bytes:
         """Encrypt a reply under the next counter.
@@ -392,7 +441,11 @@ class EnclaveSession:
         """
         if self._counter >= MAX_COUNTER:
             raise SessionError("this session is spent")
-        plaintext = _wire.reply_plaintext(reply, self._padding)
+        if self._context is None:
+            plaintext = _wire.reply_plaintext(reply, self._padding)
+        else:
+            # In one step with the counter: the versions that a session names follow its counters.
+            plaintext = _wire.reply_plaintext(reply, self._padding, context=self._context(self.identity))
         counter, self._counter = self._counter, self._counter + 1
         return _encrypt(
             self._send, _mailheader.TO_CLIENT, self.session_id, counter, self._salt, b"", reply.envelope, plaintext

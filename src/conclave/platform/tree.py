@@ -68,6 +68,7 @@ ENCLAVE_MODULES: Final = (
     "errors",
     "mail/__init__",
     "mail/_wire",
+    "mail/contexts",
     "mail/conversation",
     "mail/mailbox",
     "mail/padding",
@@ -81,6 +82,7 @@ ENCLAVE_MODULES: Final = (
 # Loaded only by enclaves whose state persists.
 STATE_MODULES: Final = (
     "enclave/_state",
+    "mail/memory",
     "persistence/__init__",
     "persistence/context",
     "persistence/keys",

@@ -342,11 +342,16 @@ DOES_NOT_FIT: Final = CallFailure(
 )
 
 
-def error_body(failure: CallFailure, padding: Padding) -> tuple[bytes, Padding]:
-    """The body of a call error, and how it is padded (RPC-13)."""
+def error_body(failure: CallFailure, padding: Padding, *, beside: int = 0) -> tuple[bytes, Padding]:
+    """The body of a call error, and how it is padded (RPC-13).
+
+    Args:
+        beside: what replies have besides their private header and body: 80 bytes where there is a log.
+    """
     if failure is not DOES_NOT_FIT:
-        body = failure.encode(padding.room)
-        if len(body) <= padding.room:
+        room = padding.room - beside
+        body = failure.encode(room)
+        if len(body) <= room:
             return body, padding
     # In the size that the answer would have had, if any had been large enough.
     return _codec.encode(DOES_NOT_FIT), padding.largest

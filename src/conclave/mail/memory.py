@@ -77,10 +77,15 @@ class Memory(Protocol):
 class StableMarker:
     """Marks of requests that hold in every boot: where a log is, in place of `Marker`."""
 
-    __slots__ = ("mark",)
+    __slots__ = ("_mark",)
 
     def __init__(self, memory: Memory) -> None:
-        self.mark = memory.mark
+        self._mark = memory.mark
+
+    def mark(self, head: bytes, body: bytes) -> bytes:
+        """A mark of these two, the same in every boot."""
+        # Its size stands first: what belongs to which of them is no one's choice.
+        return self._mark(bytes((len(head),)) + head, body)
 
     def fits(self, mark: bytes, head: bytes, body: bytes) -> bool:
         """Whether that mark was made of these two."""

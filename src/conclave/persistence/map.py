@@ -145,7 +145,11 @@ class PersistentMap(OrderedMap[bytes]):
         """
         self._current().clear()
 
-    def of(self, kind: type[T]) -> TypedMap[T]:
+    @overload
+    def of(self, kind: type[T]) -> TypedMap[T]: ...
+    @overload
+    def of(self, kind: object) -> TypedMap[Any]: ...
+    def of(self, kind: Any) -> TypedMap[Any]:
         """The same map with values of a type, as MessagePack.
 
         Args:
@@ -161,7 +165,7 @@ class PersistentMap(OrderedMap[bytes]):
 
     def _size(self) -> str:
         try:
-            return f"{len(self)} keys"
+            return f"keys: {len(self)}"
         except RuntimeError:
             return "outside of a handler"
 
@@ -171,7 +175,7 @@ class TypedMap(OrderedMap[T]):
 
     __slots__ = ("_decode", "_map", "_name")
 
-    def __init__(self, plain: PersistentMap, kind: type[T]) -> None:
+    def __init__(self, plain: PersistentMap, kind: Any) -> None:
         self._map = plain
         self._name = kind.__qualname__ if isinstance(kind, type) else str(kind)
         try:

@@ -11,8 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Set
 from enum import Enum
-from itertools import islice
-from operator import ge, itemgetter
+from operator import itemgetter
 from typing import Final
 
 from conclave.persistence.keys import after
@@ -36,15 +35,21 @@ class Table(Versions[bytes]):
         Raises:
             ValueError: out of order, or a key twice.
         """
-        pairs = list(items)
-        keys = [key for key, _ in pairs]
-        if any(map(ge, keys, islice(keys, 1, None))):
-            raise ValueError("the items of a table must come in rising order of their keys, each once")
-        return cls(pairs)
+        return cls(_rising(items))
 
     def begin(self) -> Transaction:
         """A transaction over what is committed now. The caller must release it."""
         return Transaction(self)
+
+
+def _rising(items: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    last: str | None = None
+    for item in items:
+        key = item[0]
+        if last is not None and key <= last:
+            raise ValueError("the items of a table must come in rising order of their keys, each once")
+        last = key
+        yield item
 
 
 class _Gone(Enum):
@@ -104,12 +109,25 @@ class Transaction:
     `release` and has the changes applied, with no other commit between.
     """
 
-    __slots__ = ("_delta", "_ended", "_own", "_ranges", "_read", "_reader", "_sized", "_table", "size_bytes")
+    __slots__ = (
+        "_delta",
+        "_ended",
+        "_own",
+        "_ranges",
+        "_read",
+        "_reader",
+        "_sized",
+        "_table",
+        "_versions",
+        "size_bytes",
+    )
 
     def __init__(self, table: Table) -> None:
         self._table = table
         self._reader: Reader[bytes] = table.snapshot()
-        self._own: Versions[_Own] | None = None
+        # Its changes; in order and with versions from the first scan on that has to show some.
+        self._own: dict[str, _Own] = {}
+        self._versions: Versions[_Own] | None = None
         # What was looked for; what was scanned; whether the number of keys was asked for.
         self._read: set[str] = set()
         self._ranges: list[_Range] = []
@@ -134,10 +152,9 @@ class Transaction:
 
     def get(self, key: str) -> bytes | None:
         """The value; None if there is none."""
-        if self._own is not None:
-            own = self._own.current.get(key)
-            if own is not None:
-                return None if own is _GONE else own
+        own = self._own.get(key)
+        if own is not None:
+            return None if own is _GONE else own
         self._read.add(key)
         return self._reader.get(key)
 
@@ -166,10 +183,8 @@ class Transaction:
         Raises:
             ValueError: as `set`.
         """
-        size, found = 0, []
-        own = {} if self._own is None else self._own.current
-        for key, value in own.items():
-            size += _cost(key, value) if value is _GONE else 0
+        size = sum(_cost(key, _GONE) for key, value in self._own.items() if value is _GONE)
+        found = []
         for key, _ in self.scan():
             size += _cost(key, _GONE)
             _admit(size)
@@ -186,12 +201,15 @@ class Transaction:
         looked = _Range(low, high, reverse)
         self._ranges.append(looked)
         items = self._reader.scan(low, high, reverse=reverse)
-        if self._own is None:
+        if not self._own:
             for item in items:
                 looked.last = item[0]
                 yield item
         else:
-            own = self._own.snapshot()
+            if self._versions is None:
+                self._versions = Versions(sorted(self._own.items()))
+                self._own = self._versions.current
+            own = self._versions.snapshot()
             try:
                 for key, value in _merged(items, own.scan(low, high, reverse=reverse), reverse):
                     looked.last = key
@@ -204,11 +222,9 @@ class Transaction:
 
     def changes(self) -> list[tuple[str, bytes | None]]:
         """What a commit now would change of the table, in order of keys; None removes."""
-        if self._own is None:
-            return []
         newest = self._table.get
-        own = [(key, None if value is _GONE else value) for key, value in self._own.current.items()]
-        return sorted([(key, value) for key, value in own if newest(key) != value], key=itemgetter(0))
+        own = [(key, None if value is _GONE else value) for key, value in self._own.items()]
+        return sorted((key, value) for key, value in own if newest(key) != value)
 
     def conflicts(self) -> bool:
         """Whether something that this read, or looked for and did not find, is another now."""
@@ -228,23 +244,23 @@ class Transaction:
 
     def _put(self, key: str, value: _Own) -> None:
         size = _cost(key, value)
-        old = None if self._own is None else self._own.current.get(key)
+        old = self._own.get(key)
         if old is not None:
             size -= _cost(key, old)
         _admit(self.size_bytes + size)
         self._replace(key, value, size)
 
     def _replace(self, key: str, value: _Own, size: int) -> None:
-        own = self._own
-        if own is None:
-            own = self._own = Versions()
-        while self._ended:
-            self._ended.pop().release()
-        old = own.current.get(key)
+        old = self._own.get(key)
         was = self._reader.get(key) is not None if old is None else old is not _GONE
         self._delta += (value is not _GONE) - was
         self.size_bytes += size
-        own.apply(((key, value),))
+        if self._versions is None:
+            self._own[key] = value
+        else:
+            while self._ended:
+                self._ended.pop().release()
+            self._versions.apply(((key, value),))
 
     def _differs(self, key: str) -> bool:
         return self._reader.get(key) != self._table.get(key)
@@ -252,7 +268,7 @@ class Transaction:
     def _size_differs(self, changed: Set[str]) -> bool:
         if len(self._reader) != len(self._table):
             return True
-        own = () if self._own is None else self._own.current.keys() & changed
+        own = self._own.keys() & changed
         return any((self._reader.get(key) is None) != (self._table.get(key) is None) for key in own)
 
 

@@ -34,6 +34,8 @@ class Versions(Generic[V]):
     `commit` numbers the changes made to this object, from 0.
     """
 
+    __slots__ = ("_index", "_lock", "_noted", "_readers", "_undo", "commit", "current")
+
     def __init__(self, items: Iterable[tuple[str, V]] = ()) -> None:
         """Take items in rising order of their keys, each once."""
         self.commit = 0
@@ -135,8 +137,9 @@ class Versions(Generic[V]):
             oldest = next(iter(self._readers)) == commit
             del self._readers[commit]
             if not self._readers:
-                for key in self._undo.keys() - self.current.keys():
-                    self._index.remove(key)
+                for key in self._undo:
+                    if key not in self.current:
+                        self._index.remove(key)
                 self._undo.clear()
                 self._noted.clear()
             elif oldest:

@@ -2,7 +2,7 @@
 
 Pure. Enclaves make and check contexts; clients keep them, and verify statements.
 
-Spec: spec/state.md sections 6 and 7 (STATE-20 to STATE-27).
+Spec: spec/state.md sections 6 and 7 (STATE-20 to STATE-26).
 """
 
 from __future__ import annotations

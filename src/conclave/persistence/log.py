@@ -102,7 +102,7 @@ class Log:
             WrongKeyError: the first of it was not sealed for this enclave, or some of it by a higher revocation level.
             StateError: anything else that is not one whole history from its beginning, or from a snapshot, on.
 
-        Spec: spec/state.md section 8 (STATE-30 to STATE-39).
+        Spec: spec/state.md section 8 (STATE-30 to STATE-38).
         """
         past = Replay(key=key, level=level)
         past.run(stored)

@@ -2,7 +2,7 @@
 
 Pure. What is parsed here is the host's, and hostile until it was opened.
 
-Spec: spec/state.md sections 3 to 5 (STATE-1 to STATE-9).
+Spec: spec/state.md sections 3 and 4 (STATE-1 to STATE-9).
 """
 
 from __future__ import annotations

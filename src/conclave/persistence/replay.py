@@ -2,7 +2,7 @@
 
 Pure. Every byte is the host's, and hostile until it authenticates; nothing is handed out before all of it did.
 
-Spec: spec/state.md section 8 (STATE-30 to STATE-39).
+Spec: spec/state.md section 8 (STATE-30 to STATE-38).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from conclave.persistence.table import Table
 SealingKeyOf = Callable[[bytes, int], Secret]
 
 _RESET: Final = "; to give this state up and begin a new log: `conclave state reset`"
+_OTHER: Final = " is authentic, and not as this release writes it; start the release that wrote it"
 _DAMAGED: Final = "; restore the store as it was, or give this state up: `conclave state reset`"
 
 
@@ -94,8 +95,10 @@ class Replay:
             self._entry(data)
             what, data = self._next(source)
         # The end, and only that.
-        if what is not What.END or data:
+        if what is not What.END:
             raise StateError(f"a record or the end was expected, and the host gave: {what.name.lower()}{_DAMAGED}")
+        if data:
+            raise StateError(f"the end that the host gave holds {len(data)} bytes, where it holds none{_DAMAGED}")
 
     @staticmethod
     def _next(source: Iterator[Stored]) -> tuple[What, bytes]:
@@ -105,7 +108,9 @@ class Replay:
         except StopIteration:
             raise StateError(f"what the host gave has no end: a part of the state is missing{_DAMAGED}") from None
         except ValueError:
-            raise StateError("the host gave something of an unknown kind; it may be of another release") from None
+            raise StateError(
+                "the host gave something of an unknown kind; it may be of another release than this enclave"
+            ) from None
         if what is What.UNREADABLE:
             raise StateError("the host says that its store cannot be read; the host's own log says why")
         return what, data
@@ -123,15 +128,15 @@ class Replay:
         try:
             self.history = History.parse(manifest.history)
         except FormatError as error:
-            raise StateError(f"the manifest of the snapshot is of another release: {error}") from None
+            raise StateError(f"the manifest{_OTHER} ({error})") from None
         if not keys_are_whole or self.history.boot_of(chunk.version) != chunk.boot.boot:
-            raise StateError("the manifest of the snapshot is of another release: it does not hold what it must")
+            raise StateError(f"the manifest{_OTHER} (it does not hold what it must)")
         self.token, self.anchor = Secret(manifest.token_key), SigningKey(manifest.anchor_seed)
         self.version, self.digest, self.floor = chunk.version, manifest.digest, manifest.floor
         try:
             self.table = Table.load(self._items(chunk, manifest.count, keys, source))
         except ValueError:
-            raise StateError("the snapshot is of another release: its keys are not in order") from None
+            raise StateError(f"the snapshot{_OTHER} (its keys are not in order)") from None
 
     def _items(self, of: Chunk, count: int, keys: Keys, source: Iterator[Stored]) -> Iterator[tuple[str, bytes]]:
         """The map's items from the chunks of a snapshot, in order; the rows go where they belong."""
@@ -152,7 +157,7 @@ class Replay:
             self.rows.update(part.mail)
             rows += len(part.mail)
         if rows != len(self.rows):
-            raise StateError("the snapshot is of another release: it has a row twice")
+            raise StateError(f"the snapshot{_OTHER} (it has a row twice)")
 
     def _opened(self, chunk: Chunk, kind: type[T], keys: Keys, name: str) -> T:
         try:
@@ -163,7 +168,7 @@ class Replay:
                 f"{_DAMAGED}"
             ) from None
         except FormatError as error:
-            raise StateError(f"{name} is of another release: {error}") from None
+            raise StateError(f"{name}{_OTHER} ({error})") from None
 
     def _entry(self, data: bytes) -> None:
         version = self.version + 1
@@ -223,7 +228,7 @@ class Replay:
                 f"another boot or another place{_DAMAGED}"
             ) from None
         except FormatError as error:
-            raise StateError(f"the record of version {entry.version} is of another release: {error}") from None
+            raise StateError(f"the record of version {entry.version}{_OTHER} ({error})") from None
         if isinstance(held, Born):
             self._born(held)
         change = held.change if isinstance(held, Born) else held
@@ -234,8 +239,8 @@ class Replay:
         keys = (held.token_key, held.anchor_seed)
         if self.version >= 0:
             if keys != (None, None):
-                raise StateError("a boot record that is not the first holds the keys that are born with a log")
+                raise StateError(f"a later boot record{_OTHER} (it holds keys that are born with a log)")
             return
         if any(key is None or len(key) != 32 for key in keys):
-            raise StateError("the first record of a log does not hold the keys that are born with it")
+            raise StateError(f"the first record{_OTHER} (it does not hold the keys that are born with a log)")
         self.token, self.anchor = Secret(held.token_key or b""), SigningKey(held.anchor_seed or b"")

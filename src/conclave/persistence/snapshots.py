@@ -2,7 +2,7 @@
 
 Pure. What is parsed here is the host's, and hostile until it was opened.
 
-Spec: spec/state.md section 5 (STATE-10 to STATE-15).
+Spec: spec/state.md section 5 (STATE-10 to STATE-14).
 """
 
 from __future__ import annotations

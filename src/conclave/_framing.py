@@ -179,6 +179,10 @@ class FrameReader:
                 at += size
         return frames
 
+    def rest(self) -> bytes:
+        """What came and is part of no whole frame, for another reader to go on with."""
+        return bytes(self._buffer[self._start : self._end])
+
     @property
     def partial(self) -> bool:
         """Whether a frame has begun and not ended."""

@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from conclave._crypto import SigningKey
@@ -62,6 +63,37 @@ class _Held:
     def add(self, mails: int, size: int) -> None:
         self.mails += mails
         self.size += size
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Mail that may be posted: resolved, sealed to its readers, and not numbered.
+
+    Attributes:
+        going: mail, where it goes, its size on the wire, and the secret that was sealed there.
+        lost: what is not among it.
+    """
+
+    going: list[tuple[Post, Address, int, post.Sealed]]
+    inner: int
+    claims_digest: bytes
+    lost: tuple[Post, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of it on the wire."""
+        return sum(4 + size for _, _, size, _ in self.going)
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """One mail that has its number, to be made with the context that goes along."""
+
+    box: bytes
+    identity: bytes
+    number: int
+    body: bytes
+    make: Callable[[bytes], bytes]
 
 
 # Box, identity, topic.
@@ -170,11 +202,20 @@ class Posts:
             SessionError, OverloadedError: see `Enclave.post`; nothing was posted.
             ValueError: one does not fit a mail, or all together do not fit a frame.
         """
-        if not posts:
-            return ()
-        self._expire(now := self._elapsed())
+        plan = self.plan(posts, skip_unreachable=skip_unreachable)
+        parts = []
+        for posted in self._take(plan):
+            made = posted.make(b"")
+            parts += [len(made).to_bytes(4, "big"), made]
+        if parts:
+            self._send(b"".join(parts))
+        return plan.lost
+
+    def plan(self, posts: Sequence[Post], *, skip_unreachable: bool = False) -> Plan:
+        """See `post`; nothing is numbered, and nothing leaves, before it is taken."""
+        self._expire(self._elapsed())
         # Also of those who are skipped: sizes shall not tell what they would have got.
-        inner = self._padding(max(post.inner_size(item.body) for item in posts))
+        inner = self._padding(max((post.inner_size(item.body) for item in posts), default=0)) if posts else 0
         wanted, lost = [], []
         for item in posts:
             try:
@@ -192,33 +233,44 @@ class Posts:
         total = sum(4 + size for _, _, size in going)
         if total > MAX_PAYLOAD:
             raise ValueError(f"posted together these have {total} bytes, at most {MAX_PAYLOAD} leave at one moment")
-        parts = []
+        sealed = []
         for item, address, size in going:
-            line = self._line(address)
             try:
-                made = post.make_post(
-                    address,
-                    item.body,
-                    number=line.next,
-                    acknowledged=line.acknowledged,
-                    signer=self._signer,
-                    claims_digest=self._digest,
-                    size=inner,
-                    envelope=item.envelope,
-                )
+                sealed.append((item, address, size, post.seal_to(address, self._digest)))
             except FormatError:
                 # A client whose reply key is none has chosen to get no mail. It
                 # shall not keep the others from theirs.
                 lost.append(item)
-                if not line.sent:
-                    self._settled[self._key(address)] = None
-                continue
+        return Plan(sealed, inner, self._digest, tuple(lost))
+
+    def take_all(self, plans: Sequence[Plan]) -> list[Posted]:
+        """Number what was planned, some time ago. Raises OverloadedError: there is no room any more, for none of it."""
+        refused = self._refused([(address, size) for plan in plans for _, address, size, _ in plan.going])
+        if refused:
+            raise OverloadedError(next(iter(refused.values())))
+        return [posted for plan in plans for posted in self._take(plan)]
+
+    def _take(self, plan: Plan) -> list[Posted]:
+        now = self._elapsed()
+        taken = []
+        for item, address, size, sealed in plan.going:
+            line = self._line(address)
+            make = partial(
+                post.make_post,
+                address,
+                item.body,
+                number=line.next,
+                acknowledged=line.acknowledged,
+                signer=self._signer,
+                claims_digest=plan.claims_digest,
+                size=plan.inner,
+                envelope=item.envelope,
+                sealed=sealed,
+            )
+            taken.append(Posted(address.box, address.identity, line.next, item.body, lambda c, m=make: m(context=c)))
             self._settled.pop(self._key(address), None)
             line.add(now, size)
-            parts += [len(made).to_bytes(4, "big"), made]
-        if parts:
-            self._send(b"".join(parts))
-        return tuple(lost)
+        return taken
 
     def acknowledge(self, session: EnclaveSession, below: int) -> None:
         """The client of that session has all mail of its channel with a lower number."""

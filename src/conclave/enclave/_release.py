@@ -20,10 +20,10 @@ from conclave.mail import EnclaveSession, Reply
 
 # Frames that depend on author code or a client's secrets. Words about mail that
 # cannot be decrypted, evidence and challenges tell nothing that the host does not know.
-_AT_ONCE: Final = frozenset({Kind.INSTANCE, Kind.ERROR, Kind.SIGNED, Kind.FAILED})
+_AT_ONCE: Final = frozenset({Kind.INSTANCE, Kind.ERROR, Kind.SIGNED, Kind.FAILED, Kind.HALTED})
 
 
-class _Later(bytes):
+class Later(bytes):
     """Stands for a mail until it leaves: one encrypted when it was ready would show by its counter which was first."""
 
     encrypt: Callable[[], bytes]
@@ -39,6 +39,8 @@ class Release:
             every: the time from one tick to the next.
             send: takes one frame to the host.
         """
+        # What has to leave before all that is due at a tick.
+        self.before: Callable[[], None] = lambda: None
         self._every = every.total_seconds()
         self._send = send
         self._ticks = 0
@@ -66,12 +68,6 @@ class Release:
         """
         self._due[request] = self._ticks + 2
 
-    def seal(self, session: EnclaveSession, reply: Reply) -> bytes:
-        """What `send` takes in place of the reply, encrypted."""
-        later = _Later()
-        later.encrypt = partial(session.encrypt, reply)
-        return later
-
     def send(self, kind: int, request: int, *payload: bytes) -> None:
         """Hold a frame until its tick; some kinds leave at once."""
         if kind in _AT_ONCE:
@@ -83,6 +79,7 @@ class Release:
     def tick(self) -> None:
         """Let go of what is due, in the order in which the requests came."""
         self._ticks += 1
+        self.before()
         held, self._held = self._held, []
         leaving: list[tuple[int, int, tuple[bytes, ...]]] = []
         for frame in held:
@@ -93,11 +90,19 @@ class Release:
         for kind, request, payload in leaving:
             if kind == Kind.DONE:
                 self._due.pop(request, None)
-            self._send(kind, request, *map(_now, payload))
+            self._send(kind, request, *map(now, payload))
 
 
-def _now(part: bytes) -> bytes:
-    if not isinstance(part, _Later):
+def seal_later(session: EnclaveSession, reply: Reply) -> bytes:
+    """What stands for a reply until `now` encrypts it."""
+    later = Later()
+    later.encrypt = partial(session.encrypt, reply)
+    return later
+
+
+def now(part: bytes) -> bytes:
+    """Encrypt what was to be encrypted later."""
+    if not isinstance(part, Later):
         return part
     try:
         return part.encrypt()

@@ -18,7 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import conclave
 from conclave import __version__, _crypto
@@ -35,6 +35,9 @@ from conclave.enclave.drivers.simulated import SimulatedTee
 from conclave.enclave.sdk import Enclave
 from conclave.errors import BundleError, Error, FormatError
 from conclave.rpc.interface import Interface, interface_digest, interface_of
+
+if TYPE_CHECKING:
+    from conclave.enclave._state import Loaded
 
 RUNTIME_RELEASE: Final = f"conclave-{__version__}"
 HOST_FD: Final = 3
@@ -71,10 +74,11 @@ def main(find: Callable[[], Tee], close: Close | None = None) -> None:
     channel = socket.socket(fileno=HOST_FD)
     try:
         start = _prepare(Path.cwd(), find(), close)
+        loaded = start.load(channel)
     except Error as error:
         _send_failed(channel, str(error))
         raise SystemExit(78) from None
-    asyncio.run(_serve(channel, start))
+    asyncio.run(_serve(channel, start, loaded))
 
 
 def _send_failed(channel: socket.socket, text: str) -> None:
@@ -100,6 +104,18 @@ class _Start:
         self.cls = cls
         self.interface = interface
         self.boot_nonce = _crypto.random_bytes(32)
+        self._log_id: bytes | None = None
+
+    def load(self, channel: socket.socket) -> Loaded | None:
+        """The state, if the class keeps one. Raises StateError, UnsupportedPolicy."""
+        if self.cls.persistence is None:
+            return None
+        # Loaded where state persists, and nowhere else.
+        from conclave.enclave._state import load
+
+        loaded = load(channel, self.tee, self.mounted, self.cls.persistence)
+        self._log_id = loaded.log.log_id
+        return loaded
 
     def claims(self, encryption_key: bytes, signing_key: bytes) -> InstanceClaims:
         """Claims of this boot for one pair of keys."""
@@ -118,7 +134,7 @@ class _Start:
             encryption_key=encryption_key,
             signing_key=signing_key,
             boot_nonce=self.boot_nonce,
-            log_id=None,
+            log_id=self._log_id,
             kds_constraint=None,
             interface=interface_digest(manifest.interface),
         )
@@ -287,11 +303,12 @@ def _refuse(channel: socket.socket, text: str) -> NoReturn:
     raise SystemExit(78) from None
 
 
-async def _serve(channel: socket.socket, start: _Start) -> None:
+async def _serve(channel: socket.socket, start: _Start, loaded: Loaded | None) -> None:
     loop = asyncio.get_running_loop()
     channel.setblocking(False)
     output = _Output(loop, channel)
     manifest = start.manifest
+    state = None if loaded is None else loaded.begin(output.send, full=lambda: output.full)
     try:
         service = Service(
             enclave=start.cls(),
@@ -302,6 +319,7 @@ async def _serve(channel: socket.socket, start: _Start) -> None:
             quorum=manifest.quorum,
             send=output.send,
             debug=manifest.mode == "debug",
+            state=state,
         )
         await service.start()
     except BaseException:
@@ -316,6 +334,10 @@ async def _serve(channel: socket.socket, start: _Start) -> None:
     gc.freeze()
     # One buffer for the whole boot: fresh pages for each read cost more than the read.
     reader = FrameReader(Kind, buffer_size=_READ_SIZE, views=frozenset({Kind.MAIL, Kind.CHUNKS}))
+    if loaded is not None:
+        early = [*loaded.early, *reader.feed(loaded.rest)]
+        for frame in early:
+            service.handle(frame)
     keep_memory(_KEPT_MIB)
 
     def readable() -> None:
@@ -345,12 +367,14 @@ async def _serve(channel: socket.socket, start: _Start) -> None:
             if not service.handle(frame):
                 output.closed.set()
                 break
+        service.flush()
         output.release()
 
     loop.add_reader(channel, readable)
     await output.closed.wait()
     loop.remove_reader(channel)
     await service.stop()
+    service.flush()
     output.flush()
     sys.stdout.flush()
     os._exit(0)

@@ -28,7 +28,7 @@ from conclave._framing import Frame, Kind, Send
 from conclave.attestation.claims import InstanceClaims
 from conclave.enclave import _streams
 from conclave.enclave._posts import Posts
-from conclave.enclave._release import Release
+from conclave.enclave._release import Release, seal_later
 from conclave.enclave.drivers import Evidence
 from conclave.enclave.sdk import Caller, Enclave, Mail, NotIntroduced, Post, Roster, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from conclave.enclave._callers import Callers
     from conclave.enclave._clock import Clock
     from conclave.enclave._peers import Peer, Peers
+    from conclave.enclave._state import State, Work
+    from conclave.enclave._transactions import Transactions
+    from conclave.persistence.map import PersistentMap
 
 T = TypeVar("T")
 MAX_MESSAGE: Final = 4096
@@ -100,6 +103,7 @@ class Service:
         quorum: int,
         send: Send,
         debug: bool,
+        state: State | None = None,
     ) -> None:
         """Make the keys and the first claims.
 
@@ -108,11 +112,16 @@ class Service:
             evidence: asks the TEE for evidence over 64 bytes.
             send: queues one frame (kind, request id, payload) to the host.
             debug: tracebacks of the author's code may leave the enclave.
+            state: of an enclave whose state persists, with this boot's record in it.
         """
         self._make_claims = claims
         self._evidence = evidence
         self._release = Release(enclave.release_every, send) if enclave.release_every else None
-        self._send = self._release.send if self._release else send
+        if self._release is not None and state is not None:
+            # A record that left at once would tell when a handler was ready.
+            self._release.before = state.at_ticks()
+        self._state = state
+        self._send = self._release.send if self._release else send if state is None else state.send
         self._debug = debug
         self._signing = SigningKey.generate()
         key = DecryptionKey.generate()
@@ -128,7 +137,7 @@ class Service:
             posted=lambda session, below: self._posts.acknowledge(session, below),
             padding=self._padding,
             padding_of=self._padding_of,
-            seal=self._release.seal if self._release else EnclaveSession.encrypt,
+            seal=EnclaveSession.encrypt if self._release is None and state is None else seal_later,
             spent=self._spent,
         )
         self._asked_renewal = False
@@ -146,12 +155,18 @@ class Service:
         self.roster = Roster(roster, quorum, self._digest, self._at_home)
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = ThreadPoolExecutor(enclave.threads) if enclave.threads > 1 else None
+        self._transactions: Transactions | None = None
+        if state is not None:
+            from conclave.enclave._transactions import Transactions
+
+            self._transactions = Transactions(state, self, lambda: self._posts, self._pool)
         self.streams = _streams.Streams(
             send=self._send,
             prepare=self._prepare_stream,
             failure=self._failure,
             pool=self._pool,
             bounds=_streams.Bounds(idle_seconds=enclave.stream_idle_seconds),
+            transactions=self._transactions,
         )
         # What verifies other enclaves is loaded by those alone who call or are called by some.
         self._clock: Clock | None = None
@@ -162,14 +177,21 @@ class Service:
 
             self._callers = Callers(enclave.callers, self._time())
         enclave._context = self
+        self._starting = None if state is None else state.begin()
         self._started = enclave.on_start()
         if self._release is not None:
             self._release.start(self._loop)
 
     async def start(self) -> None:
-        """Wait for the author's `on_start`."""
+        """Wait for the author's `on_start`, and commit what it did."""
         if self._started is not None:
             await self._started
+        if self._starting is not None:
+            assert self._state is not None
+            assert self._transactions is not None
+            self._transactions.commit(self._starting)
+            self._state.end(self._starting)
+            self._state.flush()
 
     async def stop(self) -> None:
         """The author's `on_stop`, as long as it may take. Whatever it raises ends nothing else."""
@@ -207,6 +229,9 @@ class Service:
             self._renew(frame)
         elif frame.kind == Kind.ROOM:
             self._room(frame)
+        elif frame.kind == Kind.COMMITTED:
+            if self._state is not None:
+                self._state.committed(frame.payload)
         elif frame.kind == Kind.FETCHED:
             if self._peers is not None:
                 self._peers.fetches.fetched(frame)
@@ -216,11 +241,45 @@ class Service:
             self._send(Kind.ERROR, frame.request, b"format")
         return True
 
+    def flush(self) -> None:
+        """A batch is handled: what was committed leaves as one record, and what waited for it."""
+        if self._state is not None and self._release is None:
+            self._state.flush()
+
     # Context for the author's object -------------------------------------------------
 
     def post(self, posts: Sequence[Post], *, skip_unreachable: bool = False) -> tuple[Post, ...]:
         """See `Enclave.post_together`."""
-        return self._at_home(lambda: self._posts.post(posts, skip_unreachable=skip_unreachable))
+        work = None if self._state is None else self._state.running
+        if work is None:
+            return self._at_home(lambda: self._posts.post(posts, skip_unreachable=skip_unreachable))
+        plan = self._at_home(lambda: self._posts.plan(posts, skip_unreachable=skip_unreachable))
+        work.add(plan.size)
+        work.plans.append(plan)
+        return plan.lost
+
+    @property
+    def map(self) -> PersistentMap:
+        """See `Enclave.map`."""
+        return self._persistent().map
+
+    @property
+    def version(self) -> int:
+        """See `Enclave.version`."""
+        return self._persistent().work.version
+
+    def atomically(self, work: Callable[[], T]) -> T:
+        """See `Enclave.atomically`."""
+        state, transactions = self._persistent(), self._transactions
+        assert transactions is not None
+        return self._at_home(lambda: transactions.atomically(work)) if state.running is None else work()
+
+    def _persistent(self) -> State:
+        if self._state is None:
+            raise RuntimeError(
+                'this enclave keeps no state; declare it: persistence = "code" (or "signer", "product") in the class'
+            )
+        return self._state
 
     def address(self, identity: bytes, topic: str) -> bytes:
         """See `Enclave.address`."""
@@ -345,23 +404,28 @@ class Service:
         return self._padding
 
     def _admit(self, sender: bytes, topic: str) -> bool:
+        reading = None if self._state is None else self._state.begin()
         try:
             return bool(self._enclave.admit(sender, topic))
         except Exception:
             self._report()
             return False
+        finally:
+            if reading is not None and self._state is not None:
+                # What it may have changed is forgotten: nobody is answered for it.
+                self._state.end(reading)
 
     def _start(self, channel: Channel, request: Request) -> None:
         token = _sender.set(channel.identity)
         try:
-            if request.kind == _CALL:
-                target, method, arguments = self._called(request.body, channel.identity)
-                if target.streams:
-                    raise FormatError(f"{method.name}() takes or returns a stream: it is called by a stream call")
-                handler, asynchronous = target.handler, target.asynchronous
-            else:
-                handler, arguments, asynchronous = self._prepare(channel, request)
-            if asynchronous:
+            resolved = self.resolve(channel, request)
+            handler, arguments, asynchronous = resolved
+            if self._transactions is not None:
+                if asynchronous or self._pool is not None:
+                    self._spawn(self._transactions.run_later(channel, request, resolved))
+                else:
+                    self._transactions.run(channel, request, resolved)
+            elif asynchronous:
                 self._spawn(self._finish_later(channel, request, handler(*arguments)))
             elif self._pool is not None:
                 context = contextvars.copy_context()
@@ -370,18 +434,28 @@ class Service:
             else:
                 self._finish(channel, request, handler(*arguments))
         except BaseException as error:
-            self._fail(channel, request, error)
+            self.fail(channel, request, error)
         finally:
             _sender.reset(token)
 
-    def _prepare(self, channel: Channel, request: Request) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:
-        """What handles a request that is no call."""
+    def resolve(self, channel: Channel, request: Request) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:
+        """What handles a request: function, arguments, and whether it is asynchronous."""
+        if request.kind == _CALL:
+            target, method, arguments = self._called(request.body, channel.identity)
+            if target.streams:
+                raise FormatError(f"{method.name}() takes or returns a stream: it is called by a stream call")
+            return target.handler, arguments, target.asynchronous
         if request.kind == _INTRODUCTION:
             if self._callers is None:
                 raise NotIntroduced("this enclave declares no callers; call it with introduce=False")
             return self._callers.introduce, (channel.identity, request.body), True
 
         def reply(body: bytes, envelope: bytes) -> None:
+            if self._state is not None:
+                self._check_fit(request, body, envelope)
+                self._state.work.add(len(body))
+                self._state.work.replies.append((body, envelope))
+                return
             self._at_home(lambda: self._reply(channel, request, ReplyKind.MAIL, body, envelope=envelope, last=False))
 
         mail = Mail(channel.identity, channel.topic, request.sequence, request.envelope, request.body, reply)
@@ -402,6 +476,11 @@ class Service:
             self._callers.demand(target.method.callers, sender)
         return target, target.method, target.method.decode_arguments(arguments)
 
+    def _check_fit(self, request: Request, body: bytes, envelope: bytes) -> None:
+        """Raise ValueError for a reply that could not leave, while the handler runs."""
+        check_sizes(body, envelope)
+        self._padding_of(request)(PRIVATE.size + CONTEXT_SIZES + len(body))
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -411,9 +490,14 @@ class Service:
         try:
             self._finish(channel, request, await work)
         except BaseException as error:
-            self._fail(channel, request, error)
+            self.fail(channel, request, error)
 
     def _finish(self, channel: Channel, request: Request, result: Any) -> None:
+        kind, body = self.outcome(request, result)
+        self._reply(channel, request, kind, body, last=True)
+
+    def outcome(self, request: Request, result: Any) -> tuple[ReplyKind, bytes]:
+        """Kind and body of the last reply."""
         if request.kind == _CALL:
             body, kind = _encode_result(result), _RESULT
         elif request.kind == _INTRODUCTION:
@@ -426,10 +510,19 @@ class Service:
             raise TypeError("on_mail returns bytes or None")
         if len(body) > MAX_BODY:
             raise DoesNotFit(f"a result of {len(body)} bytes exceeds {MAX_BODY}")
+        return kind, body
+
+    def replies(self, channel: Channel, request: Request, work: Work, kind: ReplyKind, body: bytes) -> None:
+        """All replies of a run that was committed."""
+        for mail, envelope in work.replies:
+            self._reply(channel, request, ReplyKind.MAIL, mail, envelope=envelope, last=False)
         self._reply(channel, request, kind, body, last=True)
 
-    def _fail(self, channel: Channel, request: Request, error: BaseException) -> None:
+    def fail(self, channel: Channel, request: Request, error: BaseException) -> None:
+        """The error with which a handler ended. Within the handler of its exception."""
         body, padding = error_body(self._failure(error), self._padding_of(request))
+        if self._state is not None:
+            self._state.touch(len(body))
         self._reply(channel, request, ReplyKind.CALL_ERROR, body, last=True, padding=padding)
 
     def _failure(self, error: BaseException) -> CallFailure:

@@ -1,6 +1,304 @@
-"""The state of one boot: transactions, one record for each batch, contexts, and what happens on a rollback.
+"""The state of one boot: transactions, one record for each batch, and what leaves with it.
 
-Runs inside the enclave. What the host stored is hostile until it authenticates.
+Runs inside the enclave. What the host stored is hostile until it authenticates;
+what leaves carries a context, by which clients catch a host that forgets.
 
 Spec: spec/state.md.
 """
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final
+
+from conclave._crypto import Secret
+from conclave._framing import Frame, FrameReader, Kind, Send, pack
+from conclave.enclave._posts import Plan, Posted
+from conclave.enclave._release import now
+from conclave.enclave.drivers import Mounted, Tee
+from conclave.errors import StateError, WrongKeyError
+from conclave.persistence.log import Change, Log, Stored
+from conclave.persistence.map import PersistentMap
+from conclave.persistence.table import Transaction
+
+CONTEXT: Final = b"state/1"
+# Of one transaction: changes, replies and posted mail together.
+MAX_TRANSACTION: Final = 15 * 1024 * 1024
+# Above it a record is sealed, before another transaction is added.
+_FULL: Final = 2 * 1024 * 1024
+# Of the host's other frames, so many may come before it has given the state.
+_MAX_EARLY: Final = 256
+# So much is written at least before a snapshot, and then as much as the last one took.
+_SNAPSHOT_BYTES: Final = 16 * 1024 * 1024
+_PAUSE_SECONDS: Final = 0.002
+_LOAD: Final = 1
+_END, _UNREADABLE = 3, 4
+
+
+class Work:
+    """What one run of a handler does, until it is committed or forgotten."""
+
+    __slots__ = ("ended", "plans", "replies", "size", "transaction", "version")
+
+    def __init__(self, transaction: Transaction, version: int) -> None:
+        self.transaction = transaction
+        # What it reads is of this state version.
+        self.version = version
+        self.replies: list[tuple[bytes, bytes]] = []
+        self.plans: list[Plan] = []
+        self.size = 0
+        # A task that the handler left behind has it still.
+        self.ended = False
+
+    def add(self, size: int) -> None:
+        """So much more is to leave with it. Raises ValueError if that is too much."""
+        if self.size + size > MAX_TRANSACTION:
+            raise ValueError(f"replies and posted mail of one handler have at most {MAX_TRANSACTION} bytes together")
+        self.size += size
+
+
+class State:
+    """One log, and what this boot adds to it. On the enclave's loop but for reads."""
+
+    def __init__(self, log: Log, send: Send, *, full: Callable[[], bool]) -> None:
+        """Write this boot's record: from now on the log is its own.
+
+        Args:
+            send: queues one frame to the host.
+            full: whether the host has to read before more is made for it than must be.
+        """
+        self.log = log
+        self._send = send
+        self._full = full
+        self._work: ContextVar[Work | None] = ContextVar("conclave_work", default=None)
+        self.map = PersistentMap(lambda: self.work.transaction)
+        # Of the record that is sealed next.
+        self._changes: list[tuple[str, bytes | None]] = []
+        self._rows: dict[bytes, bytes | None] = {}
+        self._posted: list[Posted] = []
+        self._size = 0
+        self._due = False
+        # Frames that wait for it.
+        self._held: list[tuple[int, int, tuple[bytes, ...]]] = []
+        self._scheduled = self._ticks = False
+        self._halted = False
+        self._written = self._snapshot_size = 0
+        self._snapshot: Iterator[bytes] | None = None
+        self.durable = -1
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._commit_frame(log.boot_entry(), [])
+
+    # Transactions --------------------------------------------------------------------
+
+    @property
+    def work(self) -> Work:
+        """Of the handler that runs here. Raises RuntimeError outside of one."""
+        work = self.running
+        if work is None:
+            raise RuntimeError("self.map is there within handlers; elsewhere call self.atomically(function)")
+        return work
+
+    @property
+    def running(self) -> Work | None:
+        """The same; None outside of a handler."""
+        work = self._work.get()
+        return None if work is None or work.ended else work
+
+    def begin(self) -> Work:
+        """A run of a handler begins in this context."""
+        # What a batch has committed is readable before it is sealed, and has the next version.
+        work = Work(self.log.table.begin(), self.log.version + self._due)
+        self._work.set(work)
+        return work
+
+    def end(self, work: Work) -> None:
+        """The run is over, committed or not."""
+        work.ended = True
+        work.transaction.release()
+        if self._work.get() is work:
+            self._work.set(None)
+
+    def commit(self, work: Work, posted: list[Posted], size: int) -> None:
+        """What a run changed is there for all that come after it, and goes into the next record.
+
+        Args:
+            size: of all that leaves with it.
+        """
+        changes = work.transaction.changes()
+        self.touch(size)
+        self._changes += changes
+        self._posted += posted
+        self.log.table.apply(changes)
+        self._schedule()
+
+    def touch(self, size: int) -> None:
+        """A reply without changes is to be kept: a record is due."""
+        if self._size and self._size + size > _FULL:
+            self.flush()
+        self._due = True
+        self._size += size
+
+    def put(self, key: bytes, value: bytes | None) -> None:
+        """A row of the mailbox changed; it goes along with the next record."""
+        self._rows[key] = value
+        if value is None:
+            self.log.rows.pop(key, None)
+        else:
+            self.log.rows[key] = value
+
+    # Frames --------------------------------------------------------------------------
+
+    def send(self, kind: int, request: int, *payload: bytes) -> None:
+        """Queue a frame behind the record of what was committed before it."""
+        self._held.append((kind, request, payload))
+        self._schedule()
+
+    def at_ticks(self) -> Callable[[], None]:
+        """What seals, from now on called at ticks only, before anything else leaves."""
+        self._ticks = True
+        return self.flush
+
+    def _schedule(self) -> None:
+        """Seal at the end of this turn of the loop at the latest."""
+        if not self._scheduled and not self._ticks:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Seal what was committed as one record, and let go of what waits for it."""
+        self._scheduled = False
+        if self._due and not self._halted:
+            self._seal()
+        held, self._held = self._held, []
+        for kind, request, payload in held:
+            self._send(kind, request, *map(now, payload))
+
+    def _seal(self) -> None:
+        change = Change(
+            map=self._changes,
+            mail=list(self._rows.items()),
+            posts=[(posted.box, posted.number, posted.digest) for posted in self._posted],
+        )
+        entry = self.log.commit(change)
+        parts = []
+        for posted in self._posted:
+            made = posted.make(self.log.context(posted.identity))
+            parts += [len(made).to_bytes(4, "big"), made]
+        self._changes, self._rows, self._posted = [], {}, []
+        self._size, self._due = 0, False
+        self._commit_frame(entry, parts)
+
+    def _commit_frame(self, entry: bytes, posts: list[bytes]) -> None:
+        head = self.log.version.to_bytes(8, "big") + len(entry).to_bytes(4, "big")
+        self._send(Kind.COMMIT, 0, head, entry, *posts)
+        self._written += len(entry)
+        if self._snapshot is None and self._written >= max(_SNAPSHOT_BYTES, self._snapshot_size):
+            # Now, when all that is in the table is in records.
+            self._written = self._snapshot_size = 0
+            self._snapshot = self.log.snapshot()
+            asyncio.get_running_loop().call_soon(self._step)
+
+    def _step(self) -> None:
+        """One more chunk of the snapshot, between batches."""
+        assert self._snapshot is not None
+        loop = asyncio.get_running_loop()
+        if not self._full():
+            chunk = next(self._snapshot, None)
+            if chunk is None or self._halted:
+                self._snapshot = None
+                return
+            self._snapshot_size += len(chunk)
+            self._send(Kind.SNAPSHOT, 0, chunk)
+        loop.call_later(_PAUSE_SECONDS, self._step)
+
+    # Durability ----------------------------------------------------------------------
+
+    def committed(self, payload: bytes) -> None:
+        """The host says up to which version the store has it. Its word: for order, never for safety."""
+        self.durable = max(self.durable, int.from_bytes(payload[:8], "big"))
+        waiting, self._waiting = self._waiting, []
+        for version, future in waiting:
+            if version > self.durable:
+                self._waiting.append((version, future))
+            elif not future.done():
+                future.set_result(None)
+
+    async def kept(self, version: int) -> None:
+        """Wait until the host says that the store has that version."""
+        if version > self.durable:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((version, future))
+            await future
+
+    def halt(self) -> None:
+        """Seal nothing any more: this history is not the one that clients have seen."""
+        self._halted = True
+        self._held.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the host gave at start-up.
+
+    Attributes:
+        early: frames of other kinds that came before its end.
+        rest: bytes that came behind it, and are no whole frame.
+    """
+
+    log: Log
+    early: tuple[Frame, ...]
+    rest: bytes
+
+    def begin(self, send: Send, *, full: Callable[[], bool]) -> State:
+        """Go on with it: this boot's record is the next."""
+        return State(self.log, send, full=full)
+
+
+def load(channel: socket.socket, tee: Tee, mounted: Mounted, policy: str) -> Loaded:
+    """Ask the host for the state, blocking, before anything of this boot leaves.
+
+    Raises:
+        StateError, WrongKeyError: what the host gave is no state of this program's.
+        UnsupportedPolicy: this TEE cannot bind a key to that.
+    """
+    reader = FrameReader(Kind)
+    early: list[Frame] = []
+    own = Secret(tee.sealing_key(policy, CONTEXT))
+
+    def key(bundle_id: bytes, level: int) -> Secret:
+        if policy == "code" and bundle_id != mounted.bundle_id:
+            raise WrongKeyError("the state is of another program, and this one's keys are bound to its exact code")
+        if level != mounted.revocation_level:
+            raise WrongKeyError(f"the state is of revocation level {level}, this program has {mounted.revocation_level}")
+        return own
+
+    channel.sendall(pack(Kind.LOAD, _LOAD))
+    stored = _stored(channel, reader, early)
+    log = Log.restore(stored, key=key, bundle_id=mounted.bundle_id, level=mounted.revocation_level)
+    return Loaded(log, tuple(early), reader.rest())
+
+
+def _stored(channel: socket.socket, reader: FrameReader, early: list[Frame]) -> Iterator[Stored]:
+    """What the host gives, up to its end."""
+    while True:
+        size = channel.recv_into(reader.space())
+        if not size:
+            raise StateError("the host closed the channel before it had given the state")
+        frames = reader.received(size)
+        for at, frame in enumerate(frames):
+            if frame.kind != Kind.STORED:
+                early.append(frame)
+                if len(early) > _MAX_EARLY:
+                    raise StateError("the host sends other frames in place of the state")
+                continue
+            what = frame.payload[0] if frame.payload else _UNREADABLE
+            if what == _UNREADABLE:
+                raise StateError("the host says that its store cannot be read; nothing was changed, start again later")
+            if what == _END:
+                early.extend(frames[at + 1 :])
+                return
+            yield Stored(what, frame.payload[1:])

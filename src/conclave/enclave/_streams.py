@@ -94,6 +94,7 @@ class _Stream:
         self.key = key
         self.route = route
         self.task: asyncio.Task[None] | None = None
+        self.work: Work | None = None
         self.opener: ChunkOpener | None = None
         self.sealer: ChunkSealer | None = None
         self.credit = WINDOW
@@ -328,6 +329,7 @@ class Streams:
         failure: Callable[[BaseException], CallFailure],
         pool: Executor | None,
         bounds: Bounds,
+        transactions: Transactions | None = None,
     ) -> None:
         """Nothing runs before the first stream call.
 
@@ -336,8 +338,10 @@ class Streams:
             prepare: handler, method and arguments of a call; raises FormatError.
             failure: what the caller learns of an error.
             pool: where plain handlers run, if the class allows threads.
+            transactions: of an enclave whose state persists.
         """
         self.send = send
+        self._transactions = transactions
         self._prepare = prepare
         self._failure = failure
         self._pool = pool
@@ -398,6 +402,8 @@ class Streams:
             self._beat = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._tick)
         context = contextvars.copy_context()
         context.run(sender.set, session.identity)
+        if self._transactions is not None:
+            stream.work = self._transactions.begin_stream(context)
         work = self._run(stream, handler, method, arguments)
         stream.task = asyncio.get_running_loop().create_task(work, context=context)
         # Not at the end of `_run`: a task that is cancelled before its first step runs nothing of it.
@@ -482,6 +488,8 @@ class Streams:
                     result = await result
                 if method.download is not None:
                     await _pump(stream, result)
+            if self._transactions is not None and stream.work is not None:
+                self._transactions.finish_stream(stream.work, answers_by_stream=method.download is not None)
             await stream.finish(result, value=method.download is None)
         except asyncio.CancelledError:
             if stream.failure is None:
@@ -500,6 +508,8 @@ class Streams:
 
     def _forget(self, stream: _Stream) -> None:
         stream.close()
+        if self._transactions is not None and stream.work is not None:
+            self._transactions.end(stream.work)
         del self._by_route[stream.route], self._by_key[stream.key]
         left = self._per_identity[stream.identity] - 1
         if left:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from conclave.mail.padding import Padding
 from conclave.rpc.interface import RpcError
@@ -20,9 +20,12 @@ from conclave.rpc.interface import RpcError
 if TYPE_CHECKING:
     from conclave.attestation import AttestationResult, Constraint, InstanceClaims
     from conclave.enclave._peers import Peer
+    from conclave.persistence.map import PersistentMap
 
+T = TypeVar("T")
 SHORTEST: Final = timedelta(milliseconds=1)
 LONGEST: Final = timedelta(hours=1)
+POLICIES: Final = ("code", "signer", "product")
 _sender: ContextVar[bytes] = ContextVar("conclave_sender")
 
 
@@ -169,6 +172,11 @@ class Context(Protocol):
     def sign(self, data: bytes) -> bytes: ...
     def caller(self, sender: bytes) -> Caller | None: ...
     def allow_caller(self, name: str, constraint: str) -> None: ...
+    @property
+    def map(self) -> PersistentMap: ...
+    @property
+    def version(self) -> int: ...
+    def atomically(self, work: Callable[[], T]) -> T: ...
     def peer(
         self, url: str, constraint: str | Constraint, *, introduce: bool, timeout_seconds: float, attempts: int
     ) -> Peer: ...
@@ -177,11 +185,21 @@ class Context(Protocol):
 class Enclave:
     """Base of every enclave: subclass it, mark methods with `@rpc`.
 
-    Stateless: nothing survives a restart of the enclave. Within one boot a retry
-    of a call gets the same reply and runs nothing twice; across boots a call runs
+    Without `persistence` nothing survives a restart of the enclave. Within one boot a
+    retry of a call gets the same reply and runs nothing twice; across boots a call runs
     at least once (`delivery`).
 
+    With it, `self.map` does, and each handler is a transaction: changes, replies and
+    posted mail of one that returned are kept as one, those of one that raised are
+    forgotten. A call runs exactly once, if its client keeps trying and the host keeps
+    its store; a host that forgets is caught by the next client that knows better. A
+    handler may run more than once before it commits, so other attributes are a cache:
+    neither kept nor undone.
+
     Class attributes:
+        persistence: whose state it is, by what the TEE binds its key to: `code`, this
+            exact program; `signer`, any of its author's; `product`, any of its author's
+            with its product id. None (default): there is no state.
         threads: how many synchronous handlers may run at a time. With 1 (default)
             no handler ever runs beside another one.
         padding: how mails are padded that are no calls of a method with a padding of
@@ -197,12 +215,13 @@ class Enclave:
             `allow_caller` sets one. Measured, as all of the class is.
     """
 
+    persistence: str | None = None
     threads: int = 1
     padding: Padding | None = None
     release_every: timedelta | None = None
     stream_idle_seconds: float = 60.0
     callers: Mapping[str, str | None] = {}
-    delivery = "at_least_once"
+    delivery: str = "at_least_once"
     _context: Context
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -211,6 +230,9 @@ class Enclave:
         every = cls.release_every
         if every is not None and not (isinstance(every, timedelta) and SHORTEST <= every <= LONGEST):
             raise TypeError(f"{cls.__name__}.release_every is a timedelta of {SHORTEST} to {LONGEST}, or None")
+        if cls.persistence not in (None, *POLICIES):
+            raise TypeError(f"{cls.__name__}.persistence is one of {', '.join(POLICIES)}, or None")
+        cls.delivery = "at_least_once" if cls.persistence is None else "exactly_once"
         if cls.callers:
             # The verifiers are loaded by those alone who need them.
             from conclave.enclave._callers import check_declared
@@ -283,6 +305,30 @@ class Enclave:
         return self._context.peer(
             url, constraint, introduce=introduce, timeout_seconds=timeout_seconds, attempts=attempts
         )
+
+    @property
+    def map(self) -> PersistentMap:
+        """The persistent map, as the handler that runs here sees it: `str` to `bytes`, ordered.
+
+        What a handler changes is there for others, and for good, once it returned;
+        if it raises, nothing of it is. Replies and posted mail go along with it.
+
+        Raises:
+            RuntimeError: the class declares no `persistence`; or (on use) outside of a handler.
+        """
+        return self._context.map
+
+    @property
+    def version(self) -> int:
+        """The state version that this handler reads: what was committed before has this or a lower one."""
+        return self._context.version
+
+    def atomically(self, work: Callable[[], T]) -> T:
+        """Run a function as a handler is run: in one transaction, alone. For tasks beside handlers.
+
+        In a handler it is part of that one's transaction.
+        """
+        return self._context.atomically(work)
 
     @property
     def instance(self) -> InstanceClaims:

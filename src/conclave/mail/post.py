@@ -11,6 +11,7 @@ Spec: spec/mail.md section 11 (MAIL-30, MAIL-33, MAIL-37).
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -124,6 +125,20 @@ def wire_size(size: int, envelope: bytes) -> int:
     return _mailheader.POST_HEADER.size + len(envelope) + size + _crypto.TAG_SIZE
 
 
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A fresh secret, and the same sealed to a reply key: for one mail."""
+
+    secret: Secret
+    data: bytes
+
+
+def seal_to(address: Address, claims_digest: bytes) -> Sealed:
+    """Raises FormatError: the reply key is none. A client chose it."""
+    secret = Secret.random()
+    return Sealed(secret, _crypto.seal_secret(address.reply_key, _info(address.reply_key, claims_digest), secret))
+
+
 def make_post(
     address: Address,
     body: bytes,
@@ -135,6 +150,7 @@ def make_post(
     size: int,
     envelope: bytes = b"",
     context: bytes = b"",
+    sealed: Sealed | None = None,
 ) -> bytes:
     """Encrypt one mail.
 
@@ -144,12 +160,12 @@ def make_post(
         signer: the attested key of `claims_digest`.
         size: to how much private header and body are padded, at least `inner_size`.
         context: the state context for that client, of an enclave with a log.
+        sealed: what `seal_to` gave for this mail; None to have it made here.
 
     Raises:
         FormatError: the reply key is none. A client chose it.
     """
-    secret = Secret.random()
-    sealed = _crypto.seal_secret(address.reply_key, _info(address.reply_key, claims_digest), secret)
+    sealed = sealed or seal_to(address, claims_digest)
     return _make_from_parts(
         address,
         body,
@@ -160,8 +176,8 @@ def make_post(
         size=size,
         envelope=envelope,
         context=context,
-        secret=secret,
-        sealed=sealed,
+        secret=sealed.secret,
+        sealed=sealed.data,
     )
 
 

@@ -1,0 +1,128 @@
+"""Handlers of an enclave whose state persists: each run is a transaction, the loser of two runs again.
+
+Runs inside the enclave. Whatever a handler changes, replies and posts is there
+with its commit, all of it or nothing.
+
+Spec: spec/state.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, Final, Protocol, TypeVar
+
+from conclave.enclave._posts import Posts
+from conclave.enclave._state import MAX_TRANSACTION, State, Work
+from conclave.mail import Channel, Request
+from conclave.mail.padding import DoesNotFit
+from conclave.rpc.interface import RpcError
+
+T = TypeVar("T")
+# A run loses only to another one that was committed: who loses so often meets a bug, not bad luck.
+_ATTEMPTS: Final = 100
+Resolved = tuple[Callable[..., Any], tuple[Any, ...], bool]
+
+
+class Conflict(RpcError):
+    """Other calls changed what this one had read, again and again; nothing of it was done."""
+
+
+class Answers(Protocol):
+    """How the service answers requests."""
+
+    def resolve(self, channel: Channel, request: Request) -> Resolved: ...
+    def outcome(self, request: Request, result: Any) -> tuple[int, bytes]: ...
+    def replies(self, channel: Channel, request: Request, work: Work, kind: int, body: bytes) -> None: ...
+    def fail(self, channel: Channel, request: Request, error: BaseException) -> None: ...
+
+
+class Transactions:
+    """Runs the handlers of one boot."""
+
+    def __init__(self, state: State, answers: Answers, posts: Callable[[], Posts], pool: Executor | None) -> None:
+        self._state = state
+        self._answers = answers
+        self._posts = posts
+        self._pool = pool
+
+    def run(self, channel: Channel, request: Request, resolved: Resolved) -> None:
+        """Run a handler on the loop to its end: no other can come between."""
+        handler, arguments, _ = resolved
+        work = self._state.begin()
+        try:
+            self._finish(channel, request, work, handler(*arguments))
+        finally:
+            self._state.end(work)
+
+    async def run_later(self, channel: Channel, request: Request, resolved: Resolved | None) -> None:
+        """Run a handler beside others, again if one of them changed what it had read."""
+        try:
+            for _ in range(_ATTEMPTS):
+                work = self._state.begin()
+                try:
+                    # Once for each run: it may change its arguments.
+                    handler, arguments, asynchronous = resolved or self._answers.resolve(channel, request)
+                    resolved = None
+                    if asynchronous:
+                        result = await handler(*arguments)
+                    else:
+                        run = contextvars.copy_context().run
+                        result = await asyncio.get_running_loop().run_in_executor(self._pool, run, handler, *arguments)
+                    if not work.transaction.conflicts():
+                        self._finish(channel, request, work, result)
+                        return
+                finally:
+                    self._state.end(work)
+            raise Conflict("other calls changed what this one had read, each time it was tried; try again")
+        except BaseException as error:
+            self._answers.fail(channel, request, error)
+
+    def _finish(self, channel: Channel, request: Request, work: Work, result: Any) -> None:
+        kind, body = self._answers.outcome(request, result)
+        self.commit(work, size=len(body))
+        self._answers.replies(channel, request, work, kind, body)
+
+    def commit(self, work: Work, *, size: int = 0) -> None:
+        """Raises OverloadedError, DoesNotFit: nothing was committed."""
+        size += work.size + work.transaction.size
+        if size > MAX_TRANSACTION:
+            raise DoesNotFit(f"changes, replies and posted mail of {size} bytes, more than {MAX_TRANSACTION}")
+        self._state.commit(work, self._posts().take_all(work.plans) if work.plans else [], size)
+
+    def atomically(self, function: Callable[[], T]) -> T:
+        """Run a function as a handler runs, on the loop."""
+        work = self._state.begin()
+        try:
+            result = function()
+            self.commit(work)
+            return result
+        finally:
+            self._state.end(work)
+
+    # Streams -------------------------------------------------------------------------
+
+    def begin_stream(self, context: contextvars.Context) -> Work:
+        """A stream's handler begins in that context: it reads one version of the map for as long as it runs."""
+        return context.run(self._state.begin)
+
+    def finish_stream(self, work: Work, *, answers_by_stream: bool) -> None:
+        """Commit what a stream's handler did, before its result leaves.
+
+        Raises:
+            RuntimeError: what it answered left before, so that nothing can go along with it.
+            Conflict: it read what another has changed; a stream cannot be run again.
+        """
+        if answers_by_stream:
+            if work.transaction.changes() or work.plans:
+                raise RuntimeError("a handler that answers by a stream changes nothing in self.map, and posts nothing")
+        elif work.transaction.conflicts():
+            raise Conflict("another call changed what this one had read, and a stream is not run again; try again")
+        else:
+            self.commit(work)
+
+    def end(self, work: Work) -> None:
+        """The handler is over."""
+        self._state.end(work)

@@ -93,7 +93,7 @@ class Posted:
     identity: bytes
     number: int
     body: bytes
-    make: Callable[[bytes], bytes]
+    make: Callable[[], bytes]
 
 
 # Box, identity, topic.
@@ -205,7 +205,7 @@ class Posts:
         plan = self.plan(posts, skip_unreachable=skip_unreachable)
         parts = []
         for posted in self._take(plan):
-            made = posted.make(b"")
+            made = posted.make()
             parts += [len(made).to_bytes(4, "big"), made]
         if parts:
             self._send(b"".join(parts))
@@ -267,7 +267,7 @@ class Posts:
                 envelope=item.envelope,
                 sealed=sealed,
             )
-            taken.append(Posted(address.box, address.identity, line.next, item.body, lambda c, m=make: m(context=c)))
+            taken.append(Posted(address.box, address.identity, line.next, item.body, make))
             self._settled.pop(self._key(address), None)
             line.add(now, size)
         return taken

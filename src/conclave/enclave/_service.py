@@ -33,6 +33,7 @@ from conclave.enclave.drivers import Evidence
 from conclave.enclave.sdk import Caller, Enclave, Mail, NotIntroduced, Post, Roster, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
 from conclave.mail import MAX_BODY, Channel, EnclaveSession, Mailbox, Outcome, ReplyKind, Request, RequestKind
+from conclave.mail._wire import PRIVATE, check_sizes
 from conclave.mail.padding import DoesNotFit, Padding, padme
 from conclave.rpc.interface import DOES_NOT_FIT, CallFailure, Interface, Method, RpcError, decode_call, error_body
 
@@ -479,7 +480,7 @@ class Service:
     def _check_fit(self, request: Request, body: bytes, envelope: bytes) -> None:
         """Raise ValueError for a reply that could not leave, while the handler runs."""
         check_sizes(body, envelope)
-        self._padding_of(request)(PRIVATE.size + CONTEXT_SIZES + len(body))
+        self._padding_of(request)(PRIVATE.size + len(body))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
 
-from conclave._crypto import Secret
+from conclave._crypto import Secret, sha256
 from conclave._framing import Frame, FrameReader, Kind, Send, pack
 from conclave.enclave._posts import Plan, Posted
 from conclave.enclave._release import now
@@ -23,6 +23,7 @@ from conclave.enclave.drivers import Mounted, Tee
 from conclave.errors import StateError, WrongKeyError
 from conclave.persistence.log import Change, Log, Stored
 from conclave.persistence.map import PersistentMap
+from conclave.persistence.snapshots import PLACE
 from conclave.persistence.table import Transaction
 
 CONTEXT: Final = b"state/1"
@@ -181,12 +182,12 @@ class State:
         change = Change(
             map=self._changes,
             mail=list(self._rows.items()),
-            posts=[(posted.box, posted.number, posted.digest) for posted in self._posted],
+            posts=[(posted.box, posted.number, sha256(posted.body)) for posted in self._posted],
         )
-        entry = self.log.commit(change)
+        entry = self.log.record(change)
         parts = []
         for posted in self._posted:
-            made = posted.make(self.log.context(posted.identity))
+            made = posted.make()
             parts += [len(made).to_bytes(4, "big"), made]
         self._changes, self._rows, self._posted = [], {}, []
         self._size, self._due = 0, False
@@ -197,10 +198,10 @@ class State:
         self._send(Kind.COMMIT, 0, head, entry, *posts)
         self._written += len(entry)
         if self._snapshot is None and self._written >= max(_SNAPSHOT_BYTES, self._snapshot_size):
-            # Now, when all that is in the table is in records.
             self._written = self._snapshot_size = 0
             self._snapshot = self.log.snapshot()
-            asyncio.get_running_loop().call_soon(self._step)
+            # Its first step is now, when all that is in the table is in records.
+            self._step()
 
     def _step(self) -> None:
         """One more chunk of the snapshot, between batches."""
@@ -212,7 +213,7 @@ class State:
                 self._snapshot = None
                 return
             self._snapshot_size += len(chunk)
-            self._send(Kind.SNAPSHOT, 0, chunk)
+            self._send(Kind.SNAPSHOT, 0, chunk[PLACE], chunk)
         loop.call_later(_PAUSE_SECONDS, self._step)
 
     # Durability ----------------------------------------------------------------------
@@ -273,7 +274,9 @@ def load(channel: socket.socket, tee: Tee, mounted: Mounted, policy: str) -> Loa
         if policy == "code" and bundle_id != mounted.bundle_id:
             raise WrongKeyError("the state is of another program, and this one's keys are bound to its exact code")
         if level != mounted.revocation_level:
-            raise WrongKeyError(f"the state is of revocation level {level}, this program has {mounted.revocation_level}")
+            raise WrongKeyError(
+                f"the state is of revocation level {level}, this program has {mounted.revocation_level}"
+            )
         return own
 
     channel.sendall(pack(Kind.LOAD, _LOAD))
@@ -301,4 +304,4 @@ def _stored(channel: socket.socket, reader: FrameReader, early: list[Frame]) -> 
             if what == _END:
                 early.extend(frames[at + 1 :])
                 return
-            yield Stored(what, frame.payload[1:])
+            yield what, frame.payload[1:]

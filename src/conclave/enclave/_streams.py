@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -32,6 +32,10 @@ from conclave.mail.session import EnclaveSession
 from conclave.mail.stream import ChunkOpener, ChunkSealer, Items, Packer
 from conclave.rpc.interface import CallFailure, Method, error_body
 from conclave.rpc.types import StreamType
+
+if TYPE_CHECKING:
+    from conclave.enclave._state import Work
+    from conclave.enclave._transactions import Transactions
 
 # Chunks of a reply stream that go out before the host asked for more.
 WINDOW: Final = MAX_CHUNKS

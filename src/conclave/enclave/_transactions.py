@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from conclave.enclave._posts import Posts
 from conclave.enclave._state import MAX_TRANSACTION, State, Work
-from conclave.mail import Channel, Request
+from conclave.mail import Channel, ReplyKind, Request
 from conclave.mail.padding import DoesNotFit
 from conclave.rpc.interface import RpcError
 
@@ -34,8 +34,8 @@ class Answers(Protocol):
     """How the service answers requests."""
 
     def resolve(self, channel: Channel, request: Request) -> Resolved: ...
-    def outcome(self, request: Request, result: Any) -> tuple[int, bytes]: ...
-    def replies(self, channel: Channel, request: Request, work: Work, kind: int, body: bytes) -> None: ...
+    def outcome(self, request: Request, result: Any) -> tuple[ReplyKind, bytes]: ...
+    def replies(self, channel: Channel, request: Request, work: Work, kind: ReplyKind, body: bytes) -> None: ...
     def fail(self, channel: Channel, request: Request, error: BaseException) -> None: ...
 
 
@@ -87,7 +87,7 @@ class Transactions:
 
     def commit(self, work: Work, *, size: int = 0) -> None:
         """Raises OverloadedError, DoesNotFit: nothing was committed."""
-        size += work.size + work.transaction.size
+        size += work.size + work.transaction.size_bytes
         if size > MAX_TRANSACTION:
             raise DoesNotFit(f"changes, replies and posted mail of {size} bytes, more than {MAX_TRANSACTION}")
         self._state.commit(work, self._posts().take_all(work.plans) if work.plans else [], size)

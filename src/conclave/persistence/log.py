@@ -44,8 +44,8 @@ class Log:
         version: of the newest record; -1 before the first of a new log.
         digest: of the log up to it.
         history: which boot made which versions.
-        table: the author's map. Changed by `commit` alone.
-        rows: the runtime's own rows. Changed by `commit` alone.
+        table: the author's map.
+        rows: the runtime's own rows.
         floor: the newest time that was accepted, in seconds since 1970.
         anchor: the key under which this log, in whatever boot, speaks to witnesses.
         marks: recognises requests of earlier boots without keeping them.
@@ -127,11 +127,17 @@ class Log:
         return entry
 
     def commit(self, change: Change) -> bytes:
-        """Make a change, in memory, and the record of it.
+        """Make a change, in memory, and the record of it. Raises as `record`."""
+        entry = self.record(change)
+        make_change(change, self.table, self.rows)
+        return entry
+
+    def record(self, change: Change) -> bytes:
+        """The record of a change that its caller makes, in `table` and `rows`: before, or with nothing between.
 
         Raises:
             ValueError: the change is too large for a record; nothing happened.
-            StateError: this boot sealed as much as it may, or an earlier commit was broken off; start it again.
+            StateError: this boot sealed as much as it may, or an earlier record was broken off; start it again.
         """
         if not self._ready:
             raise StateError(_BROKEN)
@@ -139,7 +145,6 @@ class Log:
         # A change that is made in part, for want of memory, is no state that any record describes.
         self._ready = False
         entry = self._seal(plain, b"")
-        make_change(change, self.table, self.rows)
         self.floor = max(self.floor, change.floor)
         self._ready = True
         return entry

@@ -22,6 +22,8 @@ MAGIC: Final = b"CSS1"
 MANIFEST: Final = 1
 DATA: Final = 2
 HEADER: Final = struct.Struct(">4sB3s16sIQQI")
+# Of a chunk: which snapshot, its index, its version.
+PLACE: Final = slice(8, 36)
 # What a chunk is filled up to. A single item that is larger has one to itself.
 CHUNK_CONTENT: Final = 256 * 1024
 MAX_CHUNK: Final = HEADER.size + BOOT_PART.size + MAX_PLAIN + TAG_SIZE

@@ -14,7 +14,7 @@ from conclave._crypto import DecryptionKey, SigningKey
 from conclave._framing import Kind
 from conclave._mailheader import NONE, parse_mail
 from conclave.enclave import Enclave, rpc
-from conclave.enclave._release import Release
+from conclave.enclave._release import Release, seal_later
 from conclave.enclave._streams import Bounds, Streams
 from conclave.errors import FormatError
 from conclave.mail import ClientSession, EnclaveSession, Reply, ReplyKind, Request, RequestKind, padme
@@ -79,7 +79,7 @@ async def test_heads_and_refusals_of_streams_tell_only_when_their_calls_came() -
     release.arrived(1)
     plain = Reply(ReplyKind.RESULT, 1, 0, 1, 0, 1, b"")
     # One that answered before any stream began, and leaves after: it is encrypted at its tick.
-    release.send(Kind.DONE, 1, release.seal(end, plain))
+    release.send(Kind.DONE, 1, seal_later(end, plain))
     for route, name in ((2, b"late"), (3, b"none"), (4, b"soon"), (5, b"late")):
         call(route, name)
     for _ in range(20):

@@ -303,5 +303,6 @@ def _stored(channel: socket.socket, reader: FrameReader, early: list[Frame]) -> 
                 raise StateError("the host says that its store cannot be read; nothing was changed, start again later")
             if what == _END:
                 early.extend(frames[at + 1 :])
-                return
             yield what, frame.payload[1:]
+            if what == _END:
+                return

@@ -82,6 +82,7 @@ ENCLAVE_MODULES: Final = (
 # Loaded only by enclaves whose state persists.
 STATE_MODULES: Final = (
     "enclave/_state",
+    "enclave/_transactions",
     "mail/memory",
     "persistence/__init__",
     "persistence/context",

@@ -93,7 +93,7 @@ class Posted:
     identity: bytes
     number: int
     body: bytes
-    make: Callable[[], bytes]
+    make: Callable[..., bytes]
 
 
 # Box, identity, topic.
@@ -139,10 +139,12 @@ class Posts:
         padding: Padding = padme,
         bounds: PostBounds | None = None,
         elapsed: Callable[[], float] = time.monotonic,
+        stateful: bool = False,
     ) -> None:
         """Nothing is posted yet.
 
         Args:
+            stateful: each mail has a state context beside its body, given to `Posted.make`.
             send: queues the payload of one POST frame.
             elapsed: seconds since some moment, by the host's clock: one that runs ahead has mail
                 forgotten that the host could as well have dropped.
@@ -151,6 +153,7 @@ class Posts:
         self._digest = claims_digest
         self._send = send
         self._padding = padding
+        self._stateful = stateful
         self._bounds = bounds or PostBounds()
         self._elapsed = elapsed
         self._looked = elapsed()
@@ -215,7 +218,8 @@ class Posts:
         """See `post`; nothing is numbered, and nothing leaves, before it is taken."""
         self._expire(self._elapsed())
         # Also of those who are skipped: sizes shall not tell what they would have got.
-        inner = self._padding(max((post.inner_size(item.body) for item in posts), default=0)) if posts else 0
+        sizes = [post.inner_size(item.body, stateful=self._stateful) for item in posts]
+        inner = self._padding(max(sizes)) if sizes else 0
         wanted, lost = [], []
         for item in posts:
             try:

@@ -32,8 +32,8 @@ from conclave.enclave._release import Release, seal_later
 from conclave.enclave.drivers import Evidence
 from conclave.enclave.sdk import Caller, Enclave, Mail, NotIntroduced, Post, Roster, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
-from conclave.mail import MAX_BODY, Channel, EnclaveSession, Mailbox, Outcome, ReplyKind, Request, RequestKind
-from conclave.mail._wire import PRIVATE, check_sizes
+from conclave.mail import MAX_BODY, Channel, EnclaveSession, Mailbox, Outcome, Received, ReplyKind, Request, RequestKind
+from conclave.mail._wire import PRIVATE, REPLY_STATE_SIZE, check_sizes
 from conclave.mail.padding import DoesNotFit, Padding, padme
 from conclave.rpc.interface import DOES_NOT_FIT, CallFailure, Interface, Method, RpcError, decode_call, error_body
 
@@ -140,6 +140,7 @@ class Service:
             padding_of=self._padding_of,
             seal=EnclaveSession.encrypt if self._release is None and state is None else seal_later,
             spent=self._spent,
+            memory=state,
         )
         self._asked_renewal = False
         self._posts = Posts(
@@ -147,6 +148,7 @@ class Service:
             claims_digest=self._digest,
             send=lambda payload: self._send(Kind.POST, 0, payload),
             padding=self._padding,
+            stateful=state is not None,
         )
         self._methods = {n: _Target(getattr(enclave, n), m) for n, m in interface.methods.items()}
         self._on_mail = _Target(enclave.on_mail)
@@ -374,8 +376,13 @@ class Service:
             word = next((w for kind, w in _WORDS if isinstance(error, kind)), b"format")
             self._send(Kind.ERROR, frame.request, word)
             return
+        if received.statement:
+            self._send(_REPLY, frame.request, self._stated(received))
         if received.outcome is _RUN and received.channel and received.request:
             self._start(received.channel, received.request)
+            return
+        if received.outcome is Outcome.HALT:
+            self._halt(received, frame.request)
             return
         # The last mail comes with DONE, so that every answer of one mail is one frame.
         answered = received.outcome is _ANSWERED
@@ -395,6 +402,25 @@ class Service:
                 sender=_sender,
                 padding=self._padding_of(received.request),
             )
+
+    def _stated(self, received: Received) -> bytes:
+        """A mail that says, signed, which state this is: the client can show it to others."""
+        signed = self._persistent().signed(None, self._signing, self._digest)
+        return self._mailbox.outside(received, ReplyKind.STATEMENT, signed.signature + signed.encoded)
+
+    def _halt(self, received: Received, route: int) -> None:
+        """A client has seen what this history lacks: the host put back an older state, or runs two of them."""
+        state = self._persistent()
+        assert received.request is not None
+        state.halt()
+        signed = state.signed(received.request.context, self._signing, self._digest)
+        proof = signed.signature + signed.encoded
+        self._mailbox.halt(proof)
+        self._send(Kind.HALTED, 0, self._digest + proof)
+        self._send(_DONE, route, self._mailbox.outside(received, ReplyKind.HALTED, proof))
+        for task in list(self._tasks):
+            task.cancel()
+        self.streams.stop()
 
     # Handlers ------------------------------------------------------------------------
 
@@ -480,7 +506,7 @@ class Service:
     def _check_fit(self, request: Request, body: bytes, envelope: bytes) -> None:
         """Raise ValueError for a reply that could not leave, while the handler runs."""
         check_sizes(body, envelope)
-        self._padding_of(request)(PRIVATE.size + len(body))
+        self._padding_of(request)(PRIVATE.size + REPLY_STATE_SIZE + len(body))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -521,9 +547,10 @@ class Service:
 
     def fail(self, channel: Channel, request: Request, error: BaseException) -> None:
         """The error with which a handler ended. Within the handler of its exception."""
-        body, padding = error_body(self._failure(error), self._padding_of(request))
+        beside = 0 if self._state is None else REPLY_STATE_SIZE
+        body, padding = error_body(self._failure(error), self._padding_of(request), beside=beside)
         if self._state is not None:
-            self._state.touch(len(body))
+            self._state.make_room(len(body))
         self._reply(channel, request, ReplyKind.CALL_ERROR, body, last=True, padding=padding)
 
     def _failure(self, error: BaseException) -> CallFailure:
@@ -550,6 +577,9 @@ class Service:
     ) -> None:
         made = self._mailbox.reply(channel, request.sequence, kind, body, envelope=envelope, last=last, padding=padding)
         if made is None:
+            if self._mailbox.halted and (handled := channel.known(request.sequence)) is not None:
+                # Whoever waits for it asks again, and is told why.
+                self._send(Kind.ERROR, handled.route, b"stopping")
             return
         route, mail = made
         self._send(_DONE if last else _REPLY, route, mail)

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
 
-from conclave._crypto import Secret, sha256
+from conclave._crypto import Secret, SigningKey, sha256
 from conclave._framing import Frame, FrameReader, Kind, Send, pack
 from conclave.enclave._posts import Plan, Posted
 from conclave.enclave._release import now
 from conclave.enclave.drivers import Mounted, Tee
 from conclave.errors import StateError, WrongKeyError
+from conclave.persistence.context import Context, SignedStatement
 from conclave.persistence.log import Change, Log, Stored
 from conclave.persistence.map import PersistentMap
 from conclave.persistence.snapshots import PLACE
@@ -87,6 +88,8 @@ class State:
         self._held: list[tuple[int, int, tuple[bytes, ...]]] = []
         self._scheduled = self._ticks = False
         self._halted = False
+        # Told which version a client has seen, whenever it shows one.
+        self.seen: Callable[[bytes, int], None] = lambda identity, version: None
         self._written = self._snapshot_size = 0
         self._snapshot: Iterator[bytes] | None = None
         self.durable = -1
@@ -123,6 +126,11 @@ class State:
         if self._work.get() is work:
             self._work.set(None)
 
+    def make_room(self, size: int) -> None:
+        """Seal what is committed, if so much more would make a large record of it."""
+        if self._size and self._size + size > _FULL:
+            self.flush()
+
     def commit(self, work: Work, posted: list[Posted], size: int) -> None:
         """What a run changed is there for all that come after it, and goes into the next record.
 
@@ -130,26 +138,53 @@ class State:
             size: of all that leaves with it.
         """
         changes = work.transaction.changes()
-        self.touch(size)
+        self.make_room(size)
+        self._due = True
+        self._size += size
         self._changes += changes
         self._posted += posted
         self.log.table.apply(changes)
         self._schedule()
 
-    def touch(self, size: int) -> None:
-        """A reply without changes is to be kept: a record is due."""
-        if self._size and self._size + size > _FULL:
-            self.flush()
-        self._due = True
-        self._size += size
+    # What mail keeps (`mail.memory.Memory`) --------------------------------------------
 
-    def put(self, key: bytes, value: bytes | None) -> None:
-        """A row of the mailbox changed; it goes along with the next record."""
+    @property
+    def log_id(self) -> bytes:
+        """See `Memory`."""
+        return self.log.log_id
+
+    @property
+    def rows(self) -> Mapping[bytes, bytes]:
+        """See `Memory`."""
+        return self.log.rows
+
+    def put(self, key: bytes, value: bytes | None, *, lazily: bool = False) -> None:
+        """See `Memory`."""
         self._rows[key] = value
         if value is None:
             self.log.rows.pop(key, None)
         else:
             self.log.rows[key] = value
+            self._size += len(value)
+        if not lazily:
+            self._due = True
+            self._schedule()
+
+    def check(self, context: bytes, identity: bytes) -> int:
+        """See `Memory`."""
+        known = self.log.check(context, identity)
+        if known is None:
+            return 0
+        self.seen(identity, known.version)
+        return known.version
+
+    def context(self, identity: bytes) -> bytes:
+        """See `Memory`."""
+        return self.log.context(identity)
+
+    def mark(self, head: bytes, body: bytes | memoryview) -> bytes:
+        """See `Memory`."""
+        return self.log.marks.tag(b"state/1 request", head, body)
 
     # Frames --------------------------------------------------------------------------
 
@@ -187,7 +222,7 @@ class State:
         entry = self.log.record(change)
         parts = []
         for posted in self._posted:
-            made = posted.make()
+            made = posted.make(context=self.log.context(posted.identity))
             parts += [len(made).to_bytes(4, "big"), made]
         self._changes, self._rows, self._posted = [], {}, []
         self._size, self._due = 0, False
@@ -216,6 +251,11 @@ class State:
             self._send(Kind.SNAPSHOT, 0, chunk[PLACE], chunk)
         loop.call_later(_PAUSE_SECONDS, self._step)
 
+    def signed(self, refused: bytes | None, key: SigningKey, claims_digest: bytes) -> SignedStatement:
+        """What this state is, signed; with a refused context: that this is no part of it."""
+        context = None if refused is None else Context.parse(refused)
+        return SignedStatement.sign(self.log.statement(context), key, claims_digest)
+
     # Durability ----------------------------------------------------------------------
 
     def committed(self, payload: bytes) -> None:
@@ -236,9 +276,9 @@ class State:
             await future
 
     def halt(self) -> None:
-        """Seal nothing any more: this history is not the one that clients have seen."""
+        """Seal nothing any more, but what was committed before: this history is not the one that clients have seen."""
+        self.flush()
         self._halted = True
-        self._held.clear()
 
 
 @dataclass(frozen=True, slots=True)

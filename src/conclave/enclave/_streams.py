@@ -413,6 +413,12 @@ class Streams:
         # Not at the end of `_run`: a task that is cancelled before its first step runs nothing of it.
         stream.task.add_done_callback(lambda _: self._forget(stream))
 
+    def stop(self) -> None:
+        """End all streams."""
+        for stream in list(self._by_route.values()):
+            if stream.task is not None:
+                stream.task.cancel()
+
     def chunks(self, frame: Frame) -> None:
         """Chunks of an upload; answered when the handler has taken most of them."""
         word = b"session"

@@ -19,6 +19,7 @@ __all__ = [
     "EncryptedMail",
     "Mailbox",
     "Outcome",
+    "Received",
     "Padding",
     "Pending",
     "Received",

@@ -37,8 +37,19 @@ class HostServer:
     """
 
     def __init__(
-        self, host: Host, *, hostile: bool = False, limits: Limits | None = None, tls: ssl.SSLContext | None = None
+        self,
+        host: Host,
+        *,
+        hostile: bool = False,
+        limits: Limits | None = None,
+        tls: ssl.SSLContext | None = None,
+        port: int = 0,
     ) -> None:
+        """Nothing is served before the block begins.
+
+        Args:
+            port: on which; 0 for any that is free.
+        """
         self.host = host
         self.operator = HostileHost(host)
         self.health = host.health
@@ -49,6 +60,7 @@ class HostServer:
             else Server(Operation(self.health, others=host), mail=host.mail, limits=limits)
         )
         self._tls = tls
+        self._port = port
         self._stop = asyncio.Event()
         self._started: Future[str] = Future()
         self._thread = threading.Thread(target=self._main, daemon=True)
@@ -66,7 +78,7 @@ class HostServer:
             self._started.set_exception(error)
             return
         try:
-            self._started.set_result(await self.server.start(Place("127.0.0.1", 0), tls=self._tls))
+            self._started.set_result(await self.server.start(Place("127.0.0.1", self._port), tls=self._tls))
             await self._stop.wait()
             await self.server.stop(0)
         finally:

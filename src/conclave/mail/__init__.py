@@ -19,7 +19,6 @@ __all__ = [
     "EncryptedMail",
     "Mailbox",
     "Outcome",
-    "Received",
     "Padding",
     "Pending",
     "Received",

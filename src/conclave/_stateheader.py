@@ -65,6 +65,7 @@ class Commit(msgspec.Struct, frozen=True, gc=False):
     """What a COMMIT frame brings: a record, and posted mail that belongs to it."""
 
     version: int
+    boot: BootHeader | None
     record: bytes
     posts: bytes
 
@@ -104,9 +105,10 @@ def parse_commit(payload: bytes) -> Commit:
     if len(payload) < end:
         raise FormatError("commit whose sizes do not add up: truncated")
     record = payload[COMMIT_HEADER.size : end]
-    if parse_record(record).version != version:
+    header = parse_record(record)
+    if header.version != version:
         raise FormatError("commit of another version than its record's")
-    return Commit(version, record, payload[end:])
+    return Commit(version, header.boot, record, payload[end:])
 
 
 def next_digest(log_id: bytes, version: int, previous: bytes, record: bytes) -> bytes:

@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any, Final, Protocol
 
 from conclave._framing import Kind
-from conclave._stateheader import SNAPSHOT_HEADER, BootHeader, parse_chunk, parse_commit, parse_record
+from conclave._stateheader import SNAPSHOT_HEADER, BootHeader, parse_chunk, parse_commit
 from conclave.errors import FormatError, StoreConflict, StoreDamaged, StoreError, StoreFull, StoreUnavailable
 from conclave.host.outbox import Mark, Outbox
 from conclave.host.states import NONE_YET, Item, MemoryStates, Snapshot, StateStore, What
@@ -165,11 +165,12 @@ class Journal:
         """End what the last boot left: its commits are finished, its snapshot is given up."""
         while self._pending:
             await self._next_move()
-        self._tasks[1].cancel()
-        with suppress(asyncio.CancelledError):
-            await self._tasks[1]
-        self._pieces.clear()
-        self._tasks[1] = asyncio.create_task(self._keep())
+        if self._pieces:
+            self._tasks[1].cancel()
+            with suppress(asyncio.CancelledError):
+                await self._tasks[1]
+            self._pieces.clear()
+            self._tasks[1] = asyncio.create_task(self._keep())
 
     def _seen(self, what: What, data: bytes) -> bytes:
         """What the enclave is given of it; posted mail that the outbox does not have goes there."""
@@ -180,7 +181,7 @@ class Journal:
         elif what == What.ITEM:
             commit = parse_commit(data)
             self._last = commit.version
-            self._know(parse_record(commit.record).boot)
+            self._know(commit.boot)
             self.figures.add(len(data))
             if commit.posts and not self._has(commit.version):
                 self._post(commit.version, commit.posts, lambda: None)
@@ -206,7 +207,7 @@ class Journal:
         commit = parse_commit(payload)
         if not self._loaded or commit.version != self._last + 1:
             raise FormatError("a commit before state was loaded, or of a version that is not the next one")
-        self._know(parse_record(commit.record).boot)
+        self._know(commit.boot)
         self._last = commit.version
         self.figures.add(len(payload), committed=True)
         self._pending.append(_Pending(commit.version, payload, commit.posts, durable))

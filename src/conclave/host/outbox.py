@@ -226,6 +226,8 @@ class Outbox:
             if len(last[0]) > _NUMBER:
                 _, self._marked, log_id, version = _LAST_MARKED.unpack(last[0])
                 self.mark = log_id, version
+                # Of two blobs the later one's mark counts, also where the earlier one is deleted.
+                self._next = self._marked + 1
         names = await self._store.list(MAILS)
         for at in range(0, len(names), _LOADS):
             some = names[at : at + _LOADS]

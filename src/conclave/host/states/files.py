@@ -46,7 +46,7 @@ class FileStates:
 
     async def append(self, items: Sequence[Item]) -> None:
         """See `StateStore`."""
-        await self._log.run(lambda: self._append(items))
+        await self._log.run_quick(lambda: self._append(items))
 
     async def put_chunk(self, snapshot: Snapshot, index: int, chunk: bytes) -> None:
         """See `StateStore`."""

@@ -40,6 +40,11 @@ ALLOWED = {
     "client": _PURE | {"client"},
     "host": _LEAVES | {"host"},
     "platform": _PURE | {"platform"},
+    # A witness holds a key and no enclave: of the host it has the server and the stores, which hold none.
+    "witness": _LEAVES
+    | {"_crypto", "persistence.witness", "witness"}
+    | {f"host.{name}" for name in ("answers", "connection", "exchange", "health", "logs", "operation", "place")}
+    | {f"host.{name}" for name in ("server", "stores", "tls")},
 }
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from conclave import _codec
-from conclave.enclave._peers import Fetch
+from conclave.enclave._fetches import Fetch
 from conclave.host import fetch
 from conclave.host.fetch import Fetcher
 

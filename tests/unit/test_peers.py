@@ -18,7 +18,8 @@ from conclave.attestation import Constraint, verify_instance
 from conclave.enclave import Enclave, NotIntroduced, _callers, rpc
 from conclave.enclave._callers import MAX_INTRODUCTION, Callers, check_declared
 from conclave.enclave._clock import Clock
-from conclave.enclave._peers import MAX_OUTSTANDING, MAX_PEERS, Fetch, Fetches, Peer, Peers
+from conclave.enclave._fetches import MAX_OUTSTANDING, Fetch, Fetches
+from conclave.enclave._peers import MAX_PEERS, Peer, Peers
 from conclave.errors import AppraisalError, FormatError, TransportError, VerificationError
 from conclave.platform.machine import Machine
 from conclave.rpc import interface_of
@@ -319,7 +320,7 @@ async def test_what_a_host_says() -> None:
     assert await said(b"\xff\xff") == (65535, b"", "")
     assert await said(b"") == await said(b"\0") == (0, b"", "the host's answer has no status")
     assert await said(b"\0\0<text of the host's>") == (0, b"", "the host made no exchange")
-    assert (await said(b"\0\0refused"))[2].endswith("its operator has to allow it (--peer)")
+    assert (await said(b"\0\0refused"))[2].endswith("its operator has to allow it (--peer, --witness)")
     answer = await fetches.fetch(REQUEST, timeout_seconds=0)
     assert (answer.status, answer.text) == (0, "the host gave no answer within 0 seconds")
     assert not fetches._waiting
@@ -337,7 +338,7 @@ class Hosts:
         self.clock = Clock(time)
         self.signing = SigningKey.generate()
         self.claims = claims(signing_key=self.signing.public)
-        self.peers = Peers(self, self.signing, self.clock, self.send)
+        self.peers = Peers(self, self.signing, self.clock, Fetches(self.send))
 
     def send(self, kind: int, number: int, payload: bytes) -> None:
         request = _codec.decode(Fetch, payload, max_size=10**6, what="fetch")

@@ -44,6 +44,9 @@ PURPOSES: Final = frozenset(
         "bundle",
         "reference-values",
         "gpu",
+        "anchor",
+        "countersign",
+        "head",
     }
 )
 

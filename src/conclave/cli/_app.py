@@ -62,6 +62,7 @@ def run(
     sandbox: str = "auto",
     constraint_file: Path | None = None,
     peer: tuple[str, ...] = (),
+    witness: tuple[str, ...] = (),
 ) -> int:
     """Build an enclave in debug mode, launch it under the simulated TEE and serve it.
 
@@ -76,6 +77,7 @@ def run(
         sandbox: auto, namespaces or landlock.
         constraint_file: where to write the constraint (default: beside PATH).
         peer: URL of a host whose enclave this one may call; may be repeated.
+        witness: NAME=URL of a witness that the enclave declares; may be repeated.
     """
     from conclave.cli._serve import build_and_serve
 
@@ -87,6 +89,7 @@ def run(
         sandbox=sandbox,
         constraint_file=constraint_file,
         peers=peer,
+        witnesses=witness,
     )
 
 
@@ -223,6 +226,7 @@ def serve(
     log: str | None = None,
     drain_seconds: float | None = None,
     peer: tuple[str, ...] | None = None,
+    witness: tuple[str, ...] | None = None,
 ) -> int:
     """Serve a bundle over HTTP under a TEE.
 
@@ -249,6 +253,7 @@ def serve(
         log: console, json or none; to standard error (default: console).
         drain_seconds: how long a stop waits for what is under way (default: 20).
         peer: URL of a host whose enclave this one may call; may be repeated.
+        witness: NAME=URL of a witness that the enclave declares; may be repeated.
     """
     from conclave.cli._config import settings
     from conclave.cli._serve import serve_bundle
@@ -269,6 +274,7 @@ def serve(
         "log": log,
         "drain_seconds": drain_seconds,
         "peer": peer,
+        "witness": witness,
     }
     chosen = settings(config, flags)
     if print_config:
@@ -432,6 +438,69 @@ def endorsements_list(*, cache: Path | None = None, json: bool = False) -> int:
     from conclave.cli._endorsements import list_command
 
     return list_command(cache=cache, as_json=json)
+
+
+witness = App(name="witness", help="An outside witness, which keeps operators from forking a log unseen.")
+app.command(witness)
+
+
+@witness.default
+def witness_serve(
+    *,
+    key: Path,
+    store: str,
+    host: str = "127.0.0.1",
+    port: Port = 8770,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    logs: Annotated[int, Parameter(validator=Number(gte=1))] = 100_000,
+    allow: tuple[str, ...] = (),
+    log: str = "console",
+) -> int:
+    """Countersign states of enclaves' logs, so that no log has two continuations.
+
+    For another party than those who run the enclaves. The store must never go back: a witness
+    whose store was lost or restored begins anew, with a new key.
+    Example: conclave witness --key witness.key --store sqlite:witness.db
+
+    Args:
+        key: key file of this witness (`conclave witness key` makes one).
+        store: where it keeps where each log stands, as of `conclave serve`.
+        host: address to listen on.
+        port: TCP port; 0 takes a free one.
+        tls_cert: PEM file with the certificate chain.
+        tls_key: PEM file with its key.
+        logs: how many logs are witnessed at most.
+        allow: id of a log (64 hex digits) that is witnessed; may be repeated (default: anybody's).
+        log: console, json or none.
+    """
+    from conclave.cli._witness import witness_command
+
+    return witness_command(
+        key=key,
+        store=store,
+        host=host,
+        port=port,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        logs=logs,
+        allow=allow,
+        log=log,
+    )
+
+
+@witness.command(name="key")
+def witness_key(path: Path) -> int:
+    """Make a witness's key; prints the public half, which enclaves declare.
+
+    Example: conclave witness key witness.key
+
+    Args:
+        path: file to make.
+    """
+    from conclave.cli._witness import key_command
+
+    return key_command(path)
 
 
 app.command(tcb)

@@ -38,6 +38,7 @@ class Settings:
     log: str = "console"
     drain_seconds: float = 20.0
     peer: tuple[str, ...] = ()
+    witness: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise FormatError unless the values make sense, alone and together."""
@@ -56,12 +57,26 @@ class Settings:
             raise FormatError(f"'metrics-port' and 'port' are both {self.port}; choose another for one of them")
         if bool(self.tls_cert) != bool(self.tls_key):
             raise FormatError("'tls-cert' and 'tls-key' go together")
+        witnesses_of(self.witness)
         if not self.bundle:
             raise FormatError("no bundle to serve; name it as `conclave serve BUNDLE` or as 'bundle' in the file")
 
     def text(self) -> str:
         """These settings as a file of them."""
         return "".join(f"{_hyphens(name)} = {json.dumps(value)}\n" for name, value in asdict(self).items())
+
+
+def witnesses_of(texts: tuple[str, ...]) -> dict[str, str]:
+    """Where witnesses are, by name. Raises FormatError for what is not NAME=URL, or a name twice."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, url = text.partition("=")
+        if not name or not url.startswith(("http://", "https://")):
+            raise FormatError("'witness' is NAME=URL, where the URL begins with http:// or https://")
+        if name in found:
+            raise FormatError(f"'witness' has the name '{safe(name[:40])}' twice; each has one address")
+        found[name] = url
+    return found
 
 
 def settings(file: Path | None, flags: dict[str, Any]) -> Settings:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conclave.cli._build import constraint_for, progress
-from conclave.cli._config import Settings
+from conclave.cli._config import Settings, witnesses_of
 from conclave.cli._places import outbox_store, platform_directory
 from conclave.errors import PlatformError
 
@@ -26,11 +26,13 @@ def build_and_serve(
     sandbox: str,
     constraint_file: Path | None,
     peers: tuple[str, ...] = (),
+    witnesses: tuple[str, ...] = (),
 ) -> int:
     """Build in debug mode into a temporary place, and serve that."""
     from conclave.bundle import build
 
     _check(peers)
+    witnesses_of(witnesses)
     with tempfile.TemporaryDirectory(prefix="conclave-run-") as place:
         bundle = build(path, Path(place) / "run.enclave", mode="debug", on_progress=progress)
         line = constraint_for(bundle, simulated=True)
@@ -52,6 +54,7 @@ def build_and_serve(
             sandbox=sandbox,
             log="none",
             peer=peers,
+            witness=witnesses,
         )
         return _serve(settings, announce, debug=True)
 
@@ -118,5 +121,6 @@ def _serve(settings: Settings, announce: Callable[[str], None], *, debug: bool =
         drain_seconds=settings.drain_seconds,
         show=log_to_stderr if debug else None,
         peers=settings.peer,
+        witnesses=witnesses_of(settings.witness),
     )
     return uvloop.run(service.run(announce))

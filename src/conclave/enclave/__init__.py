@@ -1,6 +1,7 @@
 """The SDK for enclave authors."""
 
-from conclave.enclave.sdk import Caller, Enclave, Mail, NotInRoster, NotIntroduced, Post, Roster, WrongInstance
+from conclave.enclave._roster import NotInRoster, Roster, WrongInstance, WrongRoster
+from conclave.enclave.sdk import Caller, Enclave, Mail, NotIntroduced, Post
 from conclave.mail.padding import Padding, buckets, fixed, padme
 from conclave.rpc.interface import RpcError, rpc
 
@@ -15,6 +16,7 @@ __all__ = [
     "Roster",
     "RpcError",
     "WrongInstance",
+    "WrongRoster",
     "buckets",
     "fixed",
     "padme",

@@ -4,19 +4,16 @@ Runs inside the enclave, and is loaded only by those that call another. The host
 the HTTP exchanges and may answer anything, late, twice or never: what counts is
 verified or decrypted by the core, against a constraint of this enclave's own.
 
-Spec: spec/mail.md section 9 (MAIL-45 to MAIL-49), spec/host-channel.md section 2 (CHAN-10 to CHAN-12).
+Spec: spec/mail.md section 9 (MAIL-45 to MAIL-49).
 """
 
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar, cast
 
-from conclave import _codec
 from conclave._crypto import SigningKey
-from conclave._framing import Frame, Kind, Send
 from conclave.attestation.appraisal import AttestationResult
 from conclave.attestation.claims import InstanceClaims, parse_claims, parse_instance_info
 from conclave.attestation.constraint import Constraint
@@ -24,75 +21,14 @@ from conclave.client.core import Answer, ClientCore, Exchange, Pause, ReceivedMa
 from conclave.client.identity import Identity
 from conclave.enclave._callers import MAX_INTRODUCTION
 from conclave.enclave._clock import Clock
+from conclave.enclave._fetches import Fetch, Fetches
 from conclave.errors import CallError, FormatError, TransportError
 from conclave.rpc.interface import Interface, Method, interface_of
 
 T = TypeVar("T")
 E = TypeVar("E")
-MAX_OUTSTANDING: Final = 64
 MAX_PEERS: Final = 64
-_STATUS = struct.Struct(">H")
 _OWN: Final = ""
-# Status 0 comes with one of these words; nothing else that a host says goes into a message.
-_WORDS: Final = {
-    b"refused": "the host does not fetch from that address; its operator has to allow it (--peer)",
-    b"connect": "the host says that nothing answers at that address",
-    b"timeout": "the host says that there was no answer in time",
-    b"large": "the host says that the answer is too large",
-    b"busy": "the host says that too many exchanges are under way",
-    b"broken": "the host says that the connection broke",
-}
-
-
-class Fetch(_codec.Record, frozen=True):
-    """Payload of a FETCH frame: an HTTP exchange for the host to make. No url: with itself."""
-
-    url: str
-    method: str
-    path: str
-    body: bytes
-
-
-class Fetches:
-    """HTTP exchanges that the host makes for this enclave."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._next = 1
-        self._waiting: dict[int, asyncio.Future[Answer]] = {}
-        self._room = asyncio.Semaphore(MAX_OUTSTANDING)
-
-    async def fetch(self, request: Fetch, *, timeout_seconds: float) -> Answer:
-        """Ask the host for one exchange. Never raises for what the host does or says."""
-        try:
-            async with asyncio.timeout(timeout_seconds), self._room:
-                number, self._next = self._next, self._next + 1
-                answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-                self._waiting[number] = answer
-                try:
-                    self._send(Kind.FETCH, number, _codec.encode(request))
-                    return await answer
-                finally:
-                    # Whatever comes for it later is dropped.
-                    del self._waiting[number]
-        except TimeoutError:
-            return Answer(0, text=f"the host gave no answer within {timeout_seconds:g} seconds")
-
-    def fetched(self, frame: Frame) -> None:
-        """Take what the host says of an exchange; late, repeated and invented answers are dropped."""
-        waiting = self._waiting.get(frame.request)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(_answer(frame.payload))
-
-
-def _answer(payload: bytes) -> Answer:
-    if len(payload) < _STATUS.size:
-        return Answer(0, text="the host's answer has no status")
-    (status,) = _STATUS.unpack_from(payload)
-    body = payload[_STATUS.size :]
-    if status == 0:
-        return Answer(0, text=_WORDS.get(body, "the host made no exchange"))
-    return Answer(status, body)
 
 
 class Home(Protocol):
@@ -104,8 +40,8 @@ class Home(Protocol):
 class Peers:
     """The other enclaves that one boot calls."""
 
-    def __init__(self, home: Home, signing: SigningKey, clock: Clock, send: Send) -> None:
-        self.fetches = Fetches(send)
+    def __init__(self, home: Home, signing: SigningKey, clock: Clock, fetches: Fetches) -> None:
+        self.fetches = fetches
         self._home = home
         self._identity = Identity(signing)
         self._clock = clock
@@ -276,7 +212,8 @@ class Peer:
             await asyncio.sleep(step.seconds)
             return Answer(0)
         request = Fetch(url=self._url, method=step.method, path=step.path, body=step.body)
-        return await self._peers.fetches.fetch(request, timeout_seconds=self._timeout)
+        came = await self._peers.fetches.fetch(request, timeout_seconds=self._timeout)
+        return Answer(came.status, came.body, came.text)
 
 
 class _Stub:

@@ -29,8 +29,9 @@ from conclave.attestation.claims import InstanceClaims
 from conclave.enclave import _streams
 from conclave.enclave._posts import Posts
 from conclave.enclave._release import Release, seal_later
+from conclave.enclave._roster import Roster
 from conclave.enclave.drivers import Evidence
-from conclave.enclave.sdk import Caller, Enclave, Mail, NotIntroduced, Post, Roster, _sender
+from conclave.enclave.sdk import Caller, Enclave, Mail, NotIntroduced, Post, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
 from conclave.mail import MAX_BODY, Channel, EnclaveSession, Mailbox, Outcome, Received, ReplyKind, Request, RequestKind
 from conclave.mail._wire import PRIVATE, REPLY_STATE_SIZE, check_sizes
@@ -41,10 +42,12 @@ if TYPE_CHECKING:
     from conclave.attestation import Constraint
     from conclave.enclave._callers import Callers
     from conclave.enclave._clock import Clock
+    from conclave.enclave._fetches import Fetches
     from conclave.enclave._peers import Peer, Peers
     from conclave.enclave._state import State, Work
     from conclave.enclave._transactions import Transactions
     from conclave.persistence.map import PersistentMap
+    from conclave.persistence.witness import Anchor
 
 T = TypeVar("T")
 MAX_MESSAGE: Final = 4096
@@ -155,7 +158,7 @@ class Service:
         self._enclave = enclave
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self.roster = Roster(roster, quorum, self._digest, self._at_home)
+        self.roster = Roster(roster, quorum, self._digest)
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = ThreadPoolExecutor(enclave.threads) if enclave.threads > 1 else None
         self._transactions: Transactions | None = None
@@ -173,6 +176,7 @@ class Service:
         )
         # What verifies other enclaves is loaded by those alone who call or are called by some.
         self._clock: Clock | None = None
+        self._fetches: Fetches | None = None
         self._peers: Peers | None = None
         self._callers: Callers | None = None
         if enclave.callers:
@@ -236,8 +240,8 @@ class Service:
             if self._state is not None:
                 self._state.committed(frame.payload)
         elif frame.kind == Kind.FETCHED:
-            if self._peers is not None:
-                self._peers.fetches.fetched(frame)
+            if self._fetches is not None:
+                self._fetches.fetched(frame)
         elif frame.kind == Kind.STOP:
             return False
         else:
@@ -299,6 +303,12 @@ class Service:
         self._clock = self._clock or Clock()
         return self._clock
 
+    def _exchanges(self) -> Fetches:
+        from conclave.enclave._fetches import Fetches
+
+        self._fetches = self._fetches or Fetches(self._send)
+        return self._fetches
+
     def peer(
         self, url: str, constraint: str | Constraint, *, introduce: bool, timeout_seconds: float, attempts: int
     ) -> Peer:
@@ -306,7 +316,7 @@ class Service:
         if self._peers is None:
             from conclave.enclave._peers import Peers
 
-            self._peers = Peers(self, self._signing, self._time(), self._send)
+            self._peers = Peers(self, self._signing, self._time(), self._exchanges())
         return self._peers.peer(
             url, constraint, introduce=introduce, timeout_seconds=timeout_seconds, attempts=attempts
         )
@@ -321,6 +331,16 @@ class Service:
         if callers is None:
             raise ValueError("this class declares no callers")
         self._at_home(lambda: callers.allow(name, constraint))
+
+    async def stable(self, version: int | None, roster: Roster) -> None:
+        """See `Enclave.stable`."""
+        if version is not None:
+            raise RuntimeError("this enclave has no state whose versions members could come back with")
+        await roster.stable()
+
+    async def anchored(self, version: int | None) -> Anchor:
+        """See `Enclave.anchored`."""
+        raise RuntimeError("this enclave has no state that witnesses could countersign")
 
     def _at_home(self, work: Callable[[], T]) -> T:
         """Run where sessions and channels live: the author's threads may call from elsewhere."""

@@ -7,13 +7,13 @@ key `sender` names.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
+from conclave.enclave._roster import Roster
 from conclave.mail.padding import Padding
 from conclave.rpc.interface import RpcError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from conclave.attestation import AttestationResult, Constraint, InstanceClaims
     from conclave.enclave._peers import Peer
     from conclave.persistence.map import PersistentMap
+    from conclave.persistence.witness import Anchor
 
 T = TypeVar("T")
 SHORTEST: Final = timedelta(milliseconds=1)
@@ -70,14 +71,6 @@ class Post:
     envelope: bytes = b""
 
 
-class NotInRoster(RpcError):
-    """The sender is not a member of the roster that the bundle declares."""
-
-
-class WrongInstance(RpcError):
-    """The member acknowledged another instance than this one."""
-
-
 class NotIntroduced(RpcError):
     """The sender is no enclave that this one accepts for what it asked, or not any more."""
 
@@ -93,72 +86,6 @@ class Caller:
 
     names: frozenset[str]
     result: AttestationResult
-
-
-class Roster:
-    """The named set of clients without whom nothing joint leaves the enclave.
-
-    Declared in the bundle, so measured: the operator cannot add members. A
-    barrier is complete when `quorum` members acknowledged *this* instance, named
-    by its claims digest; members who were each given an instance of their own
-    never complete one.
-    """
-
-    def __init__(
-        self,
-        members: tuple[bytes, ...],
-        quorum: int,
-        claims_digest: bytes,
-        at_home: Callable[[Callable[[], None]], None] = lambda work: work(),
-    ) -> None:
-        self.members = frozenset(members)
-        self.quorum = quorum
-        # A renewed encryption key gives the same boot a further digest.
-        self._digests = {claims_digest}
-        self._acknowledged: set[bytes] = set()
-        # Runs where those wait who must be woken, whichever thread acknowledges.
-        self._at_home = at_home
-        self._complete = asyncio.Event()
-
-    def renewed(self, claims_digest: bytes) -> None:
-        """Called by the runtime when this boot's claims are renewed."""
-        self._digests.add(claims_digest)
-
-    def check(self, sender: bytes) -> None:
-        """Raise NotInRoster unless `sender` is a member."""
-        if sender not in self.members:
-            raise NotInRoster("the sender is not in this bundle's roster")
-
-    def acknowledge(self, sender: bytes, claims_digest: bytes) -> None:
-        """Record that a member verified the instance with this digest.
-
-        Raises:
-            NotInRoster, WrongInstance: nothing is recorded.
-        """
-        self.check(sender)
-        if claims_digest not in self._digests:
-            raise WrongInstance("the acknowledged instance is not this one")
-        self._at_home(lambda: self._record(sender))
-
-    def _record(self, sender: bytes) -> None:
-        self._acknowledged.add(sender)
-        if self.members and len(self._acknowledged) >= self.quorum:
-            self._complete.set()
-
-    @property
-    def complete(self) -> bool:
-        """Whether the quorum has acknowledged. Never true without a roster."""
-        return self._complete.is_set()
-
-    async def stable(self) -> None:
-        """Wait until the quorum has acknowledged this instance.
-
-        Raises:
-            RuntimeError: the bundle declares no roster.
-        """
-        if not self.members:
-            raise RuntimeError("this bundle declares no roster; declare one in [tool.conclave]")
-        await self._complete.wait()
 
 
 class Context(Protocol):
@@ -180,6 +107,8 @@ class Context(Protocol):
     def peer(
         self, url: str, constraint: str | Constraint, *, introduce: bool, timeout_seconds: float, attempts: int
     ) -> Peer: ...
+    async def stable(self, version: int | None, roster: Roster) -> None: ...
+    async def anchored(self, version: int | None) -> Anchor: ...
 
 
 class Enclave:
@@ -213,6 +142,9 @@ class Enclave:
         callers: which other enclaves may introduce themselves: a name for each kind of
             them, and the constraint it has to satisfy; None accepts nobody until
             `allow_caller` sets one. Measured, as all of the class is.
+        witnesses: outside witnesses that countersign this enclave's state: a name for each, and
+            its public key, 64 hex digits.
+        witness_quorum: how many of them `anchored` needs, more than half.
     """
 
     persistence: str | None = None
@@ -221,6 +153,8 @@ class Enclave:
     release_every: timedelta | None = None
     stream_idle_seconds: float = 60.0
     callers: Mapping[str, str | None] = {}
+    witnesses: Mapping[str, str] = {}
+    witness_quorum: int = 0
     delivery: str = "at_least_once"
     _context: Context
 
@@ -238,6 +172,12 @@ class Enclave:
             from conclave.enclave._callers import check_declared
 
             check_declared(cls.callers)
+        if cls.witnesses or cls.witness_quorum:
+            from conclave.persistence.witness import check_witnesses
+
+            check_witnesses(cls.witnesses, cls.witness_quorum, of=cls.__name__)
+            if cls.persistence is None:
+                raise TypeError(f"{cls.__name__} has witnesses and no state for them; set `persistence`")
 
     def on_start(self) -> Awaitable[None] | None:
         """Called once, after the keys exist and before the first mail; may be `async`."""
@@ -339,6 +279,41 @@ class Enclave:
     def roster(self) -> Roster:
         """The roster declared in the bundle."""
         return self._context.roster
+
+    async def stable(self, version: int | None = None, roster: Roster | None = None) -> None:
+        """Wait until a quorum of a roster stands behind one history of this enclave: the barrier.
+
+        What a joint computation reveals is to leave after this, since a rollback or fork is
+        *detected* when somebody comes back, and that is too late for what was told before.
+
+        Args:
+            version: of the state that has all inputs: members count who have come back with it
+                or a later one. None: members count who acknowledged this instance.
+            roster: what `Roster.of` made; the bundle's if None. Members' mails count for it from
+                the first time on that it is waited for, the mail that is handled included.
+
+        Raises:
+            RuntimeError: no roster, or a version in an enclave without state.
+        """
+        await self._context.stable(version, self._context.roster if roster is None else roster)
+
+    async def anchored(self, version: int | None = None) -> Anchor:
+        """Wait until `witness_quorum` of `witnesses` have countersigned this enclave's state: the anchor.
+
+        For results that leave before any client comes back. Of two forks of one state at most one
+        is ever anchored, as long as `2 * witness_quorum - len(witnesses)` witnesses are honest.
+
+        Args:
+            version: the state that is anchored is this one or a later one; None: the newest that is durable.
+
+        Returns:
+            What clients can verify on their own.
+
+        Raises:
+            RollbackError: witnesses know another continuation: this boot has halted.
+            RuntimeError: this class declares no witnesses.
+        """
+        return await self._context.anchored(version)
 
     def post(self, to: bytes, body: bytes, *, topic: str = "default", envelope: bytes = b"") -> None:
         """Mail a client without being asked: it is kept in the host's outbox until fetched.

@@ -2,7 +2,7 @@
 
 Runs in the untrusted host, which is the operator's: the enclave may be hostile to it.
 Only addresses that the operator named are fetched from, and of those only what a host
-of enclaves serves; no redirect is followed.
+of enclaves, or a witness, serves; no redirect is followed.
 
 Spec: spec/host-channel.md section 2 (CHAN-10 to CHAN-12).
 """
@@ -10,7 +10,7 @@ Spec: spec/host-channel.md section 2 (CHAN-10 to CHAN-12).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from conclave import _codec
@@ -25,8 +25,13 @@ MAX_HELD: Final = 128 * 1024 * 1024
 TIMEOUT_SECONDS: Final = 120.0
 # What the core of a client asks for; with the host's own enclave, its instance info alone.
 _SERVED: Final = frozenset({("GET", "/instance"), ("POST", "/mail"), ("POST", "/challenge")})
-_HEADERS: Final = {"content-type": "application/vnd.conclave.mail", "accept-encoding": "identity"}
+_WITNESSED: Final = frozenset({("POST", "/witness/head"), ("POST", "/witness/advance")})
+# An enclave names a witness, and never learns where it is.
+_WITNESS: Final = "witness:"
+_MAIL_TYPE: Final = "application/vnd.conclave.mail"
+_WITNESS_TYPE: Final = "application/vnd.conclave.witness"
 _LARGEST: Final = MAX_PAYLOAD - 2
+_LARGEST_OF_WITNESS: Final = 64 * 1024
 Answer = Callable[[bytes], None]
 
 
@@ -48,6 +53,7 @@ class Fetcher:
         self,
         peers: Iterable[str],
         *,
+        witnesses: Mapping[str, str] | None = None,
         info: Callable[[], bytes | None],
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
@@ -55,10 +61,12 @@ class Fetcher:
 
         Args:
             peers: the addresses of hosts that the enclave may call, as it writes them.
+            witnesses: the addresses of its witnesses, by the names that it has for them.
             info: the instance info of the host's own enclave.
             timeout_seconds: how long one exchange may take in all.
         """
         self._peers = frozenset(url.rstrip("/") for url in peers)
+        self._witnesses = {f"{_WITNESS}{name}": url.rstrip("/") for name, url in (witnesses or {}).items()}
         self._info = info
         self._timeout = timeout_seconds
         self._http: httpx2.AsyncClient | None = None
@@ -108,26 +116,29 @@ class Fetcher:
         if (asked.method, asked.path) == ("GET", "/instance") and not asked.url:
             info = self._info()
             return _answered(503, b"") if info is None else _answered(200, info)
+        if asked.url in self._witnesses and (asked.method, asked.path) in _WITNESSED:
+            return await self._fetch(asked, self._witnesses[asked.url], _WITNESS_TYPE, _LARGEST_OF_WITNESS)
         if asked.url not in self._peers or (asked.method, asked.path) not in _SERVED:
             raise _Failure(b"refused")
-        return await self._fetch(asked)
+        return await self._fetch(asked, asked.url, _MAIL_TYPE, _LARGEST)
 
-    async def _fetch(self, asked: _Fetch) -> bytes:
+    async def _fetch(self, asked: _Fetch, url: str, content_type: str, largest: int) -> bytes:
         import httpx2
 
         if self._http is None:
             limits = httpx2.Limits(max_connections=MAX_OUTSTANDING, max_keepalive_connections=MAX_OUTSTANDING)
-            self._http = httpx2.AsyncClient(
-                headers=_HEADERS, timeout=self._timeout, limits=limits, follow_redirects=False
-            )
+            self._http = httpx2.AsyncClient(timeout=self._timeout, limits=limits, follow_redirects=False)
+        headers = {"content-type": content_type, "accept-encoding": "identity"}
         body = bytearray()
         try:
-            async with self._http.stream(asked.method, asked.url + asked.path, content=asked.body) as response:
+            async with self._http.stream(
+                asked.method, url + asked.path, content=asked.body, headers=headers
+            ) as response:
                 try:
                     async for part in response.aiter_raw():
                         self._held += len(part)
                         body += part
-                        if len(body) > _LARGEST or self._held > MAX_HELD:
+                        if len(body) > largest or self._held > MAX_HELD:
                             raise _Failure(b"large")
                 except httpx2.HTTPError:
                     # Mails that came whole count: they authenticate themselves.

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -88,6 +88,7 @@ class Host:
         outbox: OutboxLimits | None = None,
         state: StateStore | None = None,
         peers: Iterable[str] = (),
+        witnesses: Mapping[str, str] | None = None,
     ) -> None:
         """Nothing runs before `start`.
 
@@ -104,6 +105,7 @@ class Host:
             outbox: how much posted mail, and how long.
             state: where the enclave's state is kept, of this host alone; closed by `stop`. None: in memory.
             peers: URLs of hosts whose enclaves this one may call.
+            witnesses: URLs of the witnesses that its class declares, by their names there.
         """
         self._launch = launch
         self._on_event = on_event or (lambda event: None)
@@ -126,7 +128,7 @@ class Host:
             link=lambda: None if self.info is None else self._link,
             info=lambda: self.info,
         )
-        self._fetcher = Fetcher(peers, info=lambda: self.info)
+        self._fetcher = Fetcher(peers, witnesses=witnesses, info=lambda: self.info)
         self._link: Link | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._source = endorsements

@@ -12,7 +12,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ class Service:
         drain_seconds: float = 20.0,
         show: Callable[[dict[str, Any]], None] | None = None,
         peers: Iterable[str] = (),
+        witnesses: Mapping[str, str] | None = None,
     ) -> None:
         """Opens the store and reads the certificate; nothing listens before `run`.
 
@@ -62,6 +63,7 @@ class Service:
             drain_seconds: how long a stop waits for what is under way.
             show: told each platform event, for what a debug enclave prints.
             peers: URLs of hosts whose enclaves this one may call.
+            witnesses: URLs of its witnesses, by the names that its class has for them.
 
         Raises:
             FormatError, StoreError, TransportError: store or certificate cannot be used.
@@ -74,7 +76,14 @@ class Service:
         opened = open_store(store, timeout_seconds=store_timeout_seconds, alone=True) if store else None
         kept = None if opened is None else self._metrics.store(opened)
         state = None if kept is None else open_state(store, kept)
-        self.host = Host(launch, on_event=partial(self._told, show), peers=peers, store=kept, state=state)
+        self.host = Host(
+            launch,
+            on_event=partial(self._told, show),
+            peers=peers,
+            witnesses=witnesses,
+            store=kept,
+            state=state,
+        )
         self.health = self.host.health
         inner = Operation(self.health, metrics=None if operators else self._metrics, others=self.host)
         self._server = Server(inner, mail=self.host.mail, on_failure=self._log.failure)

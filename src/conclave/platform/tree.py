@@ -48,6 +48,7 @@ ENCLAVE_MODULES: Final = (
     "enclave/__init__",
     "enclave/_posts",
     "enclave/_release",
+    "enclave/_roster",
     "enclave/_runtime",
     "enclave/_sandbox",
     "enclave/_service",
@@ -81,6 +82,8 @@ ENCLAVE_MODULES: Final = (
 )
 # Loaded only by enclaves whose state persists.
 STATE_MODULES: Final = (
+    "enclave/_anchors",
+    "enclave/_fetches",
     "enclave/_state",
     "enclave/_transactions",
     "mail/memory",
@@ -94,6 +97,7 @@ STATE_MODULES: Final = (
     "persistence/snapshots",
     "persistence/table",
     "persistence/versions",
+    "persistence/witness",
 )
 # Loaded only by enclaves that call others or declare callers: a client's core, the verifiers.
 PEER_MODULES: Final = (
@@ -134,6 +138,7 @@ PEER_MODULES: Final = (
     "client/identity",
     "enclave/_callers",
     "enclave/_clock",
+    "enclave/_fetches",
     "enclave/_peers",
 )
 # What more is loaded where the entry is an ASGI application.

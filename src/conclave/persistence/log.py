@@ -23,6 +23,7 @@ from conclave.persistence.context import (
 from conclave.persistence.records import MAX_SEALS, Boot, Born, Change, Keys, digest_of, pad, seal_entry
 from conclave.persistence.replay import Replay, SealingKeyOf, Stored, What, make_change
 from conclave.persistence.snapshots import Manifest, divide, seal_chunk
+from conclave.persistence.witness import log_id_of
 
 LABEL_CONTEXT_KEY: Final = b"state/1 context key"
 LABEL_MARK_KEY: Final = b"state/1 mark key"
@@ -39,7 +40,7 @@ class Log:
     ever sealed twice, no version made twice, and no number of the counter used twice.
 
     Attributes:
-        log_id: random, 32 bytes; born with the log.
+        log_id: names the anchor key, 32 bytes; born with the log.
         boot: of this boot, random, 16 bytes.
         version: of the newest record; -1 before the first of a new log.
         digest: of the log up to it.
@@ -57,7 +58,9 @@ class Log:
         self.anchor = past.anchor or SigningKey.generate()
         self._context_key = MacKey(self._token.expand(LABEL_CONTEXT_KEY))
         self.marks = MacKey(self._token.expand(LABEL_MARK_KEY))
-        self.log_id = past.log_id or random_bytes(32)
+        self.log_id = log_id_of(self.anchor.public)
+        if past.log_id not in (b"", self.log_id):
+            raise StateError("the key that is born with this log is not the one that its id names")
         self.boot = random_bytes(16)
         self.version, self.digest, self.floor = past.version, past.digest, past.floor
         self.history, self.table, self.rows = past.history, past.table, past.rows

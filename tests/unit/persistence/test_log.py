@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tests._stored import BUNDLE, IDENTITY, LEVEL, OPTIONS, change, contents, new_log, restore, sealing_key, stored
@@ -400,6 +401,22 @@ def test_marks_and_anchor_outlive_a_boot() -> None:
     assert not Log.begin(**OPTIONS).marks.fits(mark, b"", b"request")
     assert again.anchor.public == log.anchor.public
     assert repr(again.marks) == "<MacKey>"
+
+
+@pytest.mark.spec("STATE-8")
+def test_a_log_id_names_the_key_that_is_born_with_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, entries = sealed(2)
+    assert log.log_id == _crypto.sha256(b"conclave/1 log" + log.anchor.public)
+    assert restore(entries).log_id == log.log_id
+    run = _log.Replay.run
+
+    def with_another_key(past: _log.Replay, given: Any) -> None:
+        run(past, given)
+        past.anchor = _crypto.SigningKey.generate()
+
+    monkeypatch.setattr(_log.Replay, "run", with_another_key)
+    with pytest.raises(StateError, match="not the one that its id names"):
+        restore(entries)
 
 
 def test_a_changed_first_record_says_what_it_may_be() -> None:

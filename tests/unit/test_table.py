@@ -119,11 +119,19 @@ def test_a_snapshot_stays_as_it_was() -> None:
 
 
 def test_a_released_snapshot_is_not_read() -> None:
-    reader = Table.load([("a", b"1")]).snapshot()
-    begun = reader.scan()
+    reader = Table.load([("a", b"1"), ("b", b"2")]).snapshot()
+    begun, under_way, at_its_end = reader.scan(), reader.scan(), reader.scan("b")
+    assert next(under_way) == ("a", b"1")
+    assert next(at_its_end) == ("b", b"2")
     reader.release()
     reader.release()
-    for read in (lambda: reader.get("a"), lambda: "a" in reader, lambda: next(begun)):
+    for read in (
+        lambda: reader.get("a"),
+        lambda: "a" in reader,
+        lambda: next(begun),
+        lambda: next(under_way),
+        lambda: next(at_its_end),
+    ):
         with pytest.raises(RuntimeError, match="released"):
             read()
 

@@ -230,10 +230,12 @@ class Transaction:
         """Whether something that this read, or looked for and did not find, is another now."""
         if self._table.commit == self._reader.commit:
             return False
+        if any(map(self._differs, self._table.changed_lately() & self._read)):
+            return True
+        if not self._ranges and not self._sized:
+            return False
         changed = self._table.changed_since(self._reader.commit)
         if self._sized and self._size_differs(changed):
-            return True
-        if any(map(self._differs, changed & self._read)):
             return True
         covered = _covers(self._ranges)
         return any(covered(key) and self._differs(key) for key in changed)

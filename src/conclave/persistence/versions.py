@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from threading import Lock
 from typing import Final, Generic, NoReturn, TypeVar
 
@@ -92,6 +92,10 @@ class Versions(Generic[V]):
         with self._lock:
             self._readers[self.commit] = self._readers.get(self.commit, 0) + 1
             return Reader(self)
+
+    def changed_lately(self) -> Set[str]:
+        """All keys that changed after what the oldest reader sees, and maybe more. A view."""
+        return self._undo.keys()
 
     def changed_since(self, commit: int) -> set[str]:
         """Keys that changed after a commit that some active reader sees."""
@@ -206,12 +210,16 @@ class Reader(Generic[V]):
         """Items whose keys are at least `low` and less than `high` (None: no end), in order. From any thread."""
         table, limit = self._table, _FIRST_PAGE
         while True:
-            self._current.get("")  # Raises if it was released.
+            self._current.get("")  # An error if it was released.
             with table._lock:
                 keys = table._index.page(low, high, limit, reverse=reverse)
             if not keys:
                 return
-            yield from self._values(keys)
+            for item in self._values(keys):
+                # An iterator that outlives its reader must not feed the next one: nobody would check what it read.
+                if self._current is _RELEASED:
+                    break
+                yield item
             if reverse:
                 high = keys[-1]
             else:

@@ -39,7 +39,7 @@ def chunk(snapshot: int, index: int, version: int, body: bytes = b"") -> bytes:
     """A chunk of a snapshot; index 0 is its manifest."""
     sealed = body + bytes(16)
     head = CHUNK_HEADER.pack(
-        SNAPSHOT_MAGIC, 1, bytes(3), snapshot.to_bytes(16, "big"), index, version, index, len(sealed)
+        SNAPSHOT_MAGIC, 2 if index else 1, bytes(3), snapshot.to_bytes(16, "big"), index, version, index, len(sealed)
     )
     return head + (b"" if index else boot_header()) + sealed
 

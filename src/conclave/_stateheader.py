@@ -30,7 +30,7 @@ SNAPSHOT_HEADER: Final = struct.Struct(">16sIQ")
 BOOT, CHANGE = 1, 2
 DIGEST_LABEL: Final = b"state/1"
 MANIFEST: Final = 0
-_CHUNK: Final = 1
+_MANIFEST_KIND, _DATA_KIND = 1, 2
 _TAG: Final = 16
 _ZERO: Final = b"\0\0\0"
 
@@ -88,7 +88,7 @@ def parse_chunk(data: bytes) -> ChunkHeader:
     if len(data) < CHUNK_HEADER.size:
         raise FormatError(f"not a chunk of a snapshot: {len(data)} bytes, it has at least {CHUNK_HEADER.size}")
     magic, kind, zero, snapshot_id, index, version, _, size = CHUNK_HEADER.unpack_from(data)
-    if magic != SNAPSHOT_MAGIC or zero != _ZERO or kind != _CHUNK:
+    if magic != SNAPSHOT_MAGIC or zero != _ZERO or kind != (_MANIFEST_KIND if index == MANIFEST else _DATA_KIND):
         raise FormatError("not a chunk of a snapshot: wrong magic, kind or reserved bytes")
     start = CHUNK_HEADER.size + (BOOT_HEADER.size if index == MANIFEST else 0)
     if size < _TAG or len(data) != start + size:

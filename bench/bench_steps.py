@@ -26,6 +26,7 @@ from conclave._mailheader import parse_mail
 from conclave.attestation.claims import InstanceClaims
 from conclave.enclave import Enclave, rpc
 from conclave.enclave._service import Service
+from conclave.enclave._state import State
 from conclave.enclave.drivers import Evidence
 from conclave.mail import ClientSession, EnclaveSession, Reply, ReplyKind, Request, RequestKind
 from conclave.mail._wire import parse_request
@@ -47,7 +48,7 @@ class Echo(Enclave):
         return data
 
 
-def _claims(encryption_key: bytes, signing_key: bytes) -> InstanceClaims:
+def _claims(encryption_key: bytes, signing_key: bytes, log_id: bytes | None) -> InstanceClaims:
     zero = bytes(32)
     return InstanceClaims(
         version=1,
@@ -63,7 +64,7 @@ def _claims(encryption_key: bytes, signing_key: bytes) -> InstanceClaims:
         encryption_key=encryption_key,
         signing_key=signing_key,
         boot_nonce=zero,
-        log_id=None,
+        log_id=log_id,
         kds_constraint=None,
         interface=zero,
     )
@@ -72,19 +73,23 @@ def _claims(encryption_key: bytes, signing_key: bytes) -> InstanceClaims:
 class Calls:
     """One enclave's service, and calls that wait for it."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, state: State | None = None) -> None:
         self.sent = 0
+        self._log_id = None if state is None else state.log_id
         self.interface = interface_of(Echo)
         self.service = Service(
             enclave=Echo(),
             interface=self.interface,
-            claims=_claims,
+            claims=lambda encryption, signing: _claims(encryption, signing, self._log_id),
             evidence=lambda _: Evidence(data=b"", format="sgx", hints=b""),
             roster=(),
             quorum=0,
             send=self._take,
             debug=True,
+            state=state,
         )
+        if state is not None:
+            state._send = self._take
         self.body = encode_call("echo", [random_bytes(size)])
         reply_key = DecryptionKey.generate().public
         self._clients = [
@@ -94,21 +99,25 @@ class Calls:
                 identity=SigningKey.generate(),
                 reply_key=reply_key,
                 topic="default",
+                log_id=self._log_id,
             )
             for _ in range(CHANNELS)
         ]
         self._next = [0] * CHANNELS
         self._route = 0
         self._reader = FrameReader(Kind, views=frozenset({Kind.MAIL}), buffer_size=16 * 1024 * 1024)
-        self._reply = b""
+        self._reply, self._keeping = b"", True
         # The first call of each carries the opening; its answer ends that.
         for number, client in enumerate(self._clients):
             self.run([self.frame(number)])
             client.decrypt(self._reply)
+        self._keeping = False
 
     def _take(self, kind: int, request: int, *payload: bytes) -> None:
+        if kind not in (Kind.REPLY, Kind.DONE):
+            return
         self.sent += 1
-        self._reply = b"".join(payload) if self.sent <= CHANNELS else b""
+        self._reply = b"".join(payload) if self._keeping else b""
 
     def frame(self, number: int) -> bytes:
         """The next call of one channel, acknowledging those before."""
@@ -132,6 +141,7 @@ class Calls:
         for batch in batches:
             for frame in self.frames(batch):
                 self.service.handle(frame)
+            self.service.flush()
 
 
 def _each(work: Callable[[], object], count: int, *, times: int = 20) -> float:

@@ -138,6 +138,8 @@ class State:
             size: of all that leaves with it.
         """
         changes = work.transaction.changes()
+        # Before they are applied: a reader less for whom the old values were kept.
+        work.transaction.release()
         self.make_room(size)
         self._due = True
         self._size += size

@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench load fuzz mutation docs clean lock install
+.PHONY: demo test check bench load fuzz mutation proof docs clean lock install
 
 demo: $(STAMP)
 	@$(BIN)/conclave demo
@@ -17,8 +17,8 @@ test: $(STAMP) $(VENV)/.system
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
-	@$(BIN)/ruff check src tests fuzz mutation bench examples vectors docs
-	@$(BIN)/ruff format --check src tests fuzz mutation bench examples vectors docs
+	@$(BIN)/ruff check src tests fuzz mutation proof bench examples vectors docs
+	@$(BIN)/ruff format --check src tests fuzz mutation proof bench examples vectors docs
 	@$(BIN)/mypy
 
 bench: $(STAMP) $(VENV)/.bench
@@ -39,6 +39,10 @@ load: $(STAMP)
 # Every check of the verifier, of mail and of bundles taken out in turn; none may go unnoticed. Some minutes.
 mutation: $(STAMP)
 	@$(BIN)/python -m mutation
+
+# Rollback and fork detection: every schedule of 8 steps, and each rule taken away. Minutes.
+proof: $(STAMP)
+	@$(BIN)/python -m proof
 
 # The manual, into site/.
 docs: $(STAMP)

@@ -25,7 +25,7 @@ WORLDS = {
 }
 
 
-@pytest.mark.spec("DET-10", "DET-11", "DET-12", "DET-13", "DET-14", "DET-15")
+@pytest.mark.spec("DET-2", "DET-10", "DET-11", "DET-12", "DET-13", "DET-14", "DET-15")
 @pytest.mark.parametrize("name", WORLDS)
 def test_every_property_holds_in_every_schedule(name: str) -> None:
     world, steps = WORLDS[name]
@@ -35,6 +35,7 @@ def test_every_property_holds_in_every_schedule(name: str) -> None:
     assert {HONEST, HARMLESS, BY_ENCLAVE, BY_CLIENT, APART, AWAY} <= set(found.classes)
 
 
+@pytest.mark.spec("DET-17")
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.instead)
 def test_no_rule_can_be_left_out(broken: Broken) -> None:
     found = explore(broken.world, 6)

@@ -8,10 +8,10 @@ import pytest
 from tests._log import Boot
 
 from conclave._crypto import DecryptionKey, SigningKey
-from conclave.errors import DecryptionError, FormatError, SequenceError, StateError
+from conclave.errors import DecryptionError, FormatError, RollbackError, SequenceError, StateError
 from conclave.mail import Bounds, ClientSession, Conversation, Pending, Reply, ReplyKind, RequestKind
 from conclave.mail import _wire as wire
-from conclave.mail.contexts import Contexts
+from conclave.mail.contexts import MAX_HELD, Contexts
 from conclave.mail.memory import Finished, LogRows
 from conclave.persistence.context import CONTEXT_SIZE, NO_CONTEXT, SignedStatement
 
@@ -480,3 +480,66 @@ def test_rows_that_are_none() -> None:
             LogRows(boot.memory).restore()
     boot.memory.rows = {**good, b"p what others keep": b"anything"}
     assert len(LogRows(boot.memory).restore().channels) == 1
+
+
+def context(version: int, boot: int, digest: int = 0) -> bytes:
+    return version.to_bytes(8, "big") + bytes([boot]) * 16 + bytes([digest]) * 32 + bytes(16)
+
+
+@pytest.mark.spec("MAIL-63")
+def test_what_another_boot_said_is_shown_until_it_is_answered_to() -> None:
+    known = Contexts()
+    assert known.shown(b"B") == NO_CONTEXT
+    known.answered(context(7, 2), instance=b"B", shown=None)
+    assert known.shown(b"B") == context(7, 2)
+    # Late, and of a lower version: nothing says yet that both are of one history.
+    known.take(context(5, 1))
+    assert (known.newest, known.shown(b"B"), known.shown(b"A")) == (context(7, 2), context(5, 1), context(7, 2))
+    assert Contexts(known.saved).saved == known.saved == context(5, 1) + context(7, 2)
+    known.take(context(6, 1))
+    known.answered(context(8, 2), instance=b"B", shown=context(5, 1))
+    assert known.shown(b"B") == context(6, 1), "a newer one of that boot is not proved by an older one"
+    known.answered(context(9, 2), instance=b"B", shown=context(6, 1))
+    assert known.saved == context(9, 2)
+
+
+@pytest.mark.spec("MAIL-62")
+def test_every_context_that_is_kept_can_contradict() -> None:
+    known = Contexts(context(5, 1) + context(7, 2))
+    for contradiction in (context(5, 3), context(5, 1, digest=1), context(7, 1)):
+        with pytest.raises(RollbackError, match="two histories"):
+            known.take(contradiction)
+    assert known.saved == context(5, 1) + context(7, 2)
+
+
+@pytest.mark.spec("MAIL-63")
+def test_contexts_of_many_boots_are_bounded() -> None:
+    known = Contexts()
+    for boot in range(MAX_HELD + 1):
+        known.take(context(boot + 1, boot))
+    assert len(known.saved) == MAX_HELD * CONTEXT_SIZE
+    assert known.saved.startswith(context(2, 1))
+    for saved in (bytes(CONTEXT_SIZE + 1), bytes(CONTEXT_SIZE * (MAX_HELD + 1))):
+        with pytest.raises(FormatError, match="72 bytes each"):
+            Contexts(saved)
+
+
+@pytest.mark.spec("DET-1", "MAIL-60")
+@pytest.mark.parametrize("mail", ["request", "repetition", "acknowledgement", "cover", "stream"])
+def test_any_mail_shows_what_its_client_was_told(mail: str) -> None:
+    stored, boot, device = begun()
+    device.call(boot, b"one")
+    left = device.ask(b"left")
+    went_back = Boot(stored[:1])
+    device.meet(went_back)
+    encrypted = {
+        "request": lambda: device.ask(b"two").encrypted,
+        "repetition": lambda: left.encrypted,
+        "acknowledgement": device.conversation.acknowledgement,
+        "cover": lambda: device.conversation.cover().encrypted,
+        "stream": lambda: device.conversation.open_stream(b"s", upload=False)[1],
+    }[mail]()
+    went_back.receive(encrypted)
+    assert went_back.proof is not None
+    assert went_back.proof.verify(went_back.signing.public).refused_version == 1
+    assert not went_back.running

@@ -162,9 +162,11 @@ class ClientSession:
         "_padding",
         "_prk",
         "_receive",
+        "_recipient",
         "_salt",
         "_seen",
         "_send",
+        "_shown",
         "_strand",
         "session_id",
     )
@@ -219,6 +221,9 @@ class ClientSession:
         self._padding = padding
         self._strand = strand
         self._contexts = None if log_id is None else contexts or Contexts()
+        self._recipient = claims_digest
+        # What mails of this session showed that another boot had said, by version.
+        self._shown: dict[int, bytes] = {}
         self._order = VersionOrder()
         # Whether the enclave was asked to sign what its state is: once in each session.
         self._asked = self._contexts is None
@@ -241,7 +246,7 @@ class ClientSession:
     @property
     def version(self) -> int:
         """The version that the next mail will show, and its answers echo."""
-        return 0 if self._contexts is None else self._contexts.version
+        return 0 if self._contexts is None else _wire.version_of(self._contexts.shown(self._recipient))
 
     def encrypt(self, request: Request) -> bytes:
         """Encrypt a request under the next counter.
@@ -257,7 +262,10 @@ class ClientSession:
             plaintext = _wire.request_plaintext(request, self._strand, self._padding)
         else:
             flags = 0 if self._asked or not _wire.asks(request.kind) else FLAG_STATEMENT
-            context = self._contexts.newest
+            contexts = self._contexts
+            context = contexts.shown(self._recipient)
+            if not contexts.own(context, self._recipient):
+                self._shown[_wire.version_of(context)] = context
             plaintext = _wire.request_plaintext(request, self._strand, self._padding, flags=flags, context=context)
             self._asked = self._asked or flags > 0
         counter, self._counter = self._counter, self._counter + 1
@@ -320,7 +328,10 @@ class ClientSession:
         told = contexts is not None and reply.kind not in BARE
         if contexts is not None and told:
             self._order.check(mail.counter, _wire.version_of(reply.context))
-            contexts.take(reply.context)
+            shown = self._shown.get(reply.echo)
+            contexts.answered(reply.context, instance=self._recipient, shown=shown)
+            if shown is not None:
+                self._shown = {version: other for version, other in self._shown.items() if version > reply.echo}
         self._receive, self._salt, self._confirmed = key, mail.reply_salt, True
         self._seen.add(mail.counter)
         if told:

@@ -27,10 +27,10 @@ from _common import emit, middle
 from bench_steps import BATCH, Calls
 
 from conclave._crypto import AeadKey, Secret, random_bytes
-from conclave._framing import Frame, Kind
+from conclave._framing import Kind
+from conclave.enclave._state import State
 from conclave.host.states import What
 from conclave.host.states.files import FileStates
-from conclave.enclave._state import State
 from conclave.persistence.log import Log
 
 SIZES = (1_000, 160_000, 1_000_000)

@@ -9,12 +9,16 @@ Spec: spec/witness.md section 6 (WIT-12 to WIT-16).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
 from conclave.enclave._fetches import Fetch, Fetches
 from conclave.errors import Error, RollbackError, TransportError
-from conclave.persistence.witness import Anchor, Ask, Countersignature, Head
+from conclave.persistence.context import Context
+from conclave.persistence.witness import Anchor, Ask, Countersignature, ForkWitnessed, Head, WitnessClient
+
+if TYPE_CHECKING:
+    from conclave.enclave._state import State
 
 EXCHANGE_SECONDS: Final = 30.0
 SHORTEST_SECONDS: Final = 0.05
@@ -47,6 +51,36 @@ def exchange_by(fetches: Fetches) -> Exchange:
         return came.body
 
     return exchange
+
+
+def anchors_of(
+    state: State, witnesses: Mapping[str, str], quorum: int, fetches: Fetches, *, forked: Callable[[Context], object]
+) -> Anchors:
+    """The anchors of one boot's log.
+
+    Args:
+        witnesses: a name for each, and its public key in hex.
+        forked: told of a state that was countersigned and is not of this history.
+    """
+    log = state.log
+
+    def contains(head: Head) -> bool:
+        return log.history.contains(Context(head.version, head.boot, head.digest, b""), newest=log.version)
+
+    async def newest(version: int | None) -> Head:
+        context = await state.newest(version)
+        return Head(version=context.version, boot=context.boot, digest=context.digest)
+
+    def tell(error: RollbackError) -> None:
+        if isinstance(error, ForkWitnessed):
+            head = error.standing.step.new
+            forked(Context(head.version, head.boot, head.digest, b""))
+
+    clients = [
+        WitnessClient(name, bytes.fromhex(key), anchor_key=log.anchor, contains=contains)
+        for name, key in witnesses.items()
+    ]
+    return Anchors(clients, quorum, log_id=log.log_id, newest=newest, exchange=exchange_by(fetches), forked=tell)
 
 
 class _Round:

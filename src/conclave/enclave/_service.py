@@ -29,7 +29,7 @@ from conclave.attestation.claims import InstanceClaims
 from conclave.enclave import _streams
 from conclave.enclave._posts import Posts
 from conclave.enclave._release import Release, seal_later
-from conclave.enclave._roster import Roster
+from conclave.enclave._roster import Roster, Rosters
 from conclave.enclave.drivers import Evidence
 from conclave.enclave.sdk import Caller, Enclave, Mail, NotIntroduced, Post, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
@@ -40,12 +40,14 @@ from conclave.rpc.interface import DOES_NOT_FIT, CallFailure, Interface, Method,
 
 if TYPE_CHECKING:
     from conclave.attestation import Constraint
+    from conclave.enclave._anchors import Anchors
     from conclave.enclave._callers import Callers
     from conclave.enclave._clock import Clock
     from conclave.enclave._fetches import Fetches
     from conclave.enclave._peers import Peer, Peers
     from conclave.enclave._state import State, Work
     from conclave.enclave._transactions import Transactions
+    from conclave.persistence.context import Context
     from conclave.persistence.map import PersistentMap
     from conclave.persistence.witness import Anchor
 
@@ -159,6 +161,10 @@ class Service:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self.roster = Roster(roster, quorum, self._digest)
+        self._rosters = Rosters(self.roster)
+        self._anchors: Anchors | None = None
+        if state is not None:
+            state.seen = self._rosters.seen
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = ThreadPoolExecutor(enclave.threads) if enclave.threads > 1 else None
         self._transactions: Transactions | None = None
@@ -335,12 +341,28 @@ class Service:
     async def stable(self, version: int | None, roster: Roster) -> None:
         """See `Enclave.stable`."""
         if version is not None:
-            raise RuntimeError("this enclave has no state whose versions members could come back with")
-        await roster.stable()
+            work = self._persistent().running
+            self._rosters.watch(roster)
+            if work is not None:
+                # The mail that is handled came before the roster was told of any.
+                roster.seen(_sender.get(b""), work.known)
+        await roster.stable(version)
 
     async def anchored(self, version: int | None) -> Anchor:
         """See `Enclave.anchored`."""
-        raise RuntimeError("this enclave has no state that witnesses could countersign")
+        if self._anchors is None:
+            if not self._enclave.witnesses:
+                raise RuntimeError("this class declares no witnesses that could countersign its state")
+            from conclave.enclave._anchors import anchors_of
+
+            self._anchors = anchors_of(
+                self._persistent(),
+                self._enclave.witnesses,
+                self._enclave.witness_quorum,
+                self._exchanges(),
+                forked=self._stop,
+            )
+        return await self._anchors.anchored(version)
 
     def _at_home(self, work: Callable[[], T]) -> T:
         """Run where sessions and channels live: the author's threads may call from elsewhere."""
@@ -430,17 +452,26 @@ class Service:
 
     def _halt(self, received: Received, route: int) -> None:
         """A client has seen what this history lacks: the host put back an older state, or runs two of them."""
-        state = self._persistent()
         assert received.request is not None
+        from conclave.persistence.context import Context
+
+        refused = Context.parse(received.request.context)
+        assert refused is not None
+        proof = self._stop(refused)
+        self._send(_DONE, route, self._mailbox.outside(received, ReplyKind.HALTED, proof))
+
+    def _stop(self, refused: Context) -> bytes:
+        """Answer everybody with a signed statement that this context is not of this history, from now on."""
+        state = self._persistent()
         state.halt()
-        signed = state.signed(received.request.context, self._signing, self._digest)
+        signed = state.signed(refused, self._signing, self._digest)
         proof = signed.signature + signed.encoded
         self._mailbox.halt(proof)
         self._send(Kind.HALTED, 0, self._digest + proof)
-        self._send(_DONE, route, self._mailbox.outside(received, ReplyKind.HALTED, proof))
         for task in list(self._tasks):
             task.cancel()
         self.streams.stop()
+        return proof
 
     # Handlers ------------------------------------------------------------------------
 

@@ -44,10 +44,12 @@ _END, _UNREADABLE = 3, 4
 class Work:
     """What one run of a handler does, until it is committed or forgotten."""
 
-    __slots__ = ("ended", "plans", "replies", "size", "transaction", "version")
+    __slots__ = ("ended", "known", "plans", "replies", "size", "transaction", "version")
 
-    def __init__(self, transaction: Transaction, version: int) -> None:
+    def __init__(self, transaction: Transaction, version: int, known: int) -> None:
         self.transaction = transaction
+        # The version that the client knew of when it asked.
+        self.known = known
         # What it reads is of this state version.
         self.version = version
         self.replies: list[tuple[bytes, bytes]] = []
@@ -92,7 +94,9 @@ class State:
         self.seen: Callable[[bytes, int], None] = lambda identity, version: None
         self._written = self._snapshot_size = 0
         self._snapshot: Iterator[bytes] | None = None
-        self.durable = -1
+        # Up to which version the host says that its store has it; digests of that one and of later ones.
+        self._durable, self._first = -1, log.version + 1
+        self._digests: dict[int, bytes] = {}
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._commit_frame(log.boot_entry(), [])
 
@@ -112,10 +116,14 @@ class State:
         work = self._work.get()
         return None if work is None or work.ended else work
 
-    def begin(self) -> Work:
-        """A run of a handler begins in this context."""
+    def begin(self, known: int = 0) -> Work:
+        """A run of a handler begins in this context.
+
+        Args:
+            known: which version its client knows of.
+        """
         # What a batch has committed is readable before it is sealed, and has the next version.
-        work = Work(self.log.table.begin(), self.log.version + self._due)
+        work = Work(self.log.table.begin(), self.log.version + self._due, known)
         self._work.set(work)
         return work
 
@@ -233,6 +241,7 @@ class State:
     def _commit_frame(self, entry: bytes, posts: list[bytes]) -> None:
         head = self.log.version.to_bytes(8, "big") + len(entry).to_bytes(4, "big")
         self._send(Kind.COMMIT, 0, head, entry, *posts)
+        self._digests[self.log.version] = self.log.digest
         self._written += len(entry)
         if self._snapshot is None and self._written >= max(_SNAPSHOT_BYTES, self._snapshot_size):
             self._written = self._snapshot_size = 0
@@ -253,29 +262,32 @@ class State:
             self._send(Kind.SNAPSHOT, 0, chunk[PLACE], chunk)
         loop.call_later(_PAUSE_SECONDS, self._step)
 
-    def signed(self, refused: bytes | None, key: SigningKey, claims_digest: bytes) -> SignedStatement:
+    def signed(self, refused: Context | None, key: SigningKey, claims_digest: bytes) -> SignedStatement:
         """What this state is, signed; with a refused context: that this is no part of it."""
-        context = None if refused is None else Context.parse(refused)
-        return SignedStatement.sign(self.log.statement(context), key, claims_digest)
+        return SignedStatement.sign(self.log.statement(refused), key, claims_digest)
 
     # Durability ----------------------------------------------------------------------
 
     def committed(self, payload: bytes) -> None:
         """The host says up to which version the store has it. Its word: for order, never for safety."""
-        self.durable = max(self.durable, int.from_bytes(payload[:8], "big"))
+        self._durable = max(self._durable, min(int.from_bytes(payload[:8], "big"), self.log.version))
+        for version in [version for version in self._digests if version < self._durable]:
+            del self._digests[version]
         waiting, self._waiting = self._waiting, []
         for version, future in waiting:
-            if version > self.durable:
+            if version > self._durable:
                 self._waiting.append((version, future))
             elif not future.done():
                 future.set_result(None)
 
-    async def kept(self, version: int) -> None:
-        """Wait until the host says that the store has that version."""
-        if version > self.durable:
+    async def newest(self, version: int | None) -> Context:
+        """The newest state that is on the store, once it is of this boot, and at or after that version."""
+        version = max(self._first, version or 0)
+        if version > self._durable:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append((version, future))
             await future
+        return Context(self._durable, self.log.boot, self._digests[self._durable], b"")
 
     def halt(self) -> None:
         """Seal nothing any more, but what was committed before: this history is not the one that clients have seen."""

@@ -51,7 +51,7 @@ class Transactions:
     def run(self, channel: Channel, request: Request, resolved: Resolved) -> None:
         """Run a handler on the loop to its end: no other can come between."""
         handler, arguments, _ = resolved
-        work = self._state.begin()
+        work = self._state.begin(request.version)
         try:
             self._finish(channel, request, work, handler(*arguments))
         finally:
@@ -61,7 +61,7 @@ class Transactions:
         """Run a handler beside others, again if one of them changed what it had read."""
         try:
             for _ in range(_ATTEMPTS):
-                work = self._state.begin()
+                work = self._state.begin(request.version)
                 try:
                     # Once for each run: it may change its arguments.
                     handler, arguments, asynchronous = resolved or self._answers.resolve(channel, request)

@@ -9,12 +9,13 @@ Spec: spec/mail.md section 11 (MAIL-33 to MAIL-37).
 
 from __future__ import annotations
 
+import struct
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from conclave._crypto import SigningKey
 from conclave._framing import MAX_PAYLOAD
@@ -96,6 +97,19 @@ class Posted:
     make: Callable[..., bytes]
 
 
+class Rows(Protocol):
+    """Where numbers go on from: the rows of a log (`mail.memory.Memory`)."""
+
+    @property
+    def rows(self) -> Mapping[bytes, bytes]: ...
+    def put(self, key: bytes, value: bytes | None, *, lazily: bool = False) -> None: ...
+
+
+# Keys of rows: a line, and where new lines begin. A line's: next number, mails that wait, their bytes.
+_LINE: Final = b"p"
+_BEGIN: Final = b"b"
+_BOX, _IDENTITY, _TOPIC = slice(1, 17), slice(17, 49), slice(49, None)
+_LINE_ROW: Final = struct.Struct(">QQQ")
 # Box, identity, topic.
 _Key = tuple[bytes, bytes, str]
 
@@ -109,6 +123,7 @@ class _Line:
     next: int = 0
     # When, and of what size, was posted what is not acknowledged; the newest has the number `next - 1`.
     sent: deque[tuple[float, int]] = field(default_factory=deque)
+    size: int = 0
 
     @property
     def acknowledged(self) -> int:
@@ -116,6 +131,7 @@ class _Line:
 
     def add(self, now: float, size: int) -> None:
         self.next += 1
+        self.size += size
         self.sent.append((now, size))
         self.box.add(1, size)
         self.owner.add(1, size)
@@ -123,6 +139,7 @@ class _Line:
     def drop(self) -> None:
         """The oldest of what is not acknowledged is, or never will be."""
         _, size = self.sent.popleft()
+        self.size -= size
         self.box.add(-1, -size)
         self.owner.add(-1, -size)
 
@@ -139,12 +156,13 @@ class Posts:
         padding: Padding = padme,
         bounds: PostBounds | None = None,
         elapsed: Callable[[], float] = time.monotonic,
-        stateful: bool = False,
+        rows: Rows | None = None,
     ) -> None:
-        """Nothing is posted yet.
+        """Nothing is posted yet, but what earlier boots of a log did.
 
         Args:
-            stateful: each mail has a state context beside its body, given to `Posted.make`.
+            rows: the log, of an enclave whose state persists. Each mail then has a state context
+                beside its body, given to `Posted.make`, and numbers go on from boot to boot.
             send: queues the payload of one POST frame.
             elapsed: seconds since some moment, by the host's clock: one that runs ahead has mail
                 forgotten that the host could as well have dropped.
@@ -153,7 +171,7 @@ class Posts:
         self._digest = claims_digest
         self._send = send
         self._padding = padding
-        self._stateful = stateful
+        self._rows = rows
         self._bounds = bounds or PostBounds()
         self._elapsed = elapsed
         self._looked = elapsed()
@@ -169,6 +187,8 @@ class Posts:
         self._begin = 0
         self._full: set[bytes] = set()
         self._all_full = False
+        if rows is not None:
+            self._restore(rows)
 
     def renew(self, claims_digest: bytes) -> None:
         """Sign under renewed claims; the numbers go on, as it is the same boot."""
@@ -218,7 +238,7 @@ class Posts:
         """See `post`; nothing is numbered, and nothing leaves, before it is taken."""
         self._expire(self._elapsed())
         # Also of those who are skipped: sizes shall not tell what they would have got.
-        sizes = [post.inner_size(item.body, stateful=self._stateful) for item in posts]
+        sizes = [post.inner_size(item.body, stateful=self._rows is not None) for item in posts]
         inner = self._padding(max(sizes)) if sizes else 0
         wanted, lost = [], []
         for item in posts:
@@ -258,7 +278,7 @@ class Posts:
         now = self._elapsed()
         taken = []
         for item, address, size, sealed in plan.going:
-            line = self._line(address)
+            line = self._line(self._key(address))
             make = partial(
                 post.make_post,
                 address,
@@ -274,7 +294,40 @@ class Posts:
             taken.append(Posted(address.box, address.identity, line.next, item.body, make))
             self._settled.pop(self._key(address), None)
             line.add(now, size)
+            self._note(self._key(address), line)
         return taken
+
+    # In a log --------------------------------------------------------------------------
+
+    def _restore(self, rows: Rows) -> None:
+        now = self._elapsed()
+        for name, value in rows.rows.items():
+            if name == _BEGIN:
+                self._begin = int.from_bytes(value, "big")
+            elif name.startswith(_LINE):
+                box, identity, topic = name[_BOX], name[_IDENTITY], name[_TOPIC].decode("ascii")
+                following, waiting, size = _LINE_ROW.unpack(value)
+                line = self._line((box, identity, topic))
+                line.next, line.size = following, size
+                for number in range(waiting):
+                    # When, and how large each is, no row says: of all together it is right.
+                    line.sent.append((now, size // waiting + (size % waiting if number == 0 else 0)))
+                line.box.add(waiting, size)
+                line.owner.add(waiting, size)
+                if not waiting:
+                    self._settled[box, identity, topic] = None
+
+    def _note(self, key: _Key, line: _Line, *, lazily: bool = False) -> None:
+        if self._rows is not None:
+            box, identity, topic = key
+            value = _LINE_ROW.pack(line.next, len(line.sent), line.size)
+            self._rows.put(_LINE + box + identity + topic.encode("ascii"), value, lazily=lazily)
+
+    def _unnote(self, key: _Key) -> None:
+        if self._rows is not None:
+            box, identity, topic = key
+            self._rows.put(_LINE + box + identity + topic.encode("ascii"), None)
+            self._rows.put(_BEGIN, self._begin.to_bytes(8, "big"))
 
     def acknowledge(self, session: EnclaveSession, below: int) -> None:
         """The client of that session has all mail of its channel with a lower number."""
@@ -285,8 +338,12 @@ class Posts:
         if line is None:
             return
         # An identity that claims mail it cannot have harms only itself.
+        if line.acknowledged >= below or not line.sent:
+            return
         while line.acknowledged < below and line.sent:
             line.drop()
+        # If this is lost they count as waiting until the client says so again, or they expire.
+        self._note(key, line, lazily=True)
         if not line.sent:
             self._settled[key] = None
 
@@ -377,16 +434,16 @@ class Posts:
     def _key(address: Address) -> _Key:
         return address.box, address.identity, address.topic
 
-    def _line(self, address: Address) -> _Line:
-        line = self._lines.get(self._key(address))
+    def _line(self, key: _Key) -> _Line:
+        line = self._lines.get(key)
         if line is None:
             while len(self._lines) >= self._bounds.lines and self._settled:
                 self._forget(self._settled.popitem(last=False)[0])
-            box = self._boxes.setdefault(address.box, _Held())
-            owner = self._owners.setdefault(address.identity, _Held())
+            box = self._boxes.setdefault(key[0], _Held())
+            owner = self._owners.setdefault(key[1], _Held())
             box.lines += 1
             owner.lines += 1
-            line = self._lines[self._key(address)] = _Line(box, owner, self._begin)
+            line = self._lines[key] = _Line(box, owner, self._begin)
         return line
 
     def _forget(self, key: _Key) -> None:
@@ -397,3 +454,4 @@ class Posts:
                 del kept[name]
         # Rounded: how many mails one client got is no other's business.
         self._begin = max(self._begin, -(-line.next // _STEP) * _STEP)
+        self._unnote(key)

@@ -34,7 +34,7 @@ from conclave.enclave.drivers import Evidence
 from conclave.enclave.sdk import Caller, Enclave, Mail, NotIntroduced, Post, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
 from conclave.mail import MAX_BODY, Channel, EnclaveSession, Mailbox, Outcome, Received, ReplyKind, Request, RequestKind
-from conclave.mail._wire import PRIVATE, REPLY_STATE_SIZE, check_sizes
+from conclave.mail._wire import REPLY_STATE_SIZE
 from conclave.mail.padding import DoesNotFit, Padding, padme
 from conclave.rpc.interface import DOES_NOT_FIT, CallFailure, Interface, Method, RpcError, decode_call, error_body
 
@@ -153,7 +153,7 @@ class Service:
             claims_digest=self._digest,
             send=lambda payload: self._send(Kind.POST, 0, payload),
             padding=self._padding,
-            stateful=state is not None,
+            rows=state,
         )
         self._methods = {n: _Target(getattr(enclave, n), m) for n, m in interface.methods.items()}
         self._on_mail = _Target(enclave.on_mail)
@@ -263,9 +263,12 @@ class Service:
 
     def post(self, posts: Sequence[Post], *, skip_unreachable: bool = False) -> tuple[Post, ...]:
         """See `Enclave.post_together`."""
-        work = None if self._state is None else self._state.running
-        if work is None:
+        if self._state is None:
             return self._at_home(lambda: self._posts.post(posts, skip_unreachable=skip_unreachable))
+        work = self._state.running
+        if work is None:
+            # Mail and its numbers are of one record.
+            return self.atomically(lambda: self.post(posts, skip_unreachable=skip_unreachable))
         plan = self._at_home(lambda: self._posts.plan(posts, skip_unreachable=skip_unreachable))
         work.add(plan.size)
         work.plans.append(plan)
@@ -530,9 +533,10 @@ class Service:
 
         def reply(body: bytes, envelope: bytes) -> None:
             if self._state is not None:
-                self._check_fit(request, body, envelope)
-                self._state.work.add(len(body))
-                self._state.work.replies.append((body, envelope))
+                work = self._state.work
+                channel.check(request.sequence, body, envelope, last=False, waiting=len(work.replies))
+                work.add(len(body))
+                work.replies.append((body, envelope))
                 return
             self._at_home(lambda: self._reply(channel, request, ReplyKind.MAIL, body, envelope=envelope, last=False))
 
@@ -553,11 +557,6 @@ class Service:
         if target.method.callers and self._callers is not None:
             self._callers.demand(target.method.callers, sender)
         return target, target.method, target.method.decode_arguments(arguments)
-
-    def _check_fit(self, request: Request, body: bytes, envelope: bytes) -> None:
-        """Raise ValueError for a reply that could not leave, while the handler runs."""
-        check_sizes(body, envelope)
-        self._padding_of(request)(PRIVATE.size + REPLY_STATE_SIZE + len(body))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

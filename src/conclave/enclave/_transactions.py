@@ -82,6 +82,8 @@ class Transactions:
 
     def _finish(self, channel: Channel, request: Request, work: Work, result: Any) -> None:
         kind, body = self._answers.outcome(request, result)
+        # Nothing of it may fail once it is committed.
+        channel.check(request.sequence, body, b"", last=True, waiting=len(work.replies))
         self.commit(work, size=len(body))
         self._answers.replies(channel, request, work, kind, body)
 

@@ -44,8 +44,8 @@ class Versions(Generic[V]):
         self._index = SortedKeys(self.current)
         # For each key that changed lately: commits in rising order, and the value that each replaced.
         self._undo: dict[str, list[tuple[int, V | None]]] = {}
-        # What each commit noted, oldest first.
-        self._noted: deque[tuple[int, list[str]]] = deque()
+        # What was noted, by commit, oldest first.
+        self._noted: deque[tuple[int, str]] = deque()
         # How many readers see which commit, oldest first: they begin in order.
         self._readers: OrderedDict[int, int] = OrderedDict()
         self._lock = Lock()
@@ -67,7 +67,6 @@ class Versions(Generic[V]):
         with self._lock:
             commit = self.commit + 1
             newest = next(reversed(self._readers), None)
-            noted: list[str] = []
             for key, value in changes:
                 old = current.get(key)
                 if old is None:
@@ -75,16 +74,14 @@ class Versions(Generic[V]):
                         continue
                     if key not in undo:
                         self._index.add(key)
-                if newest is not None and self._note(key, commit, old, newest):
-                    noted.append(key)
+                if newest is not None:
+                    self._note(key, commit, old, newest)
                 if value is not None:
                     current[key] = value
                 else:
                     del current[key]
                     if key not in undo:
                         self._index.remove(key)
-            if noted:
-                self._noted.append((commit, noted))
             self.commit = commit
 
     def snapshot(self) -> Reader[V]:
@@ -101,25 +98,25 @@ class Versions(Generic[V]):
         """Keys that changed after a commit that some active reader sees."""
         found: set[str] = set()
         with self._lock:
-            for number, keys in reversed(self._noted):
+            for number, key in reversed(self._noted):
                 if number <= commit:
                     break
-                found.update(keys)
+                found.add(key)
         return found
 
-    def _note(self, key: str, commit: int, old: V | None, newest: int) -> bool:
+    def _note(self, key: str, commit: int, old: V | None, newest: int) -> None:
         """Keep what a commit replaces, unless no reader began since the last time."""
         versions = self._undo.get(key)
         if versions is None:
             self._undo[key] = [(commit, old)]
-            return True
-        if versions[-1][0] > newest:
-            return False
-        if len(versions) > 2 * len(self._readers) + 1:
-            # A key that changes often, under one old reader and many short ones.
-            versions = self._undo[key] = self._needed(versions)
-        versions.append((commit, old))
-        return True
+        elif versions[-1][0] > newest:
+            return
+        else:
+            if len(versions) > 2 * len(self._readers) + 1:
+                # A key that changes often, under one old reader and many short ones.
+                versions = self._undo[key] = self._needed(versions)
+            versions.append((commit, old))
+        self._noted.append((commit, key))
 
     def _needed(self, versions: list[tuple[int, V | None]]) -> list[tuple[int, V | None]]:
         """Those that a reader sees. A new list: others may be reading the old one."""
@@ -152,16 +149,16 @@ class Versions(Generic[V]):
     def _forget(self, oldest: int) -> None:
         """Drop what no reader from `oldest` on can see."""
         while self._noted and self._noted[0][0] <= oldest:
-            for key in self._noted.popleft()[1]:
-                versions = self._undo.get(key)
-                if versions is None:
-                    continue
-                if versions[-1][0] <= oldest:
-                    del self._undo[key]
-                    if key not in self.current:
-                        self._index.remove(key)
-                elif versions[0][0] <= oldest:
-                    self._undo[key] = versions[bisect_left(versions, (oldest + 1,)) :]
+            key = self._noted.popleft()[1]
+            versions = self._undo.get(key)
+            if versions is None:
+                continue
+            if versions[-1][0] <= oldest:
+                del self._undo[key]
+                if key not in self.current:
+                    self._index.remove(key)
+            elif versions[0][0] <= oldest:
+                self._undo[key] = versions[bisect_left(versions, (oldest + 1,)) :]
 
 
 class _Released(dict[str, NoReturn]):

@@ -161,6 +161,25 @@ def test_what_only_old_readers_see_goes_with_them() -> None:
     assert not table._noted
 
 
+def test_what_a_long_reader_leaves_behind_goes_bit_by_bit() -> None:
+    table = Table.load((f"{n:05}", b"") for n in range(10_000))
+    reader = table.snapshot()
+    for n in range(10_000):
+        table.apply([(f"{n:05}", None)])
+    reader.release()
+    assert len(table._undo) == 10_000 - 256
+    for turn in range(20):
+        # While it lasts, everybody sees what they should.
+        key = f"{9000 + turn:05}"
+        table.apply([(key, b"new")])
+        reader = table.snapshot()
+        table.apply([(key, b"newer"), ("other", b"%d" % turn)])
+        assert (reader.get(key), len(list(reader.scan()))) == (b"new", len(reader))
+        reader.release()
+    assert not table._undo
+    assert table._index.page("", None, 99) == sorted(table.current)
+
+
 def test_an_old_reader_does_not_keep_what_short_ones_saw() -> None:
     table = Table.load([("hot", b"first")])
     old, short = table.snapshot(), table.snapshot()
@@ -453,4 +472,6 @@ def test_threads_read_one_state_while_another_commits(many_switches: None) -> No
         thread.join()
     assert not wrong
     assert len(rounds) == 4
+    for _ in range(100):
+        table.apply([])
     assert not table._undo

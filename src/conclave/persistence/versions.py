@@ -1,8 +1,8 @@
 """An ordered table in memory that readers see as it was when they began.
 
 Pure. What a commit replaces is kept as long as a reader may ask for it: with no
-reader a commit costs nothing more, and when the oldest one ends, what only it
-could see goes.
+reader a commit costs nothing more, and after the oldest one ended, what only it
+could see goes, at once if it is little.
 
 One thread commits. Others may read: points without a lock, ranges with one held
 for a page. A point read is right because of two orders, on an interpreter that
@@ -26,6 +26,8 @@ V = TypeVar("V")
 # The first page of a scan is small, since most are short; later ones grow to this.
 _FIRST_PAGE: Final = 32
 _PAGE: Final = 512
+# How much of what readers left behind a commit or the end of a reader clears: well under a millisecond.
+_FORGOTTEN_AT_ONCE: Final = 256
 
 
 class Versions(Generic[V]):
@@ -83,6 +85,8 @@ class Versions(Generic[V]):
                     if key not in undo:
                         self._index.remove(key)
             self.commit = commit
+            if self._noted:
+                self._forget()
 
     def snapshot(self) -> Reader[V]:
         """Read what is committed now, whatever comes. The caller must release it."""
@@ -135,20 +139,15 @@ class Versions(Generic[V]):
             if left:
                 self._readers[commit] = left
                 return
-            oldest = next(iter(self._readers)) == commit
             del self._readers[commit]
-            if not self._readers:
-                for key in self._undo:
-                    if key not in self.current:
-                        self._index.remove(key)
-                self._undo.clear()
-                self._noted.clear()
-            elif oldest:
-                self._forget(next(iter(self._readers)))
+            self._forget()
 
-    def _forget(self, oldest: int) -> None:
-        """Drop what no reader from `oldest` on can see."""
-        while self._noted and self._noted[0][0] <= oldest:
+    def _forget(self) -> None:
+        """Drop what no reader can see any more, a part of it at a time: a long reader leaves much behind."""
+        oldest = next(iter(self._readers), self.commit)
+        for _ in range(min(_FORGOTTEN_AT_ONCE, len(self._noted))):
+            if self._noted[0][0] > oldest:
+                break
             key = self._noted.popleft()[1]
             versions = self._undo.get(key)
             if versions is None:

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.anyio
 
 
 @contextmanager
-def server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
-    """Does that with each connection; the head and what of the body came along was read."""
+def server(answer: Callable[[socket.socket], None], *, heads: list[bytes] | None = None) -> Iterator[str]:
+    """Does that with each connection; the head and what of the body came along was read, and is in `heads`."""
     listening = socket.create_server(("127.0.0.1", 0))
     ended = threading.Event()
 
@@ -31,9 +31,11 @@ def server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
             except OSError:
                 return
             with connection:
-                connection.recv(65536)
+                head = connection.recv(65536)
                 if ended.is_set():
                     return
+                if heads is not None:
+                    heads.append(head)
                 answer(connection)
 
     thread = threading.Thread(target=serve, daemon=True)
@@ -170,4 +172,44 @@ async def test_bounds_and_the_end_of_a_boot(monkeypatch: pytest.MonkeyPatch) -> 
         fetcher.take(asked(url), answers.append)
         assert answers == [b"\0\0busy"] * 2
         release.set()
+        await fetcher.close()
+
+
+@pytest.mark.spec("CHAN-10")
+async def test_witnesses_have_names_and_serve_two_things() -> None:
+    requests: list[bytes] = []
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(http("409 Conflict", b"elsewhere"))
+
+    with server(answer, heads=requests) as url, server(answer) as other:
+        fetcher = Fetcher([other], witnesses={"tower": url + "/"}, info=lambda: None)
+        for path in ("/witness/head", "/witness/advance"):
+            assert await fetched(fetcher, asked("witness:tower", "POST", path, b"body")) == b"\x01\x99elsewhere"
+        assert all(b"content-type: application/vnd.conclave.witness" in head.lower() for head in requests)
+        assert len(requests) == 2
+        for where, method, path in (
+            ("witness:tower", "GET", "/witness/head"),
+            ("witness:tower", "POST", "/mail"),
+            ("witness:tower", "GET", "/instance"),
+            ("witness:tower", "POST", "/witness/head/../advance"),
+            ("witness:", "POST", "/witness/head"),
+            ("witness:other", "POST", "/witness/head"),
+            ("witness:Tower", "POST", "/witness/head"),
+            ("tower", "POST", "/witness/head"),
+            # Neither by its address, nor as a host of enclaves.
+            (url, "POST", "/witness/head"),
+            (other, "POST", "/witness/head"),
+        ):
+            assert await fetched(fetcher, asked(where, method, path)) == b"\0\0refused"
+        assert len(requests) == 2
+        await fetcher.close()
+
+
+@pytest.mark.spec("CHAN-10", "CHAN-11")
+async def test_a_witness_that_talks_without_end() -> None:
+    with server(lambda c: c.sendall(http("200 OK", bytes(64 * 1024 + 1)))) as url:
+        fetcher = Fetcher([], witnesses={"tower": url}, info=lambda: None)
+        assert await fetched(fetcher, asked("witness:tower", "POST", "/witness/head")) == b"\0\0large"
+        assert fetcher._held == 0
         await fetcher.close()

@@ -45,6 +45,7 @@ def test_what_is_printed_is_a_file_of_the_same(tmp_path: Path) -> None:
     made = replace(
         Settings(), bundle='odd "name" é.enclave', store="s3:x/y", store_timeout_seconds=2.5, peer=("a", "b")
     )
+    made = replace(made, witness=("tower=https://tower.example", "north=http://127.0.0.1:8770"))
     file = tmp_path / "conclave.toml"
     file.write_text(made.text())
     assert settings(file, {}) == made
@@ -72,6 +73,10 @@ def test_what_is_printed_is_a_file_of_the_same(tmp_path: Path) -> None:
         ("host = 1", "'host' is a text"),
         ("peer = 'x'", "'peer' is a list of texts"),
         ("peer = [1]", "'peer' is a list of texts"),
+        ("witness = ['http://x']", "'witness' is NAME=URL"),
+        ("witness = ['tower=x']", "'witness' is NAME=URL"),
+        ("witness = ['=http://x']", "'witness' is NAME=URL"),
+        ("witness = ['t=http://x', 't=http://y']", "'witness' has the name 't' twice"),
         ("port = 65536", "'port' is from 0 to 65535, got 65536"),
         ("drain-seconds = nan", "'drain-seconds' is from 0 to 3600"),
         ("metrics-port = -2", "'metrics-port' is from -1 to 65535"),

@@ -23,7 +23,7 @@ PAGES = sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md") if "de
 URL = "http://127.0.0.1:8765"
 PORT = re.compile(r" --port (\d+)")
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SERVES = re.compile(r"conclave (run|serve) ")
+SERVES = re.compile(r"conclave (run|serve|witness --key) ")
 
 
 class Reader:
@@ -120,7 +120,9 @@ class Reader:
             text=True,
         )
         assert server.stdout is not None
-        last = "written to" if command.startswith("conclave run") else "constraint"
+        last = {"conclave run": "written to", "conclave witness": "serving"}.get(
+            command[:16].rstrip(" -"), "constraint"
+        )
         said = ""
         for line in server.stdout:
             said += line

@@ -503,4 +503,18 @@ def witness_key(path: Path) -> int:
     return key_command(path)
 
 
+@witness.command(name="show")
+def witness_show(path: Path) -> int:
+    """Print the public half of a witness's key, 64 hex digits.
+
+    Example: conclave witness show witness.key
+
+    Args:
+        path: the key file.
+    """
+    from conclave.cli._witness import show_command
+
+    return show_command(path)
+
+
 app.command(tcb)

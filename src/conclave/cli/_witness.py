@@ -20,6 +20,14 @@ def key_command(path: Path) -> int:
     return 0
 
 
+def show_command(path: Path) -> int:
+    """Print the public half of a key."""
+    from conclave.witness.keys import load_key
+
+    print(load_key(path).public.hex())
+    return 0
+
+
 def witness_command(
     *,
     key: Path,

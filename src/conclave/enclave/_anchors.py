@@ -9,6 +9,7 @@ Spec: spec/witness.md section 6 (WIT-12 to WIT-16).
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -71,6 +72,10 @@ def anchors_of(
         context = await state.newest(version)
         return Head(version=context.version, boot=context.boot, digest=context.digest)
 
+    def report(name: str, error: Error) -> None:
+        # Read in debug mode alone.
+        print(f"witness '{name}': {error}", file=sys.stderr)
+
     def tell(error: RollbackError) -> None:
         if isinstance(error, ForkWitnessed):
             head = error.standing.step.new
@@ -80,7 +85,15 @@ def anchors_of(
         WitnessClient(name, bytes.fromhex(key), anchor_key=log.anchor, contains=contains)
         for name, key in witnesses.items()
     ]
-    return Anchors(clients, quorum, log_id=log.log_id, newest=newest, exchange=exchange_by(fetches), forked=tell)
+    return Anchors(
+        clients,
+        quorum,
+        log_id=log.log_id,
+        newest=newest,
+        exchange=exchange_by(fetches),
+        report=report,
+        forked=tell,
+    )
 
 
 class _Round:

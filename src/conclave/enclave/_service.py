@@ -346,7 +346,7 @@ class Service:
         if version is not None:
             work = self._persistent().running
             self._rosters.watch(roster)
-            if work is not None:
+            if work is not None and work.known:
                 # The mail that is handled came before the roster was told of any.
                 roster.seen(_sender.get(b""), work.known)
         await roster.stable(version)

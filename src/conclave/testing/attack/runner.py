@@ -1,0 +1,90 @@
+"""Runs one schedule: the workload's clients against the operator who does what it says.
+
+For tests.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from conclave.errors import Error
+from conclave.testing.attack.attack import Attack
+from conclave.testing.attack.hosting import Hosting
+from conclave.testing.attack.operator import HostileOperator
+from conclave.testing.attack.run import Failure, Line, Run
+from conclave.testing.attack.schedule import Schedule
+
+
+class Workload(Protocol):
+    """What clients do with an enclave, and what has to hold for them whatever the operator does.
+
+    Attributes:
+        rehearsals: how many runs with an honest operator come before all others.
+    """
+
+    @property
+    def rehearsals(self) -> int: ...
+
+    def run(self, attack: Attack) -> None:
+        """Use the enclave, and assert what must hold meanwhile."""
+
+    def check(self, attack: Attack) -> None:
+        """Assert what must hold in the end; the operator is honest by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Holds schedules against one workload of one enclave."""
+
+    hosting: Hosting
+    workload: Workload
+
+    def __call__(self, schedule: Schedule) -> Run:
+        """Run it, on a new boot with an empty store."""
+        hosting = self.hosting
+        story: list[Line] = []
+        operator = HostileOperator(hosting, schedule, story)
+        crashes = len(hosting.crashes)
+        hosting.run(operator.fleet.begin())
+        failure, cut_short = None, None
+        with tempfile.TemporaryDirectory(prefix="conclave-attack-clients-") as place:
+            attack = Attack(
+                hosting.serve(operator),
+                f"C:{hosting.program.code.hex()} SEC:INSECURE",
+                Path(place),
+                story=story,
+                turn=lambda: operator.turn,
+                behave=lambda: hosting.run(operator.behave()),
+                continuous=lambda: operator.fleet.continuous,
+            )
+            try:
+                self.workload.run(attack)
+                attack.behave()
+                self.workload.check(attack)
+            except Error as error:
+                cut_short = error
+            except Exception as error:
+                failure = Failure.of(error)
+            finally:
+                attack.close()
+                failure = failure or _broken(operator, attack, hosting.crashes[crashes:])
+                hosting.run(operator.fleet.end())
+        output = tuple(line for boot in operator.fleet.boots for line in boot.output)
+        return Run(schedule, tuple(story), operator.turn, failure, cut_short, output)
+
+
+def _broken(operator: HostileOperator, attack: Attack, crashes: list[Exception]) -> Failure | None:
+    """What is promised of every enclave, and did not hold."""
+    if any(boot.failed for boot in operator.fleet.boots):
+        return Failure("the enclave", "", "the enclave ended, and nobody had ended it")
+    if crashes:
+        return Failure("the host", "", f"the host failed: {type(crashes[0]).__name__}")
+    if attack.secrets:
+        seen = [*operator.seen, *operator.fleet.stored()]
+        for secret in attack.secrets:
+            if any(secret in data for data in seen):
+                return Failure("the operator", "", "the operator saw in plain what was to stay secret")
+    return None

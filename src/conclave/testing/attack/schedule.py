@@ -1,0 +1,108 @@
+"""What a hostile operator does, and when: drawn from a seed, written as text, the same each time.
+
+For tests. A schedule says nothing of the enclave it is held against.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from conclave.errors import FormatError
+
+# What each action can be, in the words of the command line and of reports.
+ACTIONS: Final[dict[str, tuple[str, ...]]] = {
+    "drop": ("request", "answer"),
+    "delay": ("request",),
+    "reorder": ("request",),
+    "duplicate": ("first", "second"),
+    "truncate": ("request", "answer"),
+    "alter": ("request", "answer"),
+    "cross-wire": ("request", "answer"),
+    "replay": ("request", "answer", "all"),
+    "roll-back": ("kill", "stop"),
+    "fork": ("this", "others", "back"),
+    "restart": ("before", "after"),
+    "clock": ("ahead", "behind"),
+    "bundle": ("this", "everybody"),
+    "stale": ("info", "endorsements"),
+    "garbage": ("request", "answer", "frame", "half-frame", "same-frame"),
+    "store": ("full", "fails", "unsure", "forgets"),
+}
+MOST_STEPS: Final = 6
+# Large enough for a byte of any mail, small enough to be read aloud.
+_NUMBERS: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Step:
+    """One thing that the operator does.
+
+    Attributes:
+        position: from which request of the clients on, counted from 1; it acts on the first one that it fits.
+        action, variant: of `ACTIONS`.
+        number: which byte, which earlier mail, how many requests long: whatever the action needs.
+    """
+
+    position: int
+    action: str
+    variant: str
+    number: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.position}:{self.action}:{self.variant}:{self.number}"
+
+
+Schedule = tuple[Step, ...]
+
+
+def draw(seed: int, *, length: int, actions: Collection[str] = tuple(ACTIONS)) -> Schedule:
+    """The schedule of a seed.
+
+    Short ones come more often than long ones: most bugs need one step, and are found sooner so.
+
+    Args:
+        length: how many requests the workload makes with an honest operator.
+        actions: which of `ACTIONS` it may contain.
+    """
+    chance = random.Random(seed)  # noqa: S311 (it has to be the same each time)
+    names = sorted(actions)
+    count = min(chance.choice((1, 1, 1, 2, 2, 3, 4, MOST_STEPS)), MOST_STEPS)
+    steps = []
+    for _ in range(count):
+        action = chance.choice(names)
+        position = chance.randint(1, max(length, 1))
+        steps.append(Step(position, action, chance.choice(ACTIONS[action]), chance.randrange(_NUMBERS)))
+    return tuple(sorted(steps))
+
+
+def write(schedule: Iterable[Step]) -> str:
+    """One line that `read` understands."""
+    return " ".join(map(str, schedule))
+
+
+def read(text: str) -> Schedule:
+    """The schedule that a line says. Raises FormatError."""
+    return tuple(sorted(_step(word) for word in text.replace(",", " ").split()))
+
+
+def _step(word: str) -> Step:
+    position, action, variant, number = [*word.split(":"), "", "", ""][:4]
+    variants = ACTIONS.get(action, ())
+    if not (position.isdecimal() and int(position) > 0 and variant in variants and (number or "0").isdecimal()):
+        raise FormatError(
+            f"a step of a schedule is POSITION:ACTION:VARIANT:NUMBER, as 3:drop:answer:0; "
+            f"actions are {', '.join(ACTIONS)}" + (f"; {action} is {', '.join(variants)}" if variants else "")
+        )
+    return Step(int(position), action, variant, int(number or 0))
+
+
+def chosen(names: str) -> tuple[str, ...]:
+    """Actions by name, with commas between them; "" for all. Raises FormatError."""
+    wanted = tuple(dict.fromkeys(names.replace(",", " ").split())) or tuple(ACTIONS)
+    unknown = [name for name in wanted if name not in ACTIONS]
+    if unknown:
+        raise FormatError(f"no such action: {', '.join(unknown)}; there are {', '.join(ACTIONS)}")
+    return wanted

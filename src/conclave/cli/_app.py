@@ -284,6 +284,53 @@ def serve(
 
 
 @app.command
+def attack(
+    path: Path,
+    *,
+    workload: Path | None = None,
+    seeds: Annotated[int | None, Parameter(validator=Number(gt=0))] = None,
+    seconds: Seconds = 60.0,
+    seed: int | None = None,
+    schedule: str | None = None,
+    actions: str = "",
+    json: bool = False,
+) -> int:
+    """Run an enclave under a hostile host, and look for what does not hold.
+
+    The operator drops, delays, reorders, duplicates, cuts, changes, swaps and replays mail, kills and forks the
+    enclave, rolls its store back, swaps its program, lies about time: by schedules drawn from seeds. What must hold
+    is what the workload asserts; without one, every method is called and what holds for all enclaves is checked.
+    A schedule that fails is shortened and told in plain words.
+    Exit status 0: nothing found, 10: found, 1: no verdict (a mistake in the command or in the workload).
+
+    Example: conclave attack poll.py
+
+    Args:
+        path: a Python file with one Enclave class, a project directory, or module:attribute of an ASGI application.
+        workload: Python file with `workload(attack)` (default: NAME_workload.py beside it, or workload.py in a project).
+        seeds: how many schedules, of the seeds 1, 2, … (default: as many as the time allows).
+        seconds: when no further schedule is begun.
+        seed: the schedule of this seed alone.
+        schedule: this schedule alone, as a report gives it.
+        actions: what the operator may do, with commas (default: everything): drop, delay, reorder, duplicate,
+            truncate, alter, cross-wire, replay, roll-back, fork, restart, clock, bundle, stale, garbage, store.
+        json: print one JSON object.
+    """
+    from conclave.cli._attack import attack_command
+
+    return attack_command(
+        path,
+        workload=workload,
+        seeds=seeds,
+        seconds=seconds,
+        seed=seed,
+        schedule=schedule,
+        actions=actions,
+        as_json=json,
+    )
+
+
+@app.command
 def call(
     url: str,
     method: str,

@@ -1,5 +1,10 @@
-"""For tests: an enclave served, a hostile host, suites for TEE drivers and blob stores, vendors' services. Public."""
+"""For tests: an enclave served, a hostile host, attacks on an enclave, suites for TEE drivers and stores, vendors.
 
+Public.
+"""
+
+from conclave.testing.attack.attack import Attack, Outcome, attack_identity
+from conclave.testing.attack.fixture import attack_fixture
 from conclave.testing.conformance import TeeConformance
 from conclave.testing.hostile import HostileHost
 from conclave.testing.server import HostServer, ServedEnclave, serve_enclave
@@ -7,11 +12,15 @@ from conclave.testing.stores import StoreConformance
 from conclave.testing.vendors import VendorServer
 
 __all__ = [
+    "Attack",
     "HostServer",
     "HostileHost",
+    "Outcome",
     "ServedEnclave",
     "StoreConformance",
     "TeeConformance",
     "VendorServer",
+    "attack_fixture",
+    "attack_identity",
     "serve_enclave",
 ]

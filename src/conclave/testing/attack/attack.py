@@ -22,6 +22,7 @@ T = TypeVar("T")
 _TIMEOUT_SECONDS: Final = 3.0
 _ATTEMPTS: Final = 4
 _SHOWN: Final = 160
+_MOST_BYTES: Final = 24
 
 
 def attack_identity(name: str) -> Identity:
@@ -194,12 +195,12 @@ class WatchedClient(Client):
 
     def call(self, method: str, *args: Any, **options: Any) -> Any:
         """See Client."""
-        shown = ", ".join(map(repr, args))
+        shown = ", ".join(map(_shown, args))
         return self._watched(f"{method}({shown})", lambda: super(WatchedClient, self).call(method, *args, **options))
 
     def mail(self, body: bytes, **options: Any) -> list[ReceivedMail]:
         """See Client."""
-        return self._watched(f"mail({body!r})", lambda: super(WatchedClient, self).mail(body, **options))
+        return self._watched(f"mail({_shown(body)})", lambda: super(WatchedClient, self).mail(body, **options))
 
     def poll(self, **options: Any) -> list[ReceivedMail]:
         """See Client."""
@@ -214,8 +215,14 @@ class WatchedClient(Client):
         except Error as error:
             self.tell(f"{_short(what)}: {type(error).__name__}: {' '.join(str(error).split())}")
             raise
-        self.tell(f"{_short(what)}: {_short(repr(value))}")
+        self.tell(f"{_short(what)}: {_short(_shown(value))}")
         return value
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bytes) and len(value) > _MOST_BYTES:
+        return f"<{len(value)} bytes {value[:4].hex()}…>"
+    return repr(value)
 
 
 def _short(text: str) -> str:

@@ -154,4 +154,3 @@ class Boot:
         await host(scope, receive, send)
         whole = b"".join(m.get("body", b"") for m in sent[1:])
         return int(sent[0]["status"]), whole, list(sent[0].get("headers", ()))
-

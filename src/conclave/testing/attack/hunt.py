@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from conclave.testing.attack.run import Run
@@ -63,7 +63,6 @@ class Hunt:
     actions: tuple[str, ...]
     cut_short: int
     found: Found | None = None
-    remarks: tuple[str, ...] = field(default=())
 
 
 def hunt(
@@ -74,6 +73,7 @@ def hunt(
     actions: Collection[str] = tuple(ACTIONS),
     given: Schedule | None = None,
     rehearsals: int = 1,
+    requests: int = 1,
     clock: Callable[[], float] = time.monotonic,
 ) -> Hunt:
     """Hold schedule after schedule against a workload until one fails or the time is over.
@@ -84,12 +84,12 @@ def hunt(
         seconds: when no further seed is begun. A schedule that fails is shortened however long it takes.
         given: this schedule and no other one.
         rehearsals: how many runs with an honest operator come first.
+        requests: how many requests clients make with one; found out by the rehearsals, if there are any.
 
     Raises:
         WorkloadError: the workload fails with an honest operator.
     """
     began = clock()
-    requests = 0
     for _ in range(rehearsals):
         honest = run(())
         requests = honest.requests

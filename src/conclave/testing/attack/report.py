@@ -5,7 +5,7 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from conclave.testing.attack.hunt import Found, Hunt
@@ -17,11 +17,12 @@ _OPERATOR: Final = "OPERATOR"
 _MOST_LINES: Final = 60
 
 
-def lines(hunt: Hunt, *, again: str = "") -> Iterator[str]:
+def lines(hunt: Hunt, *, again: str = "", remarks: Iterable[str] = ()) -> Iterator[str]:
     """The report.
 
     Args:
         again: the command that holds the found schedule against the enclave, without the schedule.
+        remarks: what else an author may want to know.
     """
     if hunt.found is None:
         yield f"NOTHING FOUND in {hunt.runs} schedules{_seeds(hunt)}, {hunt.seconds:.0f} s"
@@ -32,7 +33,7 @@ def lines(hunt: Hunt, *, again: str = "") -> Iterator[str]:
         yield "This is no proof that there is nothing: it holds for these schedules and what the workload asks."
     else:
         yield from _found(hunt, hunt.found, again)
-    for remark in hunt.remarks:
+    for remark in remarks:
         yield f"remark      {remark}"
 
 
@@ -68,10 +69,11 @@ def story(told: tuple[Line, ...]) -> Iterator[str]:
     width = max([len(_OPERATOR), *(len(line.client) for line in told)])
     left_out = max(len(told) - _MOST_LINES, 0)
     if left_out:
-        yield f"  …    {left_out} lines before, of which {sum(l.by_operator for l in told[:left_out])} are the operator's"
+        deeds = sum(line.by_operator for line in told[:left_out])
+        yield f"  …    {left_out} lines before, of which {deeds} are the operator's"
     for line in told[left_out:]:
         who = _OPERATOR if line.by_operator else line.client
-        whose = f" ({line.client})" if line.by_operator else ""
+        whose = f" ({line.client}'s request)" if line.by_operator else ""
         yield f"  {line.turn:>3}  {who:<{width}}  {line.text}{whose}"
 
 
@@ -82,7 +84,7 @@ def _seeds(hunt: Hunt) -> str:
     return f" (seed {first})" if first == last else f" (seeds {first} to {last})"
 
 
-def value(hunt: Hunt) -> dict[str, Any]:
+def value(hunt: Hunt, *, remarks: Iterable[str] = ()) -> dict[str, Any]:
     """The same for machines."""
     made: dict[str, Any] = {
         "verdict": "nothing found" if hunt.found is None else "found",
@@ -92,7 +94,7 @@ def value(hunt: Hunt) -> dict[str, Any]:
         "seconds": round(hunt.seconds, 1),
         "actions": list(hunt.actions),
         "cut_short": hunt.cut_short,
-        "remarks": list(hunt.remarks),
+        "remarks": list(remarks),
         "found": None,
     }
     if hunt.found is not None:

@@ -12,8 +12,7 @@ from typing import Final
 
 from conclave.errors import FormatError
 
-# What each action can be, in the words of the command line and of reports. In this order they are
-# begun with: what most often finds something comes first.
+# What each action can be, in the words of the command line and of reports. Seeds take them in this order.
 ACTIONS: Final[dict[str, tuple[str, ...]]] = {
     "restart": ("before", "after"),
     "fork": ("this", "others", "back"),
@@ -32,6 +31,8 @@ ACTIONS: Final[dict[str, tuple[str, ...]]] = {
     "truncate": ("request", "answer"),
     "alter": ("request", "answer"),
 }
+# Every second seed has one of these.
+_TELLING: Final = ("restart", "fork", "drop", "roll-back")
 _MORE_STEPS: Final = (0, 0, 0, 1, 1, 2, 3, 5)
 # Large enough for a byte of any mail, small enough to be read aloud.
 _NUMBERS: Final = 10_000
@@ -62,8 +63,8 @@ Schedule = tuple[Step, ...]
 def draw(seed: int, *, length: int, actions: Collection[str] = tuple(ACTIONS)) -> Schedule:
     """The schedule of a seed.
 
-    Short ones come more often than long ones: most bugs need one step, and are found sooner so. Successive
-    seeds take turns with the action that each has, besides what chance adds.
+    Successive seeds take turns with the action that each has in any case, its variant and its position, so that few
+    seeds already try much; chance adds more.
 
     Args:
         length: how many requests the workload makes with an honest operator.
@@ -71,13 +72,23 @@ def draw(seed: int, *, length: int, actions: Collection[str] = tuple(ACTIONS)) -
     """
     chance = random.Random(seed)  # noqa: S311 (it has to be the same each time)
     names = [name for name in ACTIONS if name in actions]
-    wanted = [names[(seed - 1) % len(names)]]
-    wanted += chance.choices(names, k=chance.choice(_MORE_STEPS))
-    steps = []
-    for action in wanted:
+    telling = [name for name in _TELLING if name in names]
+    half, odd = divmod(seed - 1, 2)
+    turns = names if odd or not telling else telling
+    action, turn = turns[half % len(turns)], half // len(turns)
+    # The golden ratio: however many turns there are, they lie far from each other.
+    part = (0.25 + 0.6180339887 * turn) % 1
+    steps = [
+        Step(1 + int(part * max(length, 1)), action, ACTIONS[action][turn % len(ACTIONS[action])], _number(chance))
+    ]
+    for action in chance.choices(names, k=chance.choice(_MORE_STEPS)):
         position = chance.randint(1, max(length, 1))
-        steps.append(Step(position, action, chance.choice(ACTIONS[action]), chance.randrange(_NUMBERS)))
+        steps.append(Step(position, action, chance.choice(ACTIONS[action]), _number(chance)))
     return tuple(sorted(steps))
+
+
+def _number(chance: random.Random) -> int:
+    return chance.randrange(_NUMBERS)
 
 
 def write(schedule: Iterable[Step]) -> str:

@@ -307,7 +307,7 @@ def attack(
 
     Args:
         path: a Python file with one Enclave class, a project directory, or module:attribute of an ASGI application.
-        workload: Python file with `workload(attack)` (default: NAME_workload.py beside it, or workload.py in a project).
+        workload: Python file with `workload(attack)` (default: NAME_workload.py beside it; in a project workload.py).
         seeds: how many schedules, of the seeds 1, 2, … (default: as many as the time allows).
         seconds: when no further schedule is begun.
         seed: the schedule of this seed alone.

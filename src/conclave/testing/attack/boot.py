@@ -15,8 +15,9 @@ from typing import Any, Final
 from conclave._framing import HEADER, Kind, pack
 from conclave.bundle import Bundle
 from conclave.host import Host, open_store
+from conclave.host.states.opening import open_state
 from conclave.platform import start_platform
-from conclave.testing.attack.store import FaultyStore
+from conclave.testing.attack.store import Faults, FaultyStates, FaultyStore
 
 _LINES: Final = 20
 _PATIENCE_SECONDS: Final = 5.0
@@ -31,7 +32,8 @@ class Boot:
 
     Attributes:
         output: the last lines that a program in debug mode printed.
-        spoilt: the operator broke the channel to the enclave, which may end over it.
+        faults: what is wrong with its store.
+        spoilt: the operator did something over which the enclave may end, or never began.
         ended: the operator ended it.
     """
 
@@ -47,24 +49,22 @@ class Boot:
         self.spoilt = self.ended = False
         self._machine = machine
         self._processes: list[Any] = []
-        self.store: FaultyStore | None = None
+        self.faults = Faults()
         self.host: Host | None = None
 
     async def start(self) -> Boot:
         """Start it, and wait until it serves. Raises as `Host.start`."""
-        self.store = FaultyStore(open_store(f"file:{self.place}", alone=True))
+        url = f"file:{self.place}"
+        blobs = open_store(url, alone=True)
         host = Host(
             self._launch,
             restart=False,
             on_event=self._event,
             patience_seconds=_ORDER_SECONDS,
-            store=self.store,
+            store=FaultyStore(blobs, self.faults),
+            state=FaultyStates(open_state(url, blobs), self.faults),
         )
-        try:
-            await host.start()
-        except BaseException:
-            await self.store.close()
-            raise
+        await host.start()
         self.host = host
         return self
 

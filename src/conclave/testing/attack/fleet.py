@@ -92,18 +92,24 @@ class Fleet:
         """End faults of the store that are over by then; None: all."""
         if turn is None or turn > self._faulty_until:
             for boot in self.boots:
-                if boot.store is not None:
-                    boot.store.fault = None
+                boot.faults.now = None
 
     # What is done to them -------------------------------------------------------------------
 
-    async def restart(self, place: Path | None = None, *, politely: bool = False) -> None:
-        """End the first enclave and start it again, on its store or another."""
+    async def restart(self, place: Path | None = None, *, politely: bool = False) -> str:
+        """End the first enclave and start it again, on its store or another; gives what else was to be done for it."""
         self.continuous = False
         old = self.main
         self._hosting.remember(old)
         await (old.stop() if politely else old.kill())
-        self.main = await self._start(place or old.place)
+        place = place or old.place
+        try:
+            self.main = await self._start(place)
+        except Error as error:
+            # What was torn off in the middle no host can read; a good one would begin anew.
+            self.main = await self._start(self._hosting.new_place())
+            return f", which was refused ({error.code}); so it was on an empty one"
+        return ""
 
     async def _start(self, place: Path, *, other: bool = False) -> Boot:
         boot = await self._hosting.boot(self._hosting.other if other else self._hosting.program, place)
@@ -125,8 +131,9 @@ class Fleet:
             case "bundle":
                 return await self._act_bundle(step, client, turn)
         long = _long(step)
-        assert self.main.store is not None
-        self.main.store.fault, self._faulty_until = step.variant, turn + long - 1
+        self.main.faults.now, self._faulty_until = step.variant, turn + long - 1
+        # What a store says that is not so, its host may give up over.
+        self.main.spoilt |= step.variant in ("forgets", "unsure")
         return f"had a store that {_FAULTS[step.variant]}, for {times(long, 'request')}"
 
     async def _act_fork(self, step: Step, client: str) -> str:
@@ -149,12 +156,12 @@ class Fleet:
         how = "asked the enclave to end" if step.variant == "stop" else "killed the enclave"
         back = 1 + step.number % len(self._copies) if self._copies else 0
         place = self._copies[-back] if back else self._hosting.new_place()
-        await self.restart(place, politely=step.variant == "stop")
+        besides = await self.restart(place, politely=step.variant == "stop")
         if not back:
             return f"{how}, and started it again on an empty store"
         # What is written on from here is no copy of that time any more.
         del self._copies[-back:]
-        return f"{how}, and started it again on its store as it was {times(back, 'mail')} before"
+        return f"{how}, and started it again on its store as it was {times(back, 'mail')} before{besides}"
 
     async def _act_bundle(self, step: Step, client: str, turn: int) -> str:
         self.continuous = False

@@ -147,9 +147,9 @@ class HostileOperator:
         self._passed.clear()
         return answered
 
-    async def _restart(self) -> None:
+    async def _restart(self) -> str:
         async with self._busy:
-            await self.fleet.restart()
+            return await self.fleet.restart()
 
     # Instance info ---------------------------------------------------------------------------
 
@@ -229,12 +229,14 @@ class HostileOperator:
 
     async def _die(self, boot: Boot, request: _Request, step: Step) -> Answered:
         if step.variant == "before":
-            await self._restart()
-            self._did(request, "killed the enclave and started it again, before it had the mail")
+            besides = await self._restart()
+            self._did(request, f"killed the enclave and started it again{besides}, before it had the mail")
             return await self._forward(await self.fleet.boot_for(request.client, request.turn), request)
         await self._forward(boot, request)
-        await self._restart()
-        self._did(request, "killed the enclave and started it again, after it had the mail; its answer was lost")
+        besides = await self._restart()
+        self._did(
+            request, f"killed the enclave and started it again{besides}, after it had the mail; its answer was lost"
+        )
         raise HungUp
 
     async def _garble(self, boot: Boot, request: _Request, step: Step) -> Answered:

@@ -98,6 +98,35 @@ def states() -> None:
     keep("inspect", "info", bytes.fromhex(json.loads((VECTORS / "claims" / "info.json").read_text())["info"]))
 
 
+def sealed_state() -> None:
+    """Records, snapshots and whole stores of the vectors; what may be inside them."""
+    for path in sorted((VECTORS / "state").glob("*.json")):
+        vector = json.loads(path.read_text())
+        if "record" in vector:
+            keep("record", path.stem, bytes.fromhex(vector["record"]))
+        for field in ("context", "statement"):
+            if field in vector:
+                keep("told", path.stem, bytes.fromhex(vector[field]))
+        given = [(what, bytes.fromhex(data)) for what, data in vector.get("stored", ())]
+        if vector["expect"] == "ok" and given:
+            framed = b"".join(struct.pack(">BI", what, len(data)) + data for what, data in given)
+            keep("stored", path.stem, framed)
+            for number, (what, data) in enumerate(given[:-1]):
+                keep("record" if what == 2 else "snapshot", f"{path.stem}-{number}", data)
+    keep("told", "history", bytes.fromhex(json.loads((VECTORS / "state" / "log-records.json").read_text())["history"]))
+    change = [[["key", b"value"], ["gone", None]], [[b"row", b"value"]], [[bytes(16), 1, bytes(32)]], 1_800_000_000]
+    history = bytes(16) + bytes(8)
+    for kind, (name, value) in enumerate(
+        (
+            ("first", [change, bytes(32), bytes(32)]),
+            ("change", change),
+            ("manifest", [0, bytes(32), history, bytes(32), bytes(32), 1]),
+            ("chunk", [{"a": b"1", "b": b"2"}, {b"row": b"value"}]),
+        )
+    ):
+        keep("sealed", name, bytes((kind,)) + msgspec.msgpack.encode(value))
+
+
 def evidence() -> None:
     """Made-up reports and documents. Their keys are random, so what is there stays."""
     if (CORPUS / "nitro_document").exists():
@@ -194,6 +223,7 @@ def main() -> None:
                         for target in targets:
                             keep(target, path.stem, data)
     states()
+    sealed_state()
     evidence()
     nvidia()
     info = msgspec.msgpack.decode(bytes.fromhex(json.loads((VECTORS / "claims" / "info.json").read_text())["info"]))

@@ -24,6 +24,9 @@ from conclave.host.outbox import _HEAD, Outbox
 from conclave.mail import ClientSession, Conversation, Mailbox, Outcome, ReplyKind, RequestKind, post
 from conclave.mail.padding import padme
 from conclave.mail.session import EnclaveSession, _encrypt
+from conclave.persistence.log import Change, Log, What
+from conclave.persistence.records import Boot, Born, Keys, digest_of, pad, seal_entry
+from conclave.persistence.snapshots import Manifest, seal_chunk
 from conclave.rpc.http import MAX_TARGET, BadRequest, HeadReader, HttpExchange, check_request, encode_head
 from conclave.rpc.interface import CallFailure, decode_result, interface_of
 
@@ -229,8 +232,41 @@ def http(data: bytes) -> None:
     asyncio.run(once())
 
 
+def sealed(data: bytes) -> None:
+    """Authentic contents: the first byte says whether of a log's first record, a change, a manifest or a chunk."""
+    kind, encoded = data[0] % 4 if data else 0, data[1:]
+    plain = (len(encoded).to_bytes(4, "big") + encoded).ljust(padme(4 + len(encoded)), b"\0")
+    level, ids = 3, {"log": bytes(32), "boot": bytes(16)}
+    boot_key, sealing = Secret.random(), Secret.random()
+    part = Boot.begin(bundle=bytes(32), level=level, key=boot_key, sealing=sealing, **ids).pack()
+    keys, place = Keys(boot_key), {"log": ids["log"], "version": 0, "counter": 0}
+    if kind < 2:
+        born = plain if kind == 0 else pad(Born(Change(), bytes(32), bytes(32)))
+        entry = seal_entry(born, key=keys.record, previous=bytes(32), boot=part, **place)
+        given = [(What.ENTRY, entry)]
+        if kind == 1:
+            place |= {"version": 1, "counter": 1}
+            digest = digest_of(entry, log=ids["log"], version=0, previous=bytes(32))
+            given.append((What.ENTRY, seal_entry(plain, key=keys.record, previous=digest, **place)))
+    else:
+        history = ids["boot"] + bytes(8)
+        manifest = plain if kind == 2 else pad(Manifest(1, bytes(32), history, bytes(32), bytes(32), 0))
+        place |= {"key": keys.snapshot, "snapshot": bytes(16)}
+        given = [(What.MANIFEST, seal_chunk(manifest, index=0, boot=part, **place))]
+        place |= {"counter": 1}
+        if kind == 3:
+            given.append((What.CHUNK, seal_chunk(plain, index=1, **place)))
+    given.append((What.END, b""))
+    log = Log.restore(given, key=lambda bundle, level: sealing, bundle_id=bytes(32), level=level)
+    # Whatever it is, it goes on, and comes back.
+    given[-1:] = [(What.ENTRY, log.boot_entry()), (What.ENTRY, log.commit(Change())), (What.END, b"")]
+    again = Log.restore(given, key=lambda bundle, level: sealing, bundle_id=bytes(32), level=level)
+    assert (again.version, again.digest, again.rows) == (log.version, log.digest, log.rows)
+    assert again.table.current == log.table.current
+
+
 _ALL: Final = (
     *(mailbox, conversation, posted, outbox, arguments, request_head, response_head, result),
-    *(mails, keys, inspect, http),
+    *(mails, keys, inspect, http, sealed),
 )
 STATES: Final[dict[str, Callable[[bytes], None]]] = {f.__name__: f for f in _ALL}

@@ -15,6 +15,7 @@ from typing import Final
 
 from conclave._chunkheader import chunk_address, split_chunks, upload_address
 from conclave._codec import encode
+from conclave._crypto import Secret
 from conclave._framing import FrameReader, Kind, PlatformKind
 from conclave._mailheader import address_of, parse_mail
 from conclave.attestation import Constraint, nvidia, verify_instance
@@ -39,6 +40,10 @@ from conclave.host.endorsements import amd, intel
 from conclave.host.endorsements.documents import parse_name, read_document
 from conclave.host.endorsements.platform import read_platform
 from conclave.mail.stream import unpack
+from conclave.persistence.context import Context, History, parse_statement
+from conclave.persistence.log import Log
+from conclave.persistence.records import parse_entry
+from conclave.persistence.snapshots import parse_chunk
 from conclave.rpc.interface import decode_call
 from fuzz.states import STATES
 
@@ -258,11 +263,48 @@ def fetched(data: bytes) -> None:
         intel.read_answer(_DOCUMENTS[1], rest, header)
 
 
+def record(data: bytes) -> None:
+    entry = parse_entry(data)
+    assert entry.data == data
+    assert entry.boot is None or entry.boot.pack() == data[28 : entry.head]
+
+
+def snapshot(data: bytes) -> None:
+    chunk = parse_chunk(data)
+    assert (chunk.index == 0) == (chunk.boot is not None)
+    assert chunk.boot is None or chunk.boot.pack() == data[48:210]
+
+
+def told(data: bytes) -> None:
+    """A context, a statement, a table of boots: each is the bytes it was read from."""
+    with contextlib.suppress(Error):
+        found = Context.parse(data)
+        assert (found.pack() if found else bytes(72)) == data
+    with contextlib.suppress(Error):
+        assert encode(parse_statement(data)) == data
+    assert History.parse(data).encode() == data
+
+
+# Under which the vectors of sealed state are sealed.
+_SEALING: Final = Secret(bytes(range(200, 232)))
+
+
+def stored(data: bytes) -> None:
+    """All that a host gives at a start: `what (1) ‖ size (4) ‖ bytes` each."""
+    given = []
+    while data:
+        size = int.from_bytes(data[1:5], "big")
+        given.append((data[0], data[5 : 5 + size]))
+        data = data[5 + size :]
+    log = Log.restore(given, key=lambda bundle, level: _SEALING, bundle_id=bytes(32), level=3)
+    log.boot_entry()
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     f.__name__: f
     for f in (
         claims, instance_info, quote, endorsements, pem, constraint, mail, frames, call, manifest, archive, wheel,
         source, lock, fetched, snp_report, snp_endorsements, nitro_document, announcement,
-        nvidia_report, nvidia_chain, nvidia_manifest, chunks, packed,
+        nvidia_report, nvidia_chain, nvidia_manifest, chunks, packed, record, snapshot, told, stored,
     )
 } | STATES  # fmt: skip

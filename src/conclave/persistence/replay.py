@@ -102,14 +102,14 @@ class Replay:
 
     @staticmethod
     def _next(source: Iterator[Stored]) -> tuple[What, bytes]:
+        number, data = next(source, (None, b""))
+        if number is None:
+            raise StateError(f"what the host gave has no end: a part of the state is missing{_DAMAGED}")
         try:
-            number, data = next(source)
             what = What(number)
-        except StopIteration:
-            raise StateError(f"what the host gave has no end: a part of the state is missing{_DAMAGED}") from None
         except ValueError:
             raise StateError(
-                "the host gave something of an unknown kind; it may be of another release than this enclave"
+                "the host gave something of an unknown kind; use host and enclave of one release"
             ) from None
         if what is What.UNREADABLE:
             raise StateError("the host says that its store cannot be read; the host's own log says why")

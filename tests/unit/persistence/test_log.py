@@ -262,6 +262,15 @@ def test_state_of_somebody_else(whose: str) -> None:
     assert restore(entries).version == 2
 
 
+@pytest.mark.spec("STATE-30")
+@pytest.mark.parametrize("called", [What.ENTRY, What.MANIFEST, What.END])
+def test_a_chunk_that_is_called_something_else(called: What) -> None:
+    log, _ = sealed(3)
+    data, manifest = log.snapshot()
+    with pytest.raises(StateError, match=f"chunk 1 of 1 .* was expected, and the host gave: {called.name.lower()}"):
+        Log.restore([(What.MANIFEST, manifest), (called, data), (What.END, b"")], **OPTIONS)
+
+
 @pytest.mark.spec("STATE-32", "STATE-33")
 def test_levels() -> None:
     asked: list[tuple[bytes, int]] = []

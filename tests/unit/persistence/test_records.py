@@ -120,6 +120,21 @@ def test_a_ciphertext_has_a_tag() -> None:
         parse_entry(header)
 
 
+@pytest.mark.spec("STATE-13")
+@pytest.mark.parametrize(("kind", "index"), [(1, 1), (2, 0), (0, 1), (3, 1)])
+def test_kind_and_index_of_a_chunk_go_together(kind: int, index: int) -> None:
+    def head(kind: int, zero: bytes, index: int) -> bytes:
+        return snapshots.HEADER.pack(b"CSS1", kind, zero, bytes(16), index, 1, 1, 20)
+
+    part = bytes(162) if kind == 1 else b""
+    with pytest.raises(FormatError, match="unknown kind, with the other kind's index, or with reserved bytes"):
+        parse_chunk(head(kind, bytes(3), index) + part + bytes(20))
+    assert parse_chunk(head(2, bytes(3), 1) + bytes(20)).index == 1
+    for zero in (b"\1\0\0", b"\0\0\1"):
+        with pytest.raises(FormatError, match="unknown kind, with the other kind's index, or with reserved bytes"):
+            parse_chunk(head(2, zero, 1) + bytes(20))
+
+
 @pytest.mark.spec("STATE-35")
 def test_a_record_is_authentic_in_its_place_only() -> None:
     entry = parse_entry(sealed(Change(floor=1), 20))
@@ -160,6 +175,7 @@ def test_how_chunks_are_filled() -> None:
     sizes = [len(pad(part)) for part in parts]
     assert max(sizes) <= CHUNK_CONTENT
     assert min(sizes[:-1]) > 0.9 * CHUNK_CONTENT
+    assert next(divide([("b", bytes(2 * CHUNK_CONTENT))], [])).map
     # One chunk has both, and what is larger than a chunk has one to itself.
     assert sum(1 for part in parts if part.map and part.mail) == 1
     large = bytes(3 * CHUNK_CONTENT)

@@ -27,6 +27,7 @@ from conclave.mail.session import EnclaveSession, _encrypt
 from conclave.persistence.log import Change, Log, What
 from conclave.persistence.records import Boot, Born, Keys, digest_of, pad, seal_entry
 from conclave.persistence.snapshots import Manifest, seal_chunk
+from conclave.persistence.witness import log_id_of
 from conclave.rpc.http import MAX_TARGET, BadRequest, HeadReader, HttpExchange, check_request, encode_head
 from conclave.rpc.interface import CallFailure, decode_result, interface_of
 
@@ -236,7 +237,7 @@ def sealed(data: bytes) -> None:
     """Authentic contents: the first byte says whether of a log's first record, a change, a manifest or a chunk."""
     kind, encoded = data[0] % 4 if data else 0, data[1:]
     plain = (len(encoded).to_bytes(4, "big") + encoded).ljust(padme(4 + len(encoded)), b"\0")
-    level, ids = 3, {"log": bytes(32), "boot": bytes(16)}
+    level, ids = 3, {"log": log_id_of(SigningKey(bytes(32)).public), "boot": bytes(16)}
     boot_key, sealing = Secret.random(), Secret.random()
     part = Boot.begin(bundle=bytes(32), level=level, key=boot_key, sealing=sealing, **ids).pack()
     keys, place = Keys(boot_key), {"log": ids["log"], "version": 0, "counter": 0}

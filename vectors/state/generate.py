@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 HERE = Path(__file__).parent
-LOG, OTHER_LOG = bytes(range(32)), bytes(range(1, 33))
 BUNDLE = bytes(range(32, 64))
 SEALING = bytes(range(200, 232))
 TOKEN, ANCHOR = bytes(range(100, 132)), bytes(range(132, 164))
+OTHER_ANCHOR = bytes(range(133, 165))
 IDENTITY = bytes(range(160, 192))
 SIGNING_SEED = bytes(range(10, 42))
 CLAIMS_DIGEST = bytes(range(64, 128))
@@ -60,6 +60,11 @@ def sha(*parts: bytes) -> bytes:
     return hashlib.sha256(b"".join(parts)).digest()
 
 
+def log_id(anchor_seed: bytes) -> bytes:
+    key = ed25519.Ed25519PrivateKey.from_private_bytes(anchor_seed).public_key()
+    return sha(b"conclave/1 log", key.public_bytes_raw())
+
+
 def expand(key: bytes, label: bytes) -> bytes:
     return HKDFExpand(hashes.SHA256(), 32, label).derive(key)
 
@@ -78,6 +83,11 @@ def padded(encoded: bytes, *, fill: bytes = b"\0", more: int = 0) -> bytes:
         step = 2 ** (exponent - exponent.bit_length())
         target = -(-size // step) * step
     return (struct.pack(">I", len(encoded)) + encoded).ljust(target + more, fill)
+
+
+# Where no log is begun, its id is only named.
+PLAIN_LOG = bytes(range(32))
+LOG, OTHER_LOG = log_id(ANCHOR), log_id(OTHER_ANCHOR)
 
 
 class Boot:
@@ -124,7 +134,8 @@ class Chain:
         return head + sealed
 
     def boot(self, boot: Boot, change: object = ((), (), (), 0), *, born: tuple[Any, Any] | None = None) -> bytes:
-        keys = born or ((TOKEN, ANCHOR) if self.version < 0 else (None, None))
+        anchor = ANCHOR if self.log == LOG else OTHER_ANCHOR
+        keys = born or ((TOKEN, anchor) if self.version < 0 else (None, None))
         return self.add(boot, [change, *keys], part=boot.part)
 
 
@@ -205,13 +216,13 @@ def hexed(value: Any) -> Any:
 def parts() -> list[dict[str, Any]]:
     """Each construction by itself."""
     boot_key, previous = bytes(range(64, 96)), bytes(range(96, 128))
-    chain, boot = Chain(), Boot(1)
+    chain, boot = Chain(PLAIN_LOG), Boot(1)
     boot.key, boot.counter = boot_key, 9
     boot.record = expand(boot_key, b"state/1 record")
     chain.digest, chain.version = previous, 6
     change = [[["colour", b"red"], ["size", None]], [], [], 0]
     entry = chain.add(boot, change)
-    keys = {"boot_key": boot_key, "log_id": LOG, "previous": previous}
+    keys = {"boot_key": boot_key, "log_id": PLAIN_LOG, "previous": previous}
     record = {
         "id": "state/change",
         "spec": "STATE-1",
@@ -233,12 +244,12 @@ def parts() -> list[dict[str, Any]]:
         return {**case, **keys, "record": data}
 
     def remade(encoded: bytes, **options: Any) -> bytes:
-        other = Chain()
+        other = Chain(PLAIN_LOG)
         other.digest, other.version = previous, 6
         return other.add(boot, None, plain=padded(encoded, **options))
 
     encoded = pack(change)
-    wrapping = Boot(2)
+    wrapping = Boot(2, log=PLAIN_LOG)
     head = struct.pack(">Q", 7) + b"\1" * 16 + chain.digest
     k_context = expand(TOKEN, b"state/1 context key")
     label = b"state/1 context"
@@ -246,8 +257,8 @@ def parts() -> list[dict[str, Any]]:
     def tag(key: bytes, *said: bytes) -> bytes:
         return hashlib.blake2b(b"".join(said), key=key, digest_size=16).digest()
 
-    good = tag(k_context, label, LOG, IDENTITY, head)
-    context = {"log_id": LOG, "identity": IDENTITY, "token_key": TOKEN}
+    good = tag(k_context, label, PLAIN_LOG, IDENTITY, head)
+    context = {"log_id": PLAIN_LOG, "identity": IDENTITY, "token_key": TOKEN}
 
     def presented(name: str, comment: str, expect: str, data: bytes) -> dict[str, Any]:
         case = {"id": f"state/context-{name}", "spec": "STATE-20", "comment": comment, "expect": expect}
@@ -270,7 +281,7 @@ def parts() -> list[dict[str, Any]]:
             "signature": signature,
         }
 
-    plain_statement: dict[str, Any] = {"version": 1, "log_id": LOG, "state_version": 7, "boot": b"\1" * 16}
+    plain_statement: dict[str, Any] = {"version": 1, "log_id": PLAIN_LOG, "state_version": 7, "boot": b"\1" * 16}
     plain_statement |= {"digest": chain.digest, "refused_version": None, "refused_boot": None, "refused_digest": None}
     refusal = {**plain_statement, "refused_version": 9, "refused_boot": b"\2" * 16, "refused_digest": bytes(32)}
     return [
@@ -295,7 +306,7 @@ def parts() -> list[dict[str, Any]]:
             "comment": "A boot key under a sealing key, and all 162 bytes.",
             "expect": "ok",
             "sealing_key": SEALING,
-            "log_id": LOG,
+            "log_id": PLAIN_LOG,
             "bundle_id": BUNDLE,
             "level": LEVEL,
             "boot": wrapping.id,
@@ -315,9 +326,9 @@ def parts() -> list[dict[str, Any]]:
         presented("tag", "Last bit changed.", "context", flip(head + good, -1)),
         presented("later", "Another version.", "context", flip(head + good, 7)),
         presented("short", "One byte missing.", "context", (head + good)[:-1]),
-        presented("client", "Another client's.", "context", head + tag(k_context, label, LOG, bytes(32), head)),
+        presented("client", "Another client's.", "context", head + tag(k_context, label, PLAIN_LOG, bytes(32), head)),
         presented("log", "Another log's.", "context", head + tag(k_context, label, OTHER_LOG, IDENTITY, head)),
-        presented("label", "Made for another use.", "context", head + tag(k_context, b"", LOG, IDENTITY, head)),
+        presented("label", "Made for another use.", "context", head + tag(k_context, b"", PLAIN_LOG, IDENTITY, head)),
         {
             "id": "state/mark",
             "spec": "STATE-20",
@@ -333,7 +344,7 @@ def parts() -> list[dict[str, Any]]:
         statement("purpose", "Signed under another purpose.", "signature", plain_statement, purpose=b"app"),
         statement("half", "Names two parts of three.", "format", {**refusal, "refused_digest": None}),
         statement("version-2", "Of another version.", "format", {**plain_statement, "version": 2}),
-        statement("log-id", "A log id of 31 bytes.", "format", {**plain_statement, "log_id": LOG[1:]}),
+        statement("log-id", "A log id of 31 bytes.", "format", {**plain_statement, "log_id": PLAIN_LOG[1:]}),
         statement("boot", "A boot of 17 bytes.", "format", {**plain_statement, "boot": b"\1" * 17}),
         statement("digest", "A digest of 33 bytes.", "format", {**refusal, "refused_digest": bytes(33)}),
         statement("more", "Bytes behind.", "format", {}, said=pack(plain_statement) + b"\0"),
@@ -482,6 +493,9 @@ def logs() -> list[dict[str, Any]]:
     refused("no-token", "STATE-8", "The first record without a token key.", begun(born=(None, ANCHOR)))
     refused("short-token", "STATE-8", "A token key of 31 bytes.", begun(born=(TOKEN[1:], ANCHOR)))
     refused("no-anchor", "STATE-8", "The first record without an anchor seed.", begun(born=(TOKEN, None)))
+    refused(
+        "other-anchor", "STATE-8", "An anchor seed that the log id does not name.", begun(born=(TOKEN, OTHER_ANCHOR))
+    )
     later = chain.copy()
     later.boot(Boot(3), born=(TOKEN, ANCHOR))
     refused("born-twice", "STATE-8", "Later keys.", entries(*later.entries))
@@ -540,6 +554,9 @@ def logs() -> list[dict[str, Any]]:
     refused("table-boot", "STATE-24", "Its last boot is not the manifest's.", with_snapshot(table_of=table((first, 0))))
     refused("manifest-token", "STATE-8", "No token key.", with_snapshot(token=b""))
     refused("manifest-anchor", "STATE-8", "An anchor seed of 31 bytes.", with_snapshot(anchor=ANCHOR[1:]))
+    refused(
+        "manifest-other", "STATE-8", "An anchor seed that the id does not name.", with_snapshot(anchor=OTHER_ANCHOR)
+    )
     refused("manifest-digest", "STATE-5", "A digest of 31 bytes.", with_snapshot(digest=chain.digest[1:]))
     return made
 

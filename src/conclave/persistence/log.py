@@ -59,8 +59,6 @@ class Log:
         self._context_key = MacKey(self._token.expand(LABEL_CONTEXT_KEY))
         self.marks = MacKey(self._token.expand(LABEL_MARK_KEY))
         self.log_id = log_id_of(self.anchor.public)
-        if past.log_id not in (b"", self.log_id):
-            raise StateError("the key that is born with this log is not the one that its id names")
         self.boot = random_bytes(16)
         self.version, self.digest, self.floor = past.version, past.digest, past.floor
         self.history, self.table, self.rows = past.history, past.table, past.rows
@@ -132,7 +130,10 @@ class Log:
     def commit(self, change: Change) -> bytes:
         """Make a change, in memory, and the record of it. Raises as `record`."""
         entry = self.record(change)
+        # A change that is made in part, for want of memory, is no state that any record describes.
+        self._ready = False
         make_change(change, self.table, self.rows)
+        self._ready = True
         return entry
 
     def record(self, change: Change) -> bytes:
@@ -145,7 +146,7 @@ class Log:
         if not self._ready:
             raise StateError(_BROKEN)
         plain = pad(change)
-        # A change that is made in part, for want of memory, is no state that any record describes.
+        # What a seal that was broken off leaves behind, nobody knows.
         self._ready = False
         entry = self._seal(plain, b"")
         self.floor = max(self.floor, change.floor)
@@ -155,18 +156,26 @@ class Log:
     def snapshot(self) -> Iterator[bytes]:
         """The state in chunks, index 1 and up, then the manifest, index 0, which completes them.
 
-        It is of the version at which its first chunk is asked for, however many commits come between the others. Each
-        chunk is a small step. Given up in the middle, it costs nothing but the numbers of the counter.
+        It is of the version at which it is called, however many records come between the chunks; call it while all that
+        is in `table` and `rows` is in records. Each chunk is a small step. Given up in the middle, it costs nothing but
+        numbers of the counter.
 
         Raises:
-            StateError: as `commit`.
+            StateError: as `record`, also at a later step.
         """
         if not self._ready:
             raise StateError(_BROKEN)
+        chunks = self._chunks()
+        # From here on it holds the state of now, and lets go of it however it ends.
+        next(chunks)
+        return chunks
+
+    def _chunks(self) -> Iterator[bytes]:
         version, digest, floor, view = self.version, self.digest, self.floor, self.table.snapshot()
-        history, snapshot, index = self.history.encode(), random_bytes(16), 0
+        rows, history, snapshot, index = list(self.rows.items()), self.history.encode(), random_bytes(16), 0
         try:
-            for index, data in enumerate(divide(view.scan(), list(self.rows.items())), 1):
+            yield b""
+            for index, data in enumerate(divide(view.scan(), rows), 1):
                 yield self._chunk(pad(data), snapshot, index, version)
         finally:
             view.release()

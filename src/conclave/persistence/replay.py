@@ -17,6 +17,7 @@ from conclave.persistence.context import History
 from conclave.persistence.records import NO_DIGEST, Boot, Born, Change, Entry, Keys, digest_of, open_entry, parse_entry
 from conclave.persistence.snapshots import Chunk, Data, Manifest, open_chunk, parse_chunk
 from conclave.persistence.table import Table
+from conclave.persistence.witness import log_id_of
 
 # Of a bundle id and a revocation level, both only claimed: the sealing key that the TEE gives this enclave for them.
 SealingKeyOf = Callable[[bytes, int], Secret]
@@ -124,14 +125,13 @@ class Replay:
             raise StateError(f"a manifest was expected, and the host gave a chunk{_DAMAGED}")
         self._keys = keys = self._boot(chunk.boot, "the manifest")
         manifest: Manifest = self._opened(chunk, Manifest, keys, "the manifest")
-        keys_are_whole = len(manifest.token_key) == len(manifest.anchor_seed) == len(manifest.digest) == 32
         try:
             self.history = History.parse(manifest.history)
         except FormatError as error:
             raise StateError(f"the manifest{_OTHER} ({error})") from None
-        if not keys_are_whole or self.history.boot_of(chunk.version) != chunk.boot.boot:
+        if len(manifest.digest) != 32 or self.history.boot_of(chunk.version) != chunk.boot.boot:
             raise StateError(f"the manifest{_OTHER} (it does not hold what it must)")
-        self.token, self.anchor = Secret(manifest.token_key), SigningKey(manifest.anchor_seed)
+        self._born(manifest.token_key, manifest.anchor_seed, "the manifest")
         self.version, self.digest, self.floor = chunk.version, manifest.digest, manifest.floor
         try:
             self.table = Table.load(self._items(chunk, manifest.count, keys, source))
@@ -229,18 +229,18 @@ class Replay:
             ) from None
         except FormatError as error:
             raise StateError(f"the record of version {entry.version}{_OTHER} ({error})") from None
-        if isinstance(held, Born):
-            self._born(held)
+        if isinstance(held, Born) and self.version < 0:
+            self._born(held.token_key, held.anchor_seed, "the first record")
+        elif isinstance(held, Born) and (held.token_key, held.anchor_seed) != (None, None):
+            raise StateError(f"a later boot record{_OTHER} (it holds keys that are born with a log)")
         change = held.change if isinstance(held, Born) else held
         make_change(change, self.table, self.rows)
         self.floor = max(self.floor, change.floor)
 
-    def _born(self, held: Born) -> None:
-        keys = (held.token_key, held.anchor_seed)
-        if self.version >= 0:
-            if keys != (None, None):
-                raise StateError(f"a later boot record{_OTHER} (it holds keys that are born with a log)")
-            return
-        if any(key is None or len(key) != 32 for key in keys):
-            raise StateError(f"the first record{_OTHER} (it does not hold the keys that are born with a log)")
-        self.token, self.anchor = Secret(held.token_key or b""), SigningKey(held.anchor_seed or b"")
+    def _born(self, token_key: bytes | None, anchor_seed: bytes | None, name: str) -> None:
+        """Take over the keys that are born with a log, by one of which its id is made."""
+        if token_key is None or anchor_seed is None or not len(token_key) == len(anchor_seed) == 32:
+            raise StateError(f"{name}{_OTHER} (it does not hold the keys that are born with a log)")
+        self.token, self.anchor = Secret(token_key), SigningKey(anchor_seed)
+        if log_id_of(self.anchor.public) != self.log_id:
+            raise StateError(f"{name}{_OTHER} (the log's id names another key than it holds)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from tests._stored import BUNDLE, IDENTITY, LEVEL, OPTIONS, change, contents, new_log, restore, sealing_key, stored
@@ -16,6 +15,7 @@ from conclave.persistence import log as _log
 from conclave.persistence import records
 from conclave.persistence.log import Change, Log, What
 from conclave.persistence.records import Keys, parse_entry
+from conclave.persistence.replay import make_change
 from conclave.persistence.snapshots import CHUNK_CONTENT, parse_chunk
 from conclave.persistence.table import Table
 
@@ -32,7 +32,7 @@ def test_a_new_log_begins_with_its_boot_record() -> None:
     with pytest.raises(StateError, match="its boot record not made"):
         log.commit(Change())
     with pytest.raises(StateError, match="its boot record not made"):
-        next(log.snapshot())
+        log.snapshot()
     entry = parse_entry(log.boot_entry())
     assert (entry.version, entry.counter, log.version) == (0, 0, 0)
     assert entry.boot is not None
@@ -141,8 +141,9 @@ def test_a_change_in_part_ends_the_boot(monkeypatch: pytest.MonkeyPatch) -> None
         patch.setattr(Table, "apply", half)
         with pytest.raises(MemoryError):
             log.commit(change(2))
-    with pytest.raises(StateError, match="a commit of it was broken off"):
-        log.commit(change(3))
+    for go_on in (lambda: log.commit(change(3)), lambda: log.record(change(3)), log.snapshot):
+        with pytest.raises(StateError, match="a commit of it was broken off"):
+            go_on()
     assert before.version == 2
 
 
@@ -220,10 +221,9 @@ def test_a_snapshot_stays_where_it_began() -> None:
     entries.append(log.commit(Change(map=[(f"k{i}", bytes([i]) * big) for i in range(9)], mail=[(b"r", b"old")])))
     before = contents(log)
     snapshot = log.snapshot()
-    # Not when it is made, when it is begun.
-    chunks = [next(snapshot)]
+    chunks: list[bytes] = []
     later = [log.commit(Change(map=[(f"k{i}", None)], mail=[(b"r", b"%d" % i)], floor=5)) for i in range(8, 3, -1)]
-    chunks.append(next(snapshot))
+    chunks += [next(snapshot), next(snapshot)]
     later.append(log.commit(Change(map=[("k2a", b"between"), ("k0", b"changed")])))
     chunks += snapshot
     assert len({parse_chunk(data).snapshot for data in chunks}) == 1
@@ -237,8 +237,8 @@ def test_a_snapshot_that_is_given_up_keeps_nothing() -> None:
     log, _ = sealed(5)
     for finish in (False, True):
         snapshot = log.snapshot()
-        next(snapshot)
         assert log.table._readers
+        next(snapshot)
         if finish:
             list(snapshot)
         else:
@@ -388,6 +388,16 @@ def test_contexts_across_boots() -> None:
         old.check(told[1], IDENTITY)
 
 
+@pytest.mark.spec("STATE-1")
+def test_a_record_of_what_its_caller_changes() -> None:
+    log, entries = sealed(2)
+    made = change(2)
+    entries.append(log.record(made))
+    assert log.version == 3
+    make_change(made, log.table, log.rows)
+    assert contents(restore(entries)) == contents(log)
+
+
 def test_a_statement_says_where_the_log_is() -> None:
     log, _ = sealed(2)
     said = log.statement()
@@ -413,19 +423,18 @@ def test_marks_and_anchor_outlive_a_boot() -> None:
 
 
 @pytest.mark.spec("STATE-8")
-def test_a_log_id_names_the_key_that_is_born_with_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_id_names_the_key_that_is_born_with_the_log() -> None:
+    """Another one is refused in a first record, and in a manifest that gives one in exchange."""
     log, entries = sealed(2)
     assert log.log_id == _crypto.sha256(b"conclave/1 log" + log.anchor.public)
     assert restore(entries).log_id == log.log_id
-    run = _log.Replay.run
-
-    def with_another_key(past: _log.Replay, given: Any) -> None:
-        run(past, given)
-        past.anchor = _crypto.SigningKey.generate()
-
-    monkeypatch.setattr(_log.Replay, "run", with_another_key)
-    with pytest.raises(StateError, match="not the one that its id names"):
-        restore(entries)
+    log.anchor = _crypto.SigningKey.generate()
+    with pytest.raises(StateError, match="the log's id names another key than it holds"):
+        restore([], log.snapshot())
+    begun = Log.begin(**OPTIONS)
+    begun.anchor = log.anchor
+    with pytest.raises(StateError, match="the log's id names another key than it holds"):
+        restore([begun.boot_entry()])
 
 
 def test_a_changed_first_record_says_what_it_may_be() -> None:

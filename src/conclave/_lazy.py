@@ -16,12 +16,13 @@ def lazily(package: str, places: dict[str, str]) -> Callable[[str], Any]:
 
     Args:
         package: the package's `__name__`.
-        places: public name to the submodule that defines it.
+        places: public name to the submodule that defines it; beginning with a dot, to one of a
+            package beside this one.
     """
 
     def get(name: str) -> Any:
         if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{places[name]}"), name)
+        return getattr(import_module(f".{places[name]}", package), name)
 
     return get

@@ -6,6 +6,11 @@ sizes, never plaintext, keys or text that a peer supplied.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
 
 class Error(Exception):
     """Base of every error this package raises on purpose.
@@ -125,9 +130,17 @@ class StateError(Error):
 
 
 class RollbackError(StateError):
-    """The host presented an older or another history."""
+    """The host presented an older or another history.
+
+    `evidence`: what the enclave signed about it, as `conclave.client.SignedStatement`: none, one or two, each of
+    which others can verify by themselves.
+    """
 
     code = "rollback"
+
+    def __init__(self, message: str = "", *, evidence: tuple[Any, ...] = ()) -> None:
+        self.evidence = evidence
+        super().__init__(message)
 
 
 class LogReplaced(StateError):

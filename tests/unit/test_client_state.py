@@ -35,6 +35,7 @@ def request(sequence: int, body: bytes = b"body") -> Unanswered:
         envelope=b"",
         padding=None,
         boots=[bytes(32)],
+        logged=False,
     )
 
 

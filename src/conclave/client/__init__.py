@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from conclave.client.core import ReceivedMail, Resumed
     from conclave.client.identity import Identity
     from conclave.client.transport import AsyncMailTransport, MailTransport
+    from conclave.persistence.context import SignedStatement
 
 __all__ = [
     "AsyncClient",
@@ -33,6 +34,7 @@ __all__ = [
     "Padding",
     "ReceivedMail",
     "Resumed",
+    "SignedStatement",
     "Stream",
     "buckets",
     "fixed",
@@ -53,6 +55,7 @@ __getattr__ = lazily(
         "MailTransport": "transport",
         "ReceivedMail": "core",
         "Resumed": "core",
+        "SignedStatement": ".persistence.context",
         "Stream": "_streams",
     },
 )

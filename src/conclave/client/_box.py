@@ -18,6 +18,7 @@ from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey
 from conclave._mailheader import parse_post
 from conclave.attestation import InstanceClaims
+from conclave.client._log import history_id
 from conclave.errors import (
     AppraisalError,
     ExpiredError,
@@ -125,9 +126,9 @@ class Box:
         self._open[line].discard(number)
         self._seen[line].add(number)
 
-    def received_below(self, boot: bytes, topic: str) -> int:
-        """All mails of that boot and topic with a lower number are done with."""
-        window = self._seen.get((boot, topic))
+    def received_below(self, history: bytes, topic: str) -> int:
+        """All mails of that boot or log and topic with a lower number are done with."""
+        window = self._seen.get((history, topic))
         return 0 if window is None else window.below
 
 
@@ -168,6 +169,7 @@ class Collector:
         ask: Ask,
         sender: Callable[[bytes], Steps[InstanceClaims]],
         host: Callable[[], int] = lambda: 0,
+        learn: Callable[[InstanceClaims, bytes], None] = lambda _claims, _context: None,
     ) -> None:
         """Nothing is fetched yet.
 
@@ -176,6 +178,7 @@ class Collector:
             sender: gives the verified claims with that digest. Raises TransportError where
                 the host does not give them now, other errors where they are refused.
             host: number of the host that is asked now: each has boxes of its own.
+            learn: is told whose mail brought which state context. It may raise RollbackError.
         """
         self.box = box
         self.refused = 0
@@ -183,6 +186,7 @@ class Collector:
         self._ask = ask
         self._sender = sender
         self._host = host
+        self._learn = learn
         self._asked = host()
         self._claimed = False
         self._place = 0
@@ -321,11 +325,12 @@ class Collector:
             # Whatever the host put there: an error would let it end a poll with one byte.
             self.refused += 1
             return True
-        line = (claims.boot_nonce, post.topic)
+        line = (history_id(claims), post.topic)
         if self.box.receive(line, post.number, post.acknowledged):
             self._waiting.setdefault(post.topic, []).append(_Arrived(number, line, post))
         else:
             self.refused += number > self._again
+        self._learn(claims, post.context)
         return True
 
     def _claims(self, digest: bytes) -> Steps[InstanceClaims]:

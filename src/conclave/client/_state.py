@@ -17,12 +17,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from conclave import _codec, _crypto
 from conclave.client.identity import Identity
 from conclave.errors import DecryptionError, FormatError, StateError, VerificationError, WrongKeyError
 from conclave.mail.conversation import Pending
 
-MAGIC: Final = b"conclave-state-2"
+MAGIC: Final = b"conclave-state-3"
+# Before there were logs. Read, and replaced.
+_MAGIC_2: Final = b"conclave-state-2"
 LABEL: Final = b"conclave/1 client state"
 _HEADER_SIZE: Final = len(MAGIC) + 16
 _SIZE: Final = 8
@@ -39,8 +43,10 @@ class Unanswered(_codec.Record, frozen=True):
     """One request that left, or was about to, and whose last reply did not come.
 
     Attributes:
-        boots: nonces of the boots it may have reached; `strand` and `sequence` are of the last.
+        boots: nonces of the boots, or ids of the logs, that it may have reached; `strand` and
+            `sequence` are of the last.
         padding: the text form of its own padding; None for the client's.
+        logged: the last of them is a log.
     """
 
     topic: str
@@ -52,6 +58,7 @@ class Unanswered(_codec.Record, frozen=True):
     envelope: bytes
     padding: str | None
     boots: list[bytes]
+    logged: bool
 
     @property
     def key(self) -> Key:
@@ -65,8 +72,41 @@ class _Change(_codec.Record, frozen=True):
     claims_digest: bytes | None = None
     reference: int | None = None
     box: bytes | None = None
+    log: bytes | None = None
+    context: bytes | None = None
+    statement: bytes | None = None
     sent: tuple[Unanswered, ...] = ()
     done: tuple[Key, ...] = ()
+
+
+class _Unanswered2(_codec.Record, frozen=True):
+    """`Unanswered` of version 2."""
+
+    topic: str
+    strand: int
+    sequence: int
+    kind: int
+    flags: int
+    body: bytes
+    envelope: bytes
+    padding: str | None
+    boots: list[bytes]
+
+
+class _Change2(_codec.Record, frozen=True):
+    """`_Change` of version 2."""
+
+    claims_digest: bytes | None
+    reference: int | None
+    box: bytes | None
+    sent: tuple[_Unanswered2, ...]
+    done: tuple[Key, ...]
+
+    def now(self) -> _Change:
+        """The same in today's form."""
+        fields = msgspec.structs.asdict(self)
+        sent = tuple(Unanswered(**msgspec.structs.asdict(item), logged=False) for item in self.sent)
+        return _Change(**{**fields, "sent": sent})
 
 
 class ClientState:
@@ -77,6 +117,9 @@ class ClientState:
         left: those that earlier processes left.
         claims_digest: of the instance verified last; empty at first.
         box: what receives posted mail, as its own bytes; empty if there is none.
+        log: id of the log that is pinned; empty if there is none.
+        context: the newest state context of it. Set it: it goes along with the next record.
+        statement: the newest signed statement on it, as its own bytes.
     """
 
     def __init__(self, path: str | os.PathLike[str], identity: Identity, *, durable: bool = False) -> None:
@@ -98,6 +141,10 @@ class ClientState:
         self.claims_digest = b""
         self.reference = 0
         self.box = b""
+        self.log = b""
+        self.context = b""
+        self.statement = b""
+        self._noted = b""
         self.unanswered: dict[Key, Unanswered] = {}
         self._file = -1
         self._lock = self._take_lock()
@@ -130,6 +177,7 @@ class ClientState:
                 envelope=item.envelope,
                 padding=None if item.padding is None else str(item.padding),
                 boots=list(item.boots),
+                logged=item.logged,
             )
             for item in items
         )
@@ -174,8 +222,25 @@ class ClientState:
         self._write(_Change(box=box))
         self.box = box
 
+    def pin(self, log: bytes) -> None:
+        """Note the log; of any other one nothing is kept.
+
+        What cannot be written is pinned anew after a restart: nothing is sent before something could be written.
+        """
+        self.log, self.context, self.statement = log, b"", b""
+        with suppress(StateError):
+            self._write(_Change(log=log, context=b"", statement=b""))
+
+    def keep_statement(self, statement: bytes) -> None:
+        """Note what the enclave signed. Raises StateError."""
+        self._write(_Change(statement=statement))
+        self.statement = statement
+
     def close(self) -> None:
         """Let another process have it."""
+        if self._file >= 0 and self.context != self._noted:
+            with suppress(StateError):
+                self._write(_Change())
         for descriptor in (self._file, self._lock):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -206,7 +271,8 @@ class ClientState:
         except FileNotFoundError:
             return
         header = bytes(data[:_HEADER_SIZE])
-        if not header.startswith(MAGIC):
+        old = header.startswith(_MAGIC_2)
+        if not old and not header.startswith(MAGIC):
             raise WrongKeyError("this file is no client state of a known version")
         at, count, tag = _HEADER_SIZE, 0, b""
         while at < len(data):
@@ -215,7 +281,10 @@ class ClientState:
             record = data[at + _SIZE : end]
             try:
                 plain = _crypto.open_record(self._secret, LABEL, record, _associated(header, count, tag))
-                change = _codec.decode(_Change, plain, max_size=MAX_RECORD, what="client state")
+                if old:
+                    change = _codec.decode(_Change2, plain, max_size=MAX_RECORD, what="client state").now()
+                else:
+                    change = _codec.decode(_Change, plain, max_size=MAX_RECORD, what="client state")
             except (DecryptionError, FormatError):
                 if count == 0:
                     break
@@ -240,6 +309,12 @@ class ClientState:
             self.reference = change.reference
         if change.box is not None:
             self.box = change.box
+        if change.log is not None:
+            self.log = change.log
+        if change.context is not None:
+            self.context = self._noted = change.context
+        if change.statement is not None:
+            self.statement = change.statement
         for key in change.done:
             self.unanswered.pop(key, None)
         self.unanswered.update((item.key, item) for item in change.sent)
@@ -255,6 +330,9 @@ class ClientState:
             claims_digest=self.claims_digest,
             reference=self.reference,
             box=self.box,
+            log=self.log,
+            context=self.context,
+            statement=self.statement,
             sent=tuple(self.unanswered.values()),
         )
         data = self._seal(everything, header, 0, b"")
@@ -278,10 +356,14 @@ class ClientState:
                 os.close(old)
         self._compact_at = self._end + max(_COMPACT_BYTES, self._end)
         self._header, self._count, self._tag = header, 1, data[-_crypto.TAG_SIZE :]
+        self._noted = self.context
 
     def _write(self, change: _Change) -> None:
         if self._file < 0:
             raise StateError("the client state is not open here: it was closed, or stays with the parent process")
+        context = self.context
+        if context != self._noted:
+            change = msgspec.structs.replace(change, context=context)
         try:
             if self._end > self._compact_at:
                 # Until this succeeds nothing is written: if it failed late, `_file` is one that has no name any more.
@@ -301,6 +383,7 @@ class ClientState:
             raise _trouble(error) from None
         self._end += len(data)
         self._count, self._tag = self._count + 1, data[-_crypto.TAG_SIZE :]
+        self._noted = context
 
 
 def _associated(header: bytes, count: int, tag: bytes) -> bytes:

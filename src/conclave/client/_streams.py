@@ -102,11 +102,9 @@ class Incoming:
             self.failure = CallError(failure.type, failure.message)
 
     def _head(self, mail: bytes) -> ChunkOpener:
-        session, counter = self._opened.session, self._opened.counter
+        session = self._opened.session
         with self._guard:
-            reply = session.decrypt(mail)
-            if not reply.outside or reply.answers != counter:
-                raise DecryptionError
+            reply = self._opened.head(mail)
             if reply.kind == ReplyKind.STREAM:
                 return session.stream_opener(int.from_bytes(mail[24:32], "big"))
             if reply.kind == ReplyKind.CLOSED:

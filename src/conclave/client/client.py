@@ -18,7 +18,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, NoReturn, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar, cast
 
 import httpx2
 
@@ -36,6 +36,7 @@ from conclave.client._http import (
     watched,
     watched_async,
 )
+from conclave.client._log import check_log_id
 from conclave.client._pace import ConstantRate, Pace, TaskTicker, ThreadTicker, Turn, paced
 from conclave.client._state import ClientState
 from conclave.client._streams import AsyncStream, Background, Source, Stream
@@ -44,6 +45,9 @@ from conclave.client.identity import Identity
 from conclave.errors import Error, FormatError, TransportError
 from conclave.mail.padding import Padding, padme
 from conclave.rpc.interface import Interface, interface_of
+
+if TYPE_CHECKING:
+    from conclave.persistence.context import SignedStatement
 
 E = TypeVar("E")
 T = TypeVar("T")
@@ -116,6 +120,7 @@ class _Base:
         on_event: Callable[[ClientEvent], None] | None = None,
         state: str | os.PathLike[str] | None = None,
         durable: bool = False,
+        accept_log: bytes | None = None,
     ) -> None:
         """Prepare a client; nothing is sent yet.
 
@@ -140,6 +145,8 @@ class _Base:
                 restarts, encrypted under the identity's key, which must be given too. One client at a time.
             durable: wait for the disk before each request leaves: then not even a loss of
                 power loses one; costs some milliseconds each.
+            accept_log: id of a log (32 bytes) that may take the place of the one that the saved state has
+                pinned; see the method of that name.
 
         Raises:
             FormatError: the constraint does not parse.
@@ -156,6 +163,7 @@ class _Base:
             raise ValueError(
                 "saved state is encrypted under the identity: give identity=, as from Identity.load_or_create"
             )
+        check_log_id(accept_log)
         self._timeout = timeout_seconds
         self._deadline = deadline_seconds
         self._on_event = on_event
@@ -173,6 +181,7 @@ class _Base:
                 hosts=Hosts(len(urls)),
                 box=box,
                 state=saved,
+                accept_log=accept_log,
             )
         except BaseException:
             if saved is not None:
@@ -245,6 +254,26 @@ class _Base:
     def refused_mails(self) -> int:
         """How many things the host passed off as the enclave's mail, or gave a second time."""
         return self._core.refused_mails
+
+    @property
+    def statement(self) -> SignedStatement | None:
+        """The newest that the enclave signed about its state; None of an enclave without, or before it was asked.
+
+        Others can verify it. Where two clients hold statements on one version of one log that differ, the host
+        showed them two histories.
+        """
+        return self._core.log.statement
+
+    def accept_log(self, log_id: bytes) -> None:
+        """Consent to go on with an enclave that has another log than the one this client knew.
+
+        Nothing that was sent to the old log is sent to the new one: what is unanswered fails with unknown outcome.
+
+        Args:
+            log_id: `LogReplaced.new`, once its operator could say what became of the old one. Exactly this log is
+                accepted; a host that shows yet another one raises `LogReplaced` again.
+        """
+        self._core.accept_log(log_id)
 
     @property
     def instance(self) -> AttestationResult:
@@ -484,9 +513,10 @@ class Client(_Base):
     def resume(self, *, timeout_seconds: float | None = None) -> list[Resumed]:
         """Repeat what an earlier process with the same saved state left without an answer.
 
-        In the same boot under the same numbers: what the enclave had already taken is
-        answered from its memory, not run again. In another boot, as new requests; calls that
-        are not retried fail instead.
+        In the same boot, or in any boot of the same log, under the same numbers: what the enclave had
+        already done is answered from its memory, not run again. In another boot of an enclave
+        without a log, as new requests; calls that are not retried fail instead. What was sent to
+        a log that was replaced fails.
 
         Returns:
             What became of each, in their order. They are forgotten with that.

@@ -4,7 +4,7 @@ Runs at the relying party. The host is the adversary: everything it says is
 verified or decrypted before it counts, and its errors are only hints to try
 again. The synchronous and the asynchronous client drive the same code.
 
-Spec: spec/claims.md section 4, spec/mail.md section 6, spec/http.md.
+Spec: spec/claims.md section 4, spec/mail.md sections 6 and 13, spec/http.md.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from conclave import _codec, _crypto
@@ -22,13 +23,16 @@ from conclave.attestation import AttestationResult, Constraint, InstanceClaims, 
 from conclave.attestation.reference import built_in
 from conclave.client._box import Box, Collector
 from conclave.client._hosts import Hosts, delay_seconds
+from conclave.client._log import KnownLog, check_log_id, history_id
 from conclave.client.identity import Identity
 from conclave.errors import (
     AppraisalError,
     BindingError,
     CallError,
+    DecryptionError,
     Error,
     FormatError,
+    LogReplaced,
     MailError,
     OverloadedError,
     SequenceError,
@@ -38,6 +42,7 @@ from conclave.errors import (
 )
 from conclave.mail import ClientSession, Conversation, Pending, Reply, ReplyKind, RequestKind, padme
 from conclave.mail._wire import MARK_SHIFT, strand_mark
+from conclave.mail.contexts import check_echo
 from conclave.mail.padding import Padding
 from conclave.mail.stream import ChunkSealer
 from conclave.rpc.interface import CallFailure, Interface, decode_call, decode_result, encode_call
@@ -190,6 +195,7 @@ class Opened:
     Attributes:
         counter: of its mail, which names it.
         sealer: encrypts the upload.
+        head: decrypts what answers the call. Raises FormatError, DecryptionError, RollbackError, StateError.
         host: where it goes, with all that follows.
         closed: to be told if the enclave gave up the strand, and after how many requests.
     """
@@ -198,6 +204,7 @@ class Opened:
     mail: bytes
     counter: int
     sealer: ChunkSealer
+    head: Callable[[bytes], Reply]
     host: int
     closed: Callable[[int], None]
 
@@ -205,8 +212,8 @@ class Opened:
 class _Topic:
     __slots__ = ("conversation", "left", "strand")
 
-    def __init__(self, strand: int) -> None:
-        self.conversation = Conversation()
+    def __init__(self, strand: int, heard: Callable[[Reply], None]) -> None:
+        self.conversation = Conversation(heard)
         self.strand = strand
         # What an earlier process left in this strand.
         self.left: list[Pending] = []
@@ -226,6 +233,7 @@ class ClientCore:
         hosts: Hosts | None = None,
         box: Box | None = None,
         state: ClientState | None = None,
+        accept_log: bytes | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -243,6 +251,9 @@ class ClientCore:
         self._topics: dict[str, _Topic] = {}
         self.hosts = hosts or Hosts()
         self.state = state
+        self.log = KnownLog(state, accept_log)
+        # Of the instance that was verified last, for whoever shall verify what it signed.
+        self._info = b""
         self._resuming: list[tuple[str, _Topic]] = []
         if state is not None:
             state.accept_reference((reference or built_in()).number)
@@ -259,6 +270,7 @@ class ClientCore:
             ask=self._ask,
             sender=self._sender,
             host=lambda: self.hosts.current,
+            learn=self._learn,
         )
         self._senders: dict[bytes, AttestationResult] = {}
         # Topics whose mail was received, of which the enclave was not told yet.
@@ -268,7 +280,7 @@ class ClientCore:
     @property
     def refused_mails(self) -> int:
         """How often the host passed off something else as mail of the enclave, or gave posted mail again."""
-        return self._refused + self._collector.refused
+        return self._refused + self._collector.refused + self.log.refused
 
     # Instance ------------------------------------------------------------------------
 
@@ -278,6 +290,7 @@ class ClientCore:
         Raises:
             TransportError: the host does not answer.
             FormatError, VerificationError, AppraisalError: do not use it.
+            LogReplaced: it has another log than the one that is pinned.
         """
         for remaining in range(self.hosts.count, 0, -1):
             self._asked += 1
@@ -285,6 +298,7 @@ class ClientCore:
             host, answer = yield from self._get_info()
             try:
                 result = verify_instance(answer.body, self.constraint, now=self._now(), reference=self._reference)
+                self.log.admit(result.claims)
                 break
             except Error as error:
                 if remaining == 1:
@@ -298,20 +312,39 @@ class ClientCore:
             # gone: going back to it would count the channels of its successor twice.
             return self.instance
         self._told = turn
-        old, self.instance = self.instance, result
+        old, self.instance, self._info = self.instance, result, answer.body
+        self.log.pin(result.claims)
         if old is not None and old.claims_digest != result.claims_digest:
-            new_boot = old.claims.boot_nonce != result.claims.boot_nonce
+            new_boot = history_id(old.claims) != history_id(result.claims)
             for name, topic in [*self._topics.items(), *self._resuming]:
                 if topic.conversation.session is not None:
                     self._open(name, topic, new_boot=new_boot)
         return result
 
-    def _is_stale(self) -> bool:
-        """Whether nothing was verified yet, or what was is no longer vouched for.
+    def _ready(self) -> Steps[None]:
+        """Verify if nothing was verified yet, or if what was is no longer to be relied on.
 
         A platform that the vendor revoked in the meantime is noticed when its endorsements end.
+
+        Raises:
+            RollbackError: the boot that runs was caught before with another history.
         """
-        return self.instance is None or self._now() > self.instance.evidence.valid_until
+        stale = self.instance is None or self._now() > self.instance.evidence.valid_until
+        if stale or self.log.broken:
+            yield from self.verify()
+            self.log.demand()
+
+    def accept_log(self, log_id: bytes) -> None:
+        """Consent to go on with an enclave that has this log in place of the pinned one, or none (zeros)."""
+        self.log.accepted = check_log_id(log_id)
+
+    def _heard(self, reply: Reply) -> None:
+        assert self.instance is not None
+        self.log.hear(self.instance, self._info, reply)
+
+    def _learn(self, claims: InstanceClaims, context: bytes) -> None:
+        if context and self.instance is not None:
+            self.log.watch(self.instance, lambda: self.log.learn(claims, context))
 
     def _get_info(self) -> Steps[tuple[int, Answer]]:
         # An enclave that starts again deserves more patience than an address where nobody is.
@@ -376,23 +409,31 @@ class ClientCore:
             reply_key=self.box.reply_key.public,
             topic=name,
             log_id=self.instance.claims.log_id,
+            contexts=self.log.contexts,
             padding=self._padding,
             strand=topic.strand,
         )
 
     def _move(self, conversation: Conversation) -> None:
-        """Keep of what waits what the present boot may be given: a call that it had under
+        """Keep of what waits what the present boot or log may be given: a call that it had under
         another number could run there twice (MAIL-52)."""
         assert self.instance is not None
-        boot = self.instance.claims.boot_nonce
+        history, logged = history_id(self.instance.claims), self.instance.claims.log_id is not None
         for item in conversation.waiting():
-            if item.flags:
+            if item.logged:
+                # It was meant for those who have that state, and may be in it.
+                item.failed = TransportError(
+                    "the enclave's log was replaced before it answered: the outcome is unknown, and the new one gets "
+                    "nothing that was sent to the old one"
+                )
+            elif item.flags:
                 item.failed = TransportError(
                     "the enclave restarted, or another host took over, before it answered, and this call is not retried"
                 )
-            elif boot in item.boots:
+            elif history in item.boots:
                 item.failed = TransportError("this boot had the call before another one did: the outcome is unknown")
-            item.boots.append(boot)
+            item.boots.append(history)
+            item.logged = item.logged or logged
             if item.failed is not None or item.abandoned:
                 conversation.forget(item)
                 self._settle(item)
@@ -413,7 +454,7 @@ class ClientCore:
     def _topic(self, name: str) -> _Topic:
         topic = self._topics.get(name)
         if topic is None:
-            topic = _Topic(self._new_strand())
+            topic = _Topic(self._new_strand(), self._heard)
             self._open(name, topic, new_boot=False)
             self._topics[name] = topic
         elif topic.conversation.session is None or not topic.conversation.session.usable:
@@ -427,8 +468,7 @@ class ClientCore:
             SignatureError: somebody else answered.
             TransportError: nobody did.
         """
-        if self._is_stale():
-            yield from self.verify()
+        yield from self._ready()
         assert self.instance is not None
         nonce = _crypto.random_bytes(32)
         answer = yield Exchange("POST", "/challenge", nonce, host=self.hosts.current)
@@ -499,11 +539,31 @@ class ClientCore:
         if self.only_topic is not None:
             raise ValueError("a stream cannot be hidden in mails at a constant rate; use a client without pace for it")
         body = encode_call(name, arguments)
-        if self._is_stale():
-            yield from self.verify()
-        place = self._topic(topic)
-        opened = place.conversation.open_stream(body, upload=upload, padding=padding)
-        return Opened(*opened, self.hosts.current, lambda taken: self._close(topic, place, taken))
+        yield from self._ready()
+        place, instance, info = self._topic(topic), self.instance, self._info
+        assert instance is not None
+        assert place.conversation.session is not None
+        shown = place.conversation.session.version
+        session, mail, counter, sealer = place.conversation.open_stream(body, upload=upload, padding=padding)
+
+        def decrypt(data: bytes) -> Reply:
+            reply = session.decrypt(data)
+            if reply.kind == ReplyKind.HALTED:
+                self.log.hear(instance, info, reply)
+            if not reply.outside or reply.answers != counter:
+                raise DecryptionError
+            check_echo(reply, shown)
+            if reply.kind == ReplyKind.CONTEXT:
+                raise _bad_context()
+            return reply
+
+        def closed(taken: int) -> None:
+            self._close(topic, place, taken)
+
+        def head(data: bytes) -> Reply:
+            return self.log.watch(instance, lambda: decrypt(data))
+
+        return Opened(session, mail, counter, sealer, head, self.hosts.current, closed)
 
     def stream_refused(self, status: int, *, topic: str) -> Steps[StreamError]:
         """The error of a stream call that the host refused; what comes after it finds the new instance."""
@@ -524,13 +584,13 @@ class ClientCore:
             if topic != self.only_topic or envelope:
                 raise ValueError("at a constant rate mails have the one topic of the rate, and no envelope")
             padding = None
-        if self._is_stale():
-            yield from self.verify()
+        yield from self._ready()
         place = self._topic(topic)
         conversation = place.conversation
         assert self.instance is not None
         item = conversation.add(kind, body, envelope=envelope, flags=0 if retry else 1, padding=padding)
-        item.boots.append(self.instance.claims.boot_nonce)
+        item.boots.append(history_id(self.instance.claims))
+        item.logged = self.instance.claims.log_id is not None
         try:
             self._save(topic, place, [item])
         except StateError:
@@ -546,8 +606,7 @@ class ClientCore:
 
     def cover(self) -> Steps[None]:
         """Send a mail that means nothing, in the steps in which a call is sent (MAIL-42)."""
-        if self._is_stale():
-            yield from self.verify()
+        yield from self._ready()
         assert self.only_topic is not None
         place = self._topic(self.only_topic)
         item = place.conversation.cover()
@@ -586,6 +645,8 @@ class ClientCore:
                     yield self._pause(attempt)
                     yield from self._catch_up(conversation, item)
                     continue
+                if refused.kind == ReplyKind.CONTEXT:
+                    raise _bad_context()
                 if refused.kind == ReplyKind.NOT_ADMITTED:
                     raise CallError("NotAdmitted", "the enclave does not admit this sender")
                 raise OverloadedError("the enclave holds too many unacknowledged replies of this channel")
@@ -605,6 +666,7 @@ class ClientCore:
     def _recover(self, topic: str, place: _Topic, item: Pending, answer: Answer) -> Steps[None]:
         conversation, session = place.conversation, place.conversation.session
         yield from self.verify()
+        self.log.demand()
         if item.failed is not None:
             raise item.failed
         if conversation.session is session and answer.status in (409, 422):
@@ -619,9 +681,10 @@ class ClientCore:
         return answer
 
     def _take(self, conversation: Conversation, body: bytes) -> None:
+        assert self.instance is not None
         for mail in split_mails(body):
             try:
-                item = conversation.receive(mail)
+                item = self.log.watch(self.instance, partial(conversation.receive, mail))
                 if item is not None and item.done:
                     self._settle(item)
             except (FormatError, MailError):
@@ -670,8 +733,7 @@ class ClientCore:
 
     def acknowledge(self, *, topic: str) -> Steps[None]:
         """What was handed out on a topic is done with: enclave and host need to keep it no more."""
-        if self._is_stale():
-            yield from self.verify()
+        yield from self._ready()
         if (yield from self._collector.settle(topic)):
             self._owed.add(topic)
             if self.state is not None:
@@ -691,7 +753,7 @@ class ClientCore:
             assert self.instance is not None
             place = self._topic(topic)
             conversation, session = place.conversation, place.conversation.session
-            conversation.posted = self.box.received_below(self.instance.claims.boot_nonce, topic)
+            conversation.posted = self.box.received_below(history_id(self.instance.claims), topic)
             acknowledgement = conversation.acknowledgement()
             answer = yield Exchange("POST", "/mail", acknowledgement, mails=True, host=self.hosts.current)
             if answer.status == 200:
@@ -702,6 +764,8 @@ class ClientCore:
                 return
             try:
                 yield from self.verify()
+            except LogReplaced:
+                raise
             except Error:
                 # Mail of earlier boots is good all the same. Who calls is told.
                 return
@@ -748,8 +812,7 @@ class ClientCore:
             return []
         if self.only_topic is not None:
             raise ValueError("a constant rate does not hide what earlier processes left; resume it without pace")
-        if self._is_stale():
-            yield from self.verify()
+        yield from self._ready()
         work = [(name, place, item) for name, place in self._restore() for item in place.left]
         try:
             outcomes = []
@@ -770,15 +833,16 @@ class ClientCore:
         assert self.instance is not None
         places: dict[tuple[str, int, bytes], _Topic] = {}
         for left in self.state.left:
-            place = places.setdefault((left.topic, left.strand, left.boots[-1]), _Topic(left.strand))
+            place = places.setdefault((left.topic, left.strand, left.boots[-1]), _Topic(left.strand, self._heard))
             padding = None if left.padding is None else Padding.parse(left.padding)
             item = Pending(left.kind, left.flags, left.body, left.envelope, left.sequence, padding=padding)
             item.boots, item.saved, item.resumed = list(left.boots), left.key, True
+            item.logged = left.logged
             place.left.append(item)
         self._resuming = []
-        for (name, _, boot), place in places.items():
+        for (name, _, history), place in places.items():
             place.conversation.restore(place.left)
-            if boot == self.instance.claims.boot_nonce:
+            if history == history_id(self.instance.claims):
                 place.conversation.use(self._session(name, place), new_boot=False)
             else:
                 self._open(name, place, new_boot=True)
@@ -829,6 +893,13 @@ def _raise_failure(reply: Reply) -> None:
     if reply.kind == ReplyKind.CALL_ERROR:
         failure = _codec.decode(CallFailure, reply.body, max_size=65536, what="call error")
         raise CallError(failure.type, failure.message)
+
+
+def _bad_context() -> StateError:
+    return StateError(
+        "the enclave's log never gave this client the state context that it showed: its saved state was made under "
+        "another identity, or the enclave is at fault; begin with a saved state of its own"
+    )
 
 
 def _times(attempts: int) -> str:

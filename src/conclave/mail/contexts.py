@@ -13,7 +13,7 @@ from bisect import bisect_left
 from typing import Final
 
 from conclave.errors import FormatError, RollbackError
-from conclave.mail._wire import CONTEXT_SIZE, NO_CONTEXT, version_of
+from conclave.mail._wire import BARE, CONTEXT_SIZE, NO_CONTEXT, Reply, version_of
 
 # Version, boot and digest; what follows is the tag, which is the log's own business.
 _SAID: Final = 56
@@ -110,6 +110,21 @@ class Contexts:
 
 def _boot_of(context: bytes) -> bytes:
     return context[8:24]
+
+
+def check_echo(reply: Reply, shown: int) -> None:
+    """Check a reply against the version that the request it answers had shown.
+
+    Raises:
+        RollbackError: it answers what was shown with something else, or with an older state.
+    """
+    if reply.kind in BARE:
+        return
+    if reply.echo != shown or (reply.context and version_of(reply.context) < shown):
+        raise RollbackError(
+            f"the enclave's state went back: this client had shown it version {shown}, and the answer is of version "
+            f"{version_of(reply.context)}, to one that showed {reply.echo}. Rely on nothing that it says now"
+        )
 
 
 class VersionOrder:

@@ -8,11 +8,13 @@ Spec: spec/mail.md section 6.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from conclave._mailheader import NONE, address_of
 from conclave.errors import DecryptionError, Error
 from conclave.mail._wire import FLAG_UPLOAD, Reply, ReplyKind, Request, RequestKind
+from conclave.mail.contexts import check_echo
 from conclave.mail.padding import Padding
 from conclave.mail.session import ClientSession
 from conclave.mail.stream import ChunkSealer
@@ -31,8 +33,10 @@ class Pending:
             because later requests are ordered behind it.
         refused: an authentic reply that ends this attempt without an answer.
         failed: why it will never be sent again.
-        boots: nonces of the boots it may have reached: none gets it under a second
-            number (MAIL-52).
+        boots: nonces of the boots, or ids of the logs, that it may have reached: none gets it under
+            a second number (MAIL-52).
+        logged: the last of them is a log: no other one gets it.
+        shown: the version of the state context that it has in the present session.
         saved: strand and sequence under which saved state knows it.
         resumed: an earlier process sent it.
     """
@@ -52,13 +56,21 @@ class Pending:
     saved: tuple[int, int] | None = None
     resumed: bool = False
     padding: Padding | None = None
+    logged: bool = False
+    shown: int = 0
 
 
 class Conversation:
     """One channel at the client: (enclave, own identity, topic, strand)."""
 
-    def __init__(self) -> None:
+    def __init__(self, heard: Callable[[Reply], None] = lambda _reply: None) -> None:
+        """Nothing was said yet.
+
+        Args:
+            heard: is told what the enclave signed about its state, whatever that came with.
+        """
         self.session: ClientSession | None = None
+        self._heard = heard
         # Posted mails of this boot with a lower number were received.
         self.posted = 0
         self._next = 0
@@ -106,6 +118,7 @@ class Conversation:
     def _encrypt(self, item: Pending) -> bytes:
         if self.session is None:
             raise RuntimeError("no session yet")
+        item.shown = self.session.version
         return self.session.encrypt(
             Request(
                 item.kind,
@@ -185,7 +198,7 @@ class Conversation:
     def open_stream(
         self, body: bytes, *, upload: bool, padding: Padding | None = None
     ) -> tuple[ClientSession, bytes, int, ChunkSealer]:
-        """Encrypt a stream call, which takes no place in the order."""
+        """Encrypt a stream call, which takes no place in the order; its head echoes `session.version` of now."""
         if self.session is None:
             raise RuntimeError("no session yet")
         flags = FLAG_UPLOAD if upload else 0
@@ -200,19 +213,26 @@ class Conversation:
 
         Raises:
             FormatError, DecryptionError: not authentic, or a replay.
+            RollbackError: authentic, and of another history than this client saw.
         """
         if self.session is None:
             raise DecryptionError
         reply = self.session.decrypt(data)
+        if reply.kind in (ReplyKind.HALTED, ReplyKind.STATEMENT):
+            self._heard(reply)
+            return None
         if reply.outside:
             item = self._covers.get(reply.answers)
             if item is None:
                 # The host gave the head of a stream to whoever waits for something else.
                 raise DecryptionError
+            check_echo(reply, item.shown)
             item.done = reply.kind == ReplyKind.COVER
             item.refused = None if item.done else reply
             return item
         item = self._pending.get(reply.answers)
+        if item is not None:
+            check_echo(reply, item.shown)
         if reply.sequence == NONE:
             if item is not None:
                 item.refused = reply

@@ -134,6 +134,7 @@ PEER_MODULES: Final = (
     "client/__init__",
     "client/_box",
     "client/_hosts",
+    "client/_log",
     "client/core",
     "client/identity",
     "enclave/_callers",

@@ -68,7 +68,7 @@ class KnownLog:
         self._state = state
         self._log = (state.log if state is not None else b"") or None
         self.accepted = check_log_id(accepted)
-        self.contexts = Contexts(state.context if state is not None else b"")
+        self.contexts = Contexts(state.contexts if state is not None else b"")
         self.statement: SignedStatement | None = None
         self.refused = 0
         # The boot that a contradiction was found in, and how it is told.
@@ -134,7 +134,7 @@ class KnownLog:
             raise
         if self._state is not None and self._log is not None:
             # Goes with the next record.
-            self._state.context = self.contexts.newest
+            self._state.contexts = self.contexts.saved
         return result
 
     def hear(self, instance: AttestationResult, info: bytes, reply: Reply) -> None:

@@ -73,7 +73,7 @@ class _Change(_codec.Record, frozen=True):
     reference: int | None = None
     box: bytes | None = None
     log: bytes | None = None
-    context: bytes | None = None
+    contexts: bytes | None = None
     statement: bytes | None = None
     sent: tuple[Unanswered, ...] = ()
     done: tuple[Key, ...] = ()
@@ -118,7 +118,7 @@ class ClientState:
         claims_digest: of the instance verified last; empty at first.
         box: what receives posted mail, as its own bytes; empty if there is none.
         log: id of the log that is pinned; empty if there is none.
-        context: the newest state context of it. Set it: it goes along with the next record.
+        contexts: what is kept of its state contexts, as their own bytes. Set it: it goes along with the next record.
         statement: the newest signed statement on it, as its own bytes.
     """
 
@@ -142,7 +142,7 @@ class ClientState:
         self.reference = 0
         self.box = b""
         self.log = b""
-        self.context = b""
+        self.contexts = b""
         self.statement = b""
         self._noted = b""
         self.unanswered: dict[Key, Unanswered] = {}
@@ -227,9 +227,9 @@ class ClientState:
 
         What cannot be written is pinned anew after a restart: nothing is sent before something could be written.
         """
-        self.log, self.context, self.statement = log, b"", b""
+        self.log, self.contexts, self.statement = log, b"", b""
         with suppress(StateError):
-            self._write(_Change(log=log, context=b"", statement=b""))
+            self._write(_Change(log=log, contexts=b"", statement=b""))
 
     def keep_statement(self, statement: bytes) -> None:
         """Note what the enclave signed. Raises StateError."""
@@ -238,7 +238,7 @@ class ClientState:
 
     def close(self) -> None:
         """Let another process have it."""
-        if self._file >= 0 and self.context != self._noted:
+        if self._file >= 0 and self.contexts != self._noted:
             with suppress(StateError):
                 self._write(_Change())
         for descriptor in (self._file, self._lock):
@@ -311,8 +311,8 @@ class ClientState:
             self.box = change.box
         if change.log is not None:
             self.log = change.log
-        if change.context is not None:
-            self.context = self._noted = change.context
+        if change.contexts is not None:
+            self.contexts = self._noted = change.contexts
         if change.statement is not None:
             self.statement = change.statement
         for key in change.done:
@@ -331,7 +331,7 @@ class ClientState:
             reference=self.reference,
             box=self.box,
             log=self.log,
-            context=self.context,
+            contexts=self.contexts,
             statement=self.statement,
             sent=tuple(self.unanswered.values()),
         )
@@ -356,14 +356,14 @@ class ClientState:
                 os.close(old)
         self._compact_at = self._end + max(_COMPACT_BYTES, self._end)
         self._header, self._count, self._tag = header, 1, data[-_crypto.TAG_SIZE :]
-        self._noted = self.context
+        self._noted = self.contexts
 
     def _write(self, change: _Change) -> None:
         if self._file < 0:
             raise StateError("the client state is not open here: it was closed, or stays with the parent process")
-        context = self.context
-        if context != self._noted:
-            change = msgspec.structs.replace(change, context=context)
+        contexts = self.contexts
+        if contexts != self._noted:
+            change = msgspec.structs.replace(change, contexts=contexts)
         try:
             if self._end > self._compact_at:
                 # Until this succeeds nothing is written: if it failed late, `_file` is one that has no name any more.
@@ -383,7 +383,7 @@ class ClientState:
             raise _trouble(error) from None
         self._end += len(data)
         self._count, self._tag = self._count + 1, data[-_crypto.TAG_SIZE :]
-        self._noted = context
+        self._noted = contexts
 
 
 def _associated(header: bytes, count: int, tag: bytes) -> bytes:

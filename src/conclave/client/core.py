@@ -687,6 +687,9 @@ class ClientCore:
                 item = self.log.watch(self.instance, partial(conversation.receive, mail))
                 if item is not None and item.done:
                     self._settle(item)
+                elif item is not None and item.refused is not None and item.refused.kind == ReplyKind.HALTED:
+                    # Not signed by the instance that was verified: then it would have ended here.
+                    item.refused = None
             except (FormatError, MailError):
                 # Whatever the host put there, it is not from the enclave. Counting
                 # it as an error would let the host end a call with one byte.

@@ -220,7 +220,8 @@ class Conversation:
         reply = self.session.decrypt(data)
         if reply.kind in (ReplyKind.HALTED, ReplyKind.STATEMENT):
             self._heard(reply)
-            return None
+            if reply.kind == ReplyKind.STATEMENT or reply.outside:
+                return None
         if reply.outside:
             item = self._covers.get(reply.answers)
             if item is None:

@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from conclave.errors import StateError
-from conclave.persistence.map import MAX_KEY, MAX_VALUE, OrderedMap, PersistentMap, TypedMap
+from conclave.persistence.map import MAX_KEY, MAX_VALUE, PersistentMap, TypedMap
+from conclave.persistence.ordered import OrderedMap
 from conclave.persistence.table import Table, Transaction
 
 # In order of code points; UTF-16 has the last two the other way round.

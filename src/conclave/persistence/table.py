@@ -8,13 +8,11 @@ order of their commits.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from enum import Enum
-from operator import itemgetter
 from typing import Final
 
-from conclave.persistence.keys import after
+from conclave.persistence.ranges import Range, covers
 from conclave.persistence.versions import Reader, Versions
 
 # What one transaction may change, as `_cost` counts it: what a record holds, with room for its other parts.
@@ -60,48 +58,6 @@ _GONE: Final = _Gone.GONE
 _Own = bytes | _Gone
 
 
-class _Range:
-    """Keys of the snapshot that a scan looked at: of `low` to `high`, as far as it came."""
-
-    __slots__ = ("done", "high", "last", "low", "reverse")
-
-    def __init__(self, low: str, high: str | None, reverse: bool) -> None:
-        self.low = low
-        self.high = high
-        self.reverse = reverse
-        self.last: str | None = None
-        self.done = False
-
-    def bounds(self) -> tuple[str, str | None]:
-        """From here on, and less than that; None is no end."""
-        if self.done:
-            return self.low, self.high
-        if self.last is None:
-            return self.low, self.low
-        return (self.last, self.high) if self.reverse else (self.low, after(self.last))
-
-
-def _covers(ranges: Iterable[_Range]) -> Callable[[str], bool]:
-    """Tells whether a key is in one of the ranges."""
-    lows: list[str] = []
-    highs: list[str | None] = []
-    for low, high in sorted((r.bounds() for r in ranges), key=itemgetter(0)):
-        if lows and (highs[-1] is None or low <= highs[-1]):
-            highs[-1] = None if highs[-1] is None or high is None else max(highs[-1], high)
-        else:
-            lows.append(low)
-            highs.append(high)
-
-    def covered(key: str) -> bool:
-        at = bisect_right(lows, key) - 1
-        if at < 0:
-            return False
-        high = highs[at]
-        return high is None or key < high
-
-    return covered
-
-
 class Transaction:
     """Changes over a snapshot, and what was read for them.
 
@@ -130,7 +86,7 @@ class Transaction:
         self._versions: Versions[_Own] | None = None
         # What was looked for; what was scanned; whether the number of keys was asked for.
         self._read: set[str] = set()
-        self._ranges: list[_Range] = []
+        self._ranges: list[Range] = []
         self._sized = False
         # How many keys more there are than in the snapshot.
         self._delta = 0
@@ -198,7 +154,7 @@ class Transaction:
 
         They are as they were when the first was taken: what this transaction changes later is not among them.
         """
-        looked = _Range(low, high, reverse)
+        looked = Range(low, high, reverse)
         self._ranges.append(looked)
         items = self._reader.scan(low, high, reverse=reverse)
         if not self._own:
@@ -237,7 +193,7 @@ class Transaction:
         changed = self._table.changed_since(self._reader.commit)
         if self._sized and self._size_differs(changed):
             return True
-        covered = _covers(self._ranges)
+        covered = covers(self._ranges)
         return any(covered(key) and self._differs(key) for key in changed)
 
     def release(self) -> None:

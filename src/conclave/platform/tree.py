@@ -92,6 +92,8 @@ STATE_MODULES: Final = (
     "persistence/keys",
     "persistence/log",
     "persistence/map",
+    "persistence/ordered",
+    "persistence/ranges",
     "persistence/records",
     "persistence/replay",
     "persistence/snapshots",

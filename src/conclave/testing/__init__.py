@@ -8,6 +8,7 @@ from conclave.testing.attack.fixture import attack_fixture
 from conclave.testing.conformance import TeeConformance
 from conclave.testing.hostile import HostileHost
 from conclave.testing.server import HostServer, ServedEnclave, serve_enclave
+from conclave.testing.states import StateConformance
 from conclave.testing.stores import StoreConformance
 from conclave.testing.vendors import VendorServer
 
@@ -17,6 +18,7 @@ __all__ = [
     "HostileHost",
     "Outcome",
     "ServedEnclave",
+    "StateConformance",
     "StoreConformance",
     "TeeConformance",
     "VendorServer",

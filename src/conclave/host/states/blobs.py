@@ -16,7 +16,7 @@ from typing import Final
 
 from conclave.errors import StoreConflict, StoreDamaged
 from conclave.host.states.items import Found, pack, unpack
-from conclave.host.states.store import Item, Snapshot, What
+from conclave.host.states.store import NONE_YET, Item, Snapshot, What
 from conclave.host.stores import BlobStore
 
 LOG: Final = "state/log/"
@@ -34,11 +34,14 @@ class BlobStates:
         """Touches nothing yet."""
         self._blobs = blobs
         self._begun: tuple[Snapshot, int] | None = None
+        # Where the log ends, once this handle knows, and what it wrote last.
+        self._last: int | None = None
+        self._written: list[Item] = []
 
     async def read(self) -> AsyncGenerator[tuple[What, bytes], None]:
         """See `StateStore`."""
         newest = await self._newest()
-        due = 0
+        due, end = 0, NONE_YET
         if newest is not None:
             snapshot, chunks = newest
             yield What.MANIFEST, await self._get(_chunk_name(snapshot, 0))
@@ -46,6 +49,7 @@ class BlobStates:
                 yield What.CHUNK, data
             due = snapshot.version + 1
         names = await self._log()
+        self._last, self._written = None, []
         wanted = [name for name, following in pairwise([*names, ""]) if not following or _first(following) > due]
         async for data in self._all(wanted):
             for found in _whole(data):
@@ -54,10 +58,21 @@ class BlobStates:
                 if found.number == due:
                     yield What.ITEM, found.data
                     due += 1
+                end = found.number
+        if end < due - 1:
+            raise StoreDamaged(f"the log ends before version {due - 1}, of which there is a snapshot")
+        self._last = end
 
     async def append(self, items: Sequence[Item]) -> None:
         """See `StateStore`."""
+        if list(items) == self._written:
+            return
+        if self._last is None:
+            self._last = await self._end()
+        if items[0][0] != self._last + 1:
+            raise StoreConflict(f"the log ends with version {self._last}, version {items[0][0]} does not follow")
         await self._create(f"{LOG}{items[0][0]:020d}", pack(items))
+        self._last, self._written = items[-1][0], list(items)
 
     async def put_chunk(self, snapshot: Snapshot, index: int, chunk: bytes) -> None:
         """See `StateStore`."""
@@ -70,6 +85,10 @@ class BlobStates:
 
     async def complete(self, snapshot: Snapshot, manifest: bytes) -> None:
         """See `StateStore`."""
+        if self._begun is None or self._begun[0] != snapshot:
+            if await self._blobs.get(_chunk_name(snapshot, 0)) is not None:
+                return
+            raise StoreConflict("a snapshot's manifest follows no chunk of it")
         await self._create(_chunk_name(snapshot, 0), manifest)
         self._begun = None
 
@@ -96,6 +115,14 @@ class BlobStates:
             found = await self._blobs.get(name)
             if found is None or found[0] != data:
                 raise StoreConflict("another host continued this log, or writes the same snapshot") from None
+
+    async def _end(self) -> int:
+        """The newest version that lies there."""
+        names = await self._log()
+        if names:
+            return [found.number for found in _whole(await self._get(names[-1]))][-1]
+        newest = await self._newest()
+        return NONE_YET if newest is None else newest[0].version
 
     async def _log(self) -> list[str]:
         return [name for name in await self._blobs.list(LOG) if _LOG_NAME.fullmatch(name)]

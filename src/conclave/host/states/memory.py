@@ -35,6 +35,8 @@ class MemoryStates:
 
     async def append(self, items: Sequence[Item]) -> None:
         """See `StateStore`."""
+        if all(self._items.get(version) == data for version, data in items):
+            return
         if items[0][0] != self._last + 1:
             raise StoreConflict(f"the log ends with version {self._last}, version {items[0][0]} does not follow")
         self._items |= dict(items)
@@ -52,9 +54,10 @@ class MemoryStates:
         """See `StateStore`."""
         if self._complete is not None and self._complete[:2] == (snapshot, manifest):
             return
-        begun, self._begun = self._begun, None
-        chunks = begun[1] if begun is not None and begun[0] == snapshot else []
-        self._complete = snapshot, manifest, chunks
+        if self._begun is None or self._begun[0] != snapshot:
+            raise StoreConflict("a snapshot's manifest follows no chunk of it")
+        self._complete = snapshot, manifest, self._begun[1]
+        self._begun = None
 
     async def forget(self) -> None:
         """See `StateStore`."""

@@ -120,7 +120,7 @@ class Snapshots:
             end = file.read(_END.size)
             if len(end) == _END.size and end.startswith(_END_MAGIC):
                 at = _END.unpack(end)[1]
-                if size - at - _END.size <= HEADER.size + MAX_ITEM:
+                if 0 <= size - at - _END.size <= HEADER.size + MAX_ITEM:
                     file.seek(at)
                     found = item_at(file.read(size - at - _END.size), 0)
                     if found is not None and found.number == 0:

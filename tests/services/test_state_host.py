@@ -20,6 +20,7 @@ from conclave import _codec
 from conclave._framing import Frame, FrameReader, Kind, pack
 from conclave.errors import PlatformError, StoreDamaged
 from conclave.host import Host
+from conclave.host.metrics import Metrics
 from conclave.host.states import MemoryStates, StateStore, What
 from conclave.host.states.files import FileStates
 
@@ -166,6 +167,31 @@ def test_an_enclave_that_dies_and_finds_its_state(kind: str, tmp_path: Path) -> 
         hosted(Boot.start, again, FileStates(tmp_path / "state"))
 
 
+@pytest.mark.spec("HTTP-22")
+def test_figures_of_state() -> None:
+    metrics = Metrics()
+
+    def figure(name: str) -> float:
+        (line,) = [line for line in metrics.text().decode().splitlines() if line.startswith(name + " ")]
+        return float(line.rpartition(" ")[2])
+
+    async def work(host: Host, boots: Boots) -> None:
+        metrics.watch(host)
+        await boots.boots[0].commit(b"one", b"two")
+        await boots.boots[0].committed(2)
+        await until(lambda: figure("conclave_state_commits_total") == 3)
+        assert figure("conclave_state_waiting") == 0
+        assert figure("conclave_state_log_records") == 3
+        assert figure("conclave_state_bytes_total") == figure("conclave_state_log_bytes") > 3 * 28
+        count = figure('conclave_store_seconds_count{operation="append"}')
+        assert 1 <= count <= 3
+        await boots.boots[0].send((Kind.SNAPSHOT, 0, snapshot(1, 1, 2)), (Kind.SNAPSHOT, 0, snapshot(1, 0, 2)))
+        await until(lambda: figure("conclave_state_log_records") == figure("conclave_state_log_bytes") == 0)
+        assert figure("conclave_state_commits_total") == 3
+
+    hosted(Boot.start, work, metrics.state(MemoryStates()))
+
+
 @pytest.mark.spec("CHAN-23")
 def test_instance_info_is_given_out_once_the_log_is_there() -> None:
     class Held(MemoryStates):
@@ -205,6 +231,9 @@ def test_a_halted_enclave_is_told_to_the_operator() -> None:
         (told,) = [event for event in events if event["event"] == "halted"]
         assert "restored from a backup, or two hosts run from copies" in told["text"]
         assert host.counts.halts == 1
+        metrics = Metrics()
+        metrics.watch(host)
+        assert b"conclave_enclave_halted 1.0" in metrics.text()
         # Nothing else: a word of an enclave ends no service but its own.
         assert host.info is not None
         boots.boots[0].end()

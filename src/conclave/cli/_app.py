@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 import conclave
+from conclave.cli._state import state
 from conclave.cli._tcb import tcb
 from conclave.errors import BundleError
 
@@ -564,4 +565,5 @@ def witness_show(path: Path) -> int:
     return show_command(path)
 
 
+app.command(state)
 app.command(tcb)

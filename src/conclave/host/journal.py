@@ -125,6 +125,11 @@ class Journal:
             async with asyncio.timeout(_FINAL_SECONDS):
                 await self._store.close()
 
+    @property
+    def waiting(self) -> int:
+        """How many commits are not on the store yet."""
+        return len(self._pending)
+
     def end(self) -> None:
         """The boot is gone: what it committed is still kept; no other boot may commit before it has loaded."""
         self._loaded, self._way = False, None

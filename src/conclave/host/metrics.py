@@ -9,16 +9,17 @@ Spec: spec/http.md (HTTP-22).
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from conclave.errors import StoreConflict, StoreFull, StoreUnavailable
+from conclave.errors import StoreConflict, StoreDamaged, StoreFull, StoreUnavailable
 from conclave.host.counts import BATCH_CLASSES, Way
 from conclave.host.exchange import OTHER, ROUTES, STATUSES
+from conclave.host.states import Item, Snapshot, StateStore, What
 from conclave.host.stores import BlobStore
 
 if TYPE_CHECKING:
@@ -28,8 +29,14 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 Names = list[str]
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
-OPERATIONS: Final = ("put", "get", "list", "delete")
-ERRORS: Final = {StoreConflict: "conflict", StoreFull: "full", StoreUnavailable: "unavailable"}
+# The last one is of state: what was committed together.
+OPERATIONS: Final = ("put", "get", "list", "delete", "append")
+ERRORS: Final = {
+    StoreConflict: "conflict",
+    StoreDamaged: "damaged",
+    StoreFull: "full",
+    StoreUnavailable: "unavailable",
+}
 DIRECTIONS: Final = ("to_enclave", "to_host")
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _OUTBOX: Final = {
@@ -88,6 +95,10 @@ class Metrics(Collector):
         """The same store, measured."""
         return _Measured(store, self._store_seconds, self._store_errors)
 
+    def state(self, store: StateStore) -> StateStore:
+        """The same state store, measured."""
+        return _MeasuredState(store, self._store_seconds, self._store_errors)
+
     def collect(self) -> Iterator[Metric]:
         """prometheus-client: what there is now."""
         if self._host is None:
@@ -121,6 +132,11 @@ class Metrics(Collector):
         yield GaugeMetricFamily("conclave_enclave_up", "1: an enclave with evidence runs.", value=host.info is not None)
         yield CounterMetricFamily("conclave_enclave_starts", "Starts of the enclave.", value=counts.starts)
         yield CounterMetricFamily("conclave_enclave_renewals", "Renewals of key and evidence.", value=counts.renewals)
+        yield GaugeMetricFamily(
+            "conclave_enclave_halted", "1: this boot found its state rolled back or forked.", value=host.halted
+        )
+        yield CounterMetricFamily("conclave_enclave_halts", "Boots that found so.", value=counts.halts)
+        yield from self._state(host)
         yield CounterMetricFamily("conclave_mails", "Mails handed to the enclave.", value=counts.mails)
         yield GaugeMetricFamily(
             "conclave_requests_in_flight", "Requests that the enclave has not answered.", value=host.in_flight
@@ -138,6 +154,16 @@ class Metrics(Collector):
             size.add_metric([name], way.size)
             batches.add_metric([name], _buckets(way), way.frames)
         yield from (frames, size, batches)
+
+    def _state(self, host: Host) -> Iterator[Metric]:
+        figures = host.journal.figures
+        yield CounterMetricFamily("conclave_state_commits", "Commits of the enclave.", value=figures.commits)
+        yield CounterMetricFamily("conclave_state_bytes", "Bytes of them.", value=figures.committed_bytes)
+        yield GaugeMetricFamily(
+            "conclave_state_waiting", "Commits that are not on the store yet.", value=host.journal.waiting
+        )
+        yield GaugeMetricFamily("conclave_state_log_records", "Records since the snapshot.", value=figures.records)
+        yield GaugeMetricFamily("conclave_state_log_bytes", "Bytes of them.", value=figures.bytes)
 
 
 def _buckets(way: Way) -> list[tuple[str, float]]:
@@ -185,3 +211,43 @@ class _Measured:
             raise
         finally:
             self._seconds.labels(operation).observe(time.monotonic() - began)
+
+
+class _MeasuredState:
+    """A state store whose appends are timed and whose failures to append are counted."""
+
+    def __init__(self, store: StateStore, seconds: Histogram, errors: Counter) -> None:
+        self._store = store
+        self._seconds = seconds.labels("append")
+        self._errors = errors
+
+    def read(self) -> AsyncGenerator[tuple[What, bytes], None]:
+        """See StateStore."""
+        return self._store.read()
+
+    async def append(self, items: Sequence[Item]) -> None:
+        """See StateStore."""
+        began = time.monotonic()
+        try:
+            await self._store.append(items)
+        except tuple(ERRORS) as error:
+            self._errors.labels("append", ERRORS[type(error)]).inc()
+            raise
+        finally:
+            self._seconds.observe(time.monotonic() - began)
+
+    async def put_chunk(self, snapshot: Snapshot, index: int, chunk: bytes) -> None:
+        """See StateStore."""
+        await self._store.put_chunk(snapshot, index, chunk)
+
+    async def complete(self, snapshot: Snapshot, manifest: bytes) -> None:
+        """See StateStore."""
+        await self._store.complete(snapshot, manifest)
+
+    async def forget(self) -> None:
+        """See StateStore."""
+        await self._store.forget()
+
+    async def close(self) -> None:
+        """See StateStore."""
+        await self._store.close()

@@ -42,7 +42,8 @@ _STATUS: Final = {
 _UNWELL: Final = {
     "draining": ("stopping", "this host stops; go to another"),
     "enclave": ("starting", "the enclave is not running at the moment; try again"),
-    "store": ("store", "the host's store does not answer, or takes no posted mail"),
+    "halted": ("halted", "the enclave has proof that its state was rolled back or forked, and says so to each client"),
+    "store": ("store", "the host's store does not answer, or takes no state or posted mail"),
 }
 
 

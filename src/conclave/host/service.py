@@ -75,7 +75,7 @@ class Service:
         self._metrics = Metrics()
         opened = open_store(store, timeout_seconds=store_timeout_seconds, alone=True) if store else None
         kept = None if opened is None else self._metrics.store(opened)
-        state = None if kept is None else open_state(store, kept)
+        state = None if kept is None else self._metrics.state(open_state(store, kept))
         self.host = Host(
             launch,
             on_event=partial(self._told, show),

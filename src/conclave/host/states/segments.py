@@ -54,7 +54,7 @@ class Segments:
     _written: list[Item] = field(default_factory=list)
 
     def open(self) -> None:
-        """Find the end of the log, and cut off what a killed writer left unfinished there.
+        """Find the end of the log. What a killed writer left unfinished there is cut off before the next write.
 
         Raises:
             StoreDamaged: what follows the last whole item is not the remains of one write.
@@ -77,7 +77,7 @@ class Segments:
             rest = os.pread(file, newest.room - end, end)
             if rest.strip(b"\0"):
                 self._check_torn(rest, {batch, self.last + 1})
-                self._clean(newest)
+                newest.dirty = True
         except BaseException:
             os.close(file)
             raise
@@ -153,11 +153,12 @@ class Segments:
             sync_directory(self.directory)
 
     def close(self) -> None:
-        """Give the file back, without the room that was allocated beforehand."""
+        """Give the file back; if it was written to, without the room that was allocated beforehand."""
         newest, self._newest = self._newest, None
         if newest is not None:
-            with suppress(OSError):
-                os.ftruncate(newest.file, newest.end)
+            if self._written:
+                with suppress(OSError):
+                    os.ftruncate(newest.file, newest.end)
             os.close(newest.file)
 
     def _begin(self, first: int) -> _Newest:

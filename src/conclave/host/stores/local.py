@@ -15,6 +15,7 @@ from typing import BinaryIO, Final
 
 from conclave.errors import StoreFull, StoreUnavailable
 
+IN_USE: Final = "another host uses this store; give each host its own"
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -60,7 +61,7 @@ def hold(path: Path) -> BinaryIO:
     lock = open_lock(path)
     if not try_lock(lock):
         lock.close()
-        raise StoreUnavailable("another host uses this store; give each host its own")
+        raise StoreUnavailable(IN_USE)
     return lock
 
 

@@ -38,12 +38,12 @@ def opened(case: dict[str, Any]) -> Post:
 
 def test_the_generator_gives_the_committed_files(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(PLACE / "generate.py"), str(tmp_path)], check=True)
-    assert len(CASES) == 16
+    assert len(CASES) == 20
     for name in CASES:
         assert (tmp_path / f"{name}.json").read_text() == (PLACE / f"{name}.json").read_text()
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n != "posted"])
+@pytest.mark.parametrize("name", [n for n in CASES if load(n)["expect"] != "ok"])
 @pytest.mark.spec("MAIL-30")
 def test_refused(name: str) -> None:
     case = load(name)
@@ -52,10 +52,12 @@ def test_refused(name: str) -> None:
     assert refused.value.code == case["expect"]
 
 
-@pytest.mark.spec("MAIL-30", "MAIL-37")
-def test_posted(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = load("posted")
+@pytest.mark.spec("MAIL-30", "MAIL-37", "MAIL-70")
+@pytest.mark.parametrize("name", ["posted", "log"])
+def test_posted(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    case = load(name)
     post = opened(case)
+    assert post.context == case.get("context", b"")
     assert (post.topic.encode(), post.envelope, post.body) == (case["topic"], case["envelope"], case["body"])
     assert post.number == int.from_bytes(case["number"], "big")
     assert post.acknowledged == int.from_bytes(case["acknowledged"], "big")
@@ -74,6 +76,7 @@ def test_posted(monkeypatch: pytest.MonkeyPatch) -> None:
         claims_digest=case["claims_digest"],
         size=1024,
         envelope=case["envelope"],
+        context=post.context,
         secret=Secret(case["secret"]),
         sealed=case["sealed"],
     )

@@ -37,6 +37,11 @@ TOPIC = b"records/2026"
 ENVELOPE = b"ward 3"
 BODY = b"what the operator must not see"
 ANSWER = b"and what it answered"
+LOG_ID = bytes(range(96, 128))
+# Version, boot, digest, tag: only the log itself can tell a good one.
+CONTEXT = struct.pack(">Q16s32s16s", 7, bytes(range(16)), bytes(range(32, 64)), bytes(range(16, 32)))
+PROOF = bytes(range(64)) + b"a statement, as state.md has it"
+NONE = 2**64 - 1
 
 
 def keys() -> tuple[Any, bytes]:
@@ -87,8 +92,8 @@ def mail(direction: int, key: bytes, session: bytes, counter: int, salt: bytes, 
     return public + AESGCM(key).encrypt(struct.pack(">QI", counter, 0), padded, public)
 
 
-def private(kind: int, flags: int, body: bytes, *numbers: int, zero: int = 0) -> bytes:
-    return struct.pack(">BBHIQQQQ", kind, flags, zero, len(body), *numbers) + body
+def private(kind: int, flags: int, body: bytes, *numbers: int, zero: int = 0, state: bytes = b"") -> bytes:
+    return struct.pack(">BBHIQQQQ", kind, flags, zero, len(body), *numbers) + state + body
 
 
 def chunk(key: bytes, session: bytes, number: int, flags: int, content: bytes, *, named: int | None = None) -> bytes:
@@ -111,11 +116,13 @@ def cases() -> list[dict[str, Any]]:
     identity = ed25519.Ed25519PrivateKey.from_private_bytes(IDENTITY_SEED)
     _, public = keys()
     topic = bytes((len(TOPIC),)) + TOPIC.ljust(255, b"\0")
-    log = bytes(33)
-    signed = b"conclave/1 opening\0" + CLAIMS_DIGEST + SUITE + hpke_output + session + topic + public + log
-    record = identity.public_key().public_bytes_raw() + public + topic + log + identity.sign(signed)
-    opening = hpke_output + AESGCM(k_open).encrypt(bytes(12), record, b"")
-    assert len(opening) == 2785
+    records, openings = [], []
+    for log in (bytes(33), b"\1" + LOG_ID):
+        signed = b"conclave/1 opening\0" + CLAIMS_DIGEST + SUITE + hpke_output + session + topic + public + log
+        records.append(identity.public_key().public_bytes_raw() + public + topic + log + identity.sign(signed))
+        openings.append(hpke_output + AESGCM(k_open).encrypt(bytes(12), records[-1], b""))
+    record, (opening, log_opening) = records[0], openings
+    assert len(opening) == len(log_opening) == 2785
 
     request = mail(1, k_c2e, session, 0, bytes(32), opening, private(0, 0, BODY, 0, 0, 0, 0))
     second = mail(1, k_c2e, session, 1, bytes(32), b"", private(0, 0, BODY, 1, 1, 0, 0))
@@ -142,6 +149,19 @@ def cases() -> list[dict[str, Any]]:
     def part(name: str, comment: str, expect: str, spec: str, data: bytes) -> dict[str, Any]:
         return case(name, comment, expect, spec, **inputs, k_c2e=k_c2e, chunk=data, body=BODY)
 
+    def echo(version: int) -> bytes:
+        return CONTEXT + struct.pack(">Q", version)
+
+    def of_log(name: str, comment: str, expect: str, spec: str, **more: bytes) -> dict[str, Any]:
+        return case(name, comment, expect, spec, **inputs, log_id=LOG_ID, k_c2e=k_c2e, k_e2c=k_e2c, **more)
+
+    def to_log(counter: int, plain: bytes, opened: bytes = log_opening) -> bytes:
+        return mail(1, k_c2e, session, counter, bytes(32), opened, plain)
+
+    def from_log(plain: bytes, counter: int = 0) -> bytes:
+        return mail(2, k_e2c, session, counter, REPLY_SALT, b"", plain)
+
+    log_reply = from_log(private(0, 1, ANSWER, 0, 1, 0, 1, state=echo(0)))
     wrong_padding = private(0, 0, BODY, 0, 0, 0, 0) + b"\1"
     return [
         case("request", "A mail with its opening.", "ok", "MAIL-5", **inputs, **values, mail=request, body=BODY),
@@ -187,6 +207,106 @@ def cases() -> list[dict[str, Any]]:
             "format",
             "MAIL-24",
             chunk(k_c2e, session, 1, 10, packed(BODY[:2], BODY[2:])[:-1]),
+        ),
+        of_log(
+            "log-request",
+            "A first mail to an enclave with a log, without a context yet, that wants a statement.",
+            "ok",
+            "MAIL-58",
+            mail=to_log(0, private(0, 4, BODY, 0, 0, 0, 0, state=bytes(72))),
+            body=BODY,
+            context=bytes(72),
+        ),
+        of_log(
+            "log-reply",
+            "The answer to it.",
+            "ok",
+            "MAIL-58",
+            reply=log_reply,
+            body=ANSWER,
+            context=CONTEXT,
+            echo=bytes(8),
+        ),
+        of_log(
+            "log-second",
+            "The next mail, which shows the context of that answer.",
+            "ok",
+            "MAIL-63",
+            mail=to_log(1, private(0, 0, BODY, 1, 1, 0, 0, state=CONTEXT), b""),
+            body=BODY,
+            context=CONTEXT,
+        ),
+        of_log(
+            "log-statement",
+            "A statement beside the answer to sequence 0.",
+            "ok",
+            "MAIL-67",
+            reply=from_log(private(12, 0, PROOF, NONE, 0, 0, 0, state=echo(0))),
+            body=PROOF,
+            context=CONTEXT,
+            echo=bytes(8),
+        ),
+        of_log(
+            "log-halted",
+            "The enclave halted: in place of an answer to sequence 0.",
+            "ok",
+            "MAIL-60",
+            reply=from_log(private(11, 1, PROOF, NONE, 0, 0, 0, state=bytes(80))),
+            body=PROOF,
+            context=bytes(72),
+            echo=bytes(8),
+        ),
+        of_log(
+            "log-bad-context",
+            "The context of the mail with sequence 0 is not this log's.",
+            "ok",
+            "MAIL-59",
+            reply=from_log(private(13, 1, b"", NONE, 0, 0, 0, state=bytes(80))),
+            body=b"",
+            context=bytes(72),
+            echo=bytes(8),
+        ),
+        of_log(
+            "log-halted-context",
+            "Authentic: halted, and with a context.",
+            "format",
+            "MAIL-58",
+            reply=from_log(private(11, 1, PROOF, NONE, 0, 0, 0, state=echo(0))),
+        ),
+        of_log(
+            "log-no-context",
+            "Authentic: an answer without a context.",
+            "format",
+            "MAIL-58",
+            reply=from_log(private(0, 1, ANSWER, 0, 1, 0, 1, state=bytes(80))),
+        ),
+        of_log(
+            "log-short",
+            "Authentic, with a body that ends behind the mail once the context is counted.",
+            "format",
+            "MAIL-58",
+            mail=to_log(0, private(0, 0, bytes(200), 0, 0, 0, 0)),
+        ),
+        of_log(
+            "log-other",
+            "The opening names no log.",
+            "decryption",
+            "MAIL-57",
+            mail=to_log(0, private(0, 0, BODY, 0, 0, 0, 0), opening),
+        ),
+        bad(
+            "log-unexpected",
+            "To an enclave without a log, with an opening that names one.",
+            "decryption",
+            to_log(0, private(0, 0, BODY, 0, 0, 0, 0)),
+            "MAIL-57",
+        ),
+        bad(
+            "statement-flag",
+            "Authentic, wants a statement where there is no log.",
+            "format",
+            mail(1, k_c2e, session, 0, bytes(32), opening, private(0, 4, BODY, 0, 0, 0, 0)),
+            "MAIL-58",
         ),
         bad("flipped-tag", "Last bit changed.", "decryption", request[:-1] + bytes([request[-1] ^ 1])),
         bad("flipped-envelope", "Envelope changed.", "decryption", request.replace(ENVELOPE, b"ward 4")),

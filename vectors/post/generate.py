@@ -36,6 +36,7 @@ ENVELOPE = b"lot 7"
 BODY = b"you won, and the operator must not see it"
 NUMBER, ACKNOWLEDGED = 5, 3
 SIZE = 1024
+CONTEXT = bytes(range(100, 172))
 
 
 def keys() -> tuple[Any, bytes]:
@@ -84,12 +85,12 @@ def cases() -> list[dict[str, Any]]:
     public = header + struct.pack(">I", SIZE + 16) + ENVELOPE
     signer = ed25519.Ed25519PrivateKey.from_private_bytes(SIGNING_SEED)
 
-    def signed(fields: bytes) -> bytes:
-        body = b"mail/1 post" + SUITE + sha(reply_key) + sha(public) + fields + sha(BODY)
+    def signed(fields: bytes, content: bytes = BODY) -> bytes:
+        body = b"mail/1 post" + SUITE + sha(reply_key) + sha(public) + fields + sha(content)
         return b"conclave/1 mail\0" + CLAIMS_DIGEST + body
 
-    def made(fields: bytes, *, signature: bytes = b"", padding: bytes = b"") -> bytes:
-        plain = fields + (signature or signer.sign(signed(fields))) + BODY + padding
+    def made(fields: bytes, *, signature: bytes = b"", padding: bytes = b"", content: bytes = BODY) -> bytes:
+        plain = fields + (signature or signer.sign(signed(fields, content))) + content + padding
         return public + AESGCM(key).encrypt(bytes(12), plain.ljust(SIZE, b"\0"), public)
 
     good = made(inside())
@@ -111,6 +112,9 @@ def cases() -> list[dict[str, Any]]:
     def bad(name: str, comment: str, expect: str, data: bytes) -> dict[str, Any]:
         return {"id": f"post/{name}", "spec": "MAIL-30", "comment": comment, "expect": expect, **inputs, "mail": data}
 
+    of_log = inside(kind=1, size=len(CONTEXT + BODY))
+    signature = signer.sign(signed(of_log, CONTEXT + BODY))
+    other_context = made(of_log, signature=signature, content=bytes(72) + BODY)
     address = b"CMA1" + IDENTITY + reply_key + bytes((len(TOPIC),)) + TOPIC
     return [
         {
@@ -125,6 +129,28 @@ def cases() -> list[dict[str, Any]]:
             "address": address,
             "mail": good,
         },
+        {
+            "id": "post/log",
+            "spec": "MAIL-70",
+            "comment": "Posted by an enclave with a log: a state context before the body.",
+            "expect": "ok",
+            **inputs,
+            **seed,
+            **values,
+            **numbers,
+            "signed": signed(of_log, CONTEXT + BODY),
+            "context": CONTEXT,
+            "address": address,
+            "mail": made(of_log, content=CONTEXT + BODY),
+        },
+        bad("log-context", "Another context than was signed.", "signature", other_context),
+        bad(
+            "log-short",
+            "Of an enclave with a log, and too short for a context.",
+            "format",
+            made(inside(kind=1, size=71)),
+        ),
+        bad("kind-2", "A kind that there is not.", "format", made(inside(kind=2))),
         bad("flipped-tag", "Last bit changed.", "decryption", good[:-1] + bytes([good[-1] ^ 1])),
         bad("flipped-envelope", "Envelope changed.", "decryption", good.replace(ENVELOPE, b"lot 8")),
         bad("flipped-digest", "Another sender named.", "decryption", good[:30] + b"\0" + good[31:]),

@@ -38,10 +38,10 @@ def build_and_serve(
         line = constraint_for(bundle, simulated=True)
         target = constraint_file or _beside(path, bundle.manifest.name)
 
-        def announce(url: str) -> None:
+        def announce(url: str, info: bytes) -> None:
             target.write_text(line + "\n")
             print("enclave     debug mode on the simulated TEE: INSECURE, for development only")
-            print("delivery    stateless: nothing survives a restart; at least once across restarts")
+            print(f"delivery    {_delivery(info)}")
             print(f"serving     {url}")
             print(f"constraint  {line}")
             print(f"written to  {target}", flush=True)
@@ -76,7 +76,7 @@ def serve_bundle(settings: Settings) -> int:
     bundle = read_bundle(Path(settings.bundle))
     line = constraint_for(bundle, simulated=True)
 
-    def announce(url: str) -> None:
+    def announce(url: str, info: bytes) -> None:
         print("platform    simulated TEE: INSECURE, protects nothing from this machine's operator")
         print(f"serving     {url}")
         print(f"constraint  {line}", flush=True)
@@ -84,12 +84,21 @@ def serve_bundle(settings: Settings) -> int:
     return _serve(replace(settings, store=settings.store or outbox_store(bundle.code)), announce)
 
 
+def _delivery(info: bytes) -> str:
+    """What becomes of a call when the enclave restarts."""
+    from conclave.attestation.claims import parse_claims, parse_instance_info
+
+    if parse_claims(parse_instance_info(info).claims).log_id is None:
+        return "stateless: nothing survives a restart; at least once across restarts"
+    return "exactly once; the state lasts as long as this command (for longer: conclave serve --store)"
+
+
 def _check(peers: tuple[str, ...]) -> None:
     if not all(url.startswith(("http://", "https://")) for url in peers):
         raise PlatformError("--peer takes the URL of a host, which begins with http:// or https://")
 
 
-def _serve(settings: Settings, announce: Callable[[str], None], *, debug: bool = False) -> int:
+def _serve(settings: Settings, announce: Callable[[str, bytes], None], *, debug: bool = False) -> int:
     from conclave.host.place import Place
     from conclave.platform import start_platform
 
@@ -123,4 +132,4 @@ def _serve(settings: Settings, announce: Callable[[str], None], *, debug: bool =
         peers=settings.peer,
         witnesses=witnesses_of(settings.witness),
     )
-    return uvloop.run(service.run(announce))
+    return uvloop.run(service.run(lambda url: announce(url, service.host.info or b"")))

@@ -1,4 +1,4 @@
-"""Everything an operator can do to what runs: program, identity, roster, start.
+"""Everything an operator can do to what runs: program, identity, start.
 
 Runs as the operator, who is also the author of other programs.
 """
@@ -6,17 +6,16 @@ Runs as the operator, who is also the author of other programs.
 from __future__ import annotations
 
 import contextlib
-import csv
 import subprocess
 from typing import Any
 
 from conclave import _codec
 from conclave.attestation import parse_instance_info
 from conclave.bundle import Bundle, build
-from conclave.client import Client, Identity
+from conclave.client import Client
 from conclave.demo.refusal import Told, refusal
 from conclave.demo.stage import Stage
-from conclave.errors import AppraisalError, Error, PlatformError, TransportError, VerificationError
+from conclave.errors import AppraisalError, Error, PlatformError, VerificationError
 from conclave.host import Host
 from conclave.platform import bootstrap_command, runtime_tree, start_platform
 from conclave.testing import HostServer
@@ -98,40 +97,6 @@ def attack_identity(stage: Stage, server: HostServer, bundle: Bundle, constraint
     stage.expect("swap in a different program", "client", swap)
     stage.expect("forge another bundle's identity from inside", "client", forge)
     stage.expect("alter the claims on their way", "client", forge_claims)
-
-
-def attack_roster(stage: Stage, bundle: Bundle, constraint: str, identities: list[Identity]) -> None:
-    """One hospital, and an operator who invents the other."""
-
-    def contribute(client: Client, hospital: int) -> None:
-        with open(stage.place / f"hospital{hospital}.csv", newline="") as file:
-            rows = [[float(value) for value in row] for row in csv.reader(file)]
-        client.call("contribute", [r[:-1] for r in rows], [int(r[-1]) for r in rows])
-
-    with (
-        HostServer(stage.host(bundle.path)) as first,
-        HostServer(stage.host(bundle.path)) as second,
-        Client(first.url, constraint=constraint) as invented,
-        Client(first.url, constraint=constraint, identity=identities[0], timeout_seconds=4, attempts=1) as alone,
-        Client(second.url, constraint=constraint, identity=identities[1]) as other,
-    ):
-
-        def invent() -> str:
-            return refusal(Error, lambda: contribute(invented, 1), "NotInRoster")
-
-        def separate() -> str:
-            contribute(alone, 0)
-            contribute(other, 1)
-            digest = alone.instance.claims_digest
-            return refusal(TransportError, lambda: alone.call("result", digest), "no reply")
-
-        def mix() -> str:
-            digest = alone.instance.claims_digest
-            return refusal(Error, lambda: other.call("result", digest), "WrongInstance")
-
-        stage.expect("invent the other hospital", "enclave", invent)
-        stage.expect("give each hospital an enclave of its own", "enclave, which keeps the model to itself", separate)
-        stage.expect("pass one instance off as the other", "enclave", mix)
 
 
 def attack_start(stage: Stage, bundle: Bundle) -> None:

@@ -13,6 +13,8 @@ from rich.markup import escape
 
 from conclave.cli._places import platform_directory
 from conclave.host import Host
+from conclave.host.states.opening import open_state
+from conclave.host.stores import open_store
 from conclave.platform import start_platform
 
 
@@ -45,6 +47,16 @@ class Stage:
             return
         self.console.print(f"  [green]✓[/green] {attempt}\n      refused by the {by}: [dim]{escape(outcome)}[/dim]")
 
-    def host(self, bundle: Path) -> Host:
-        """A host for one bundle on the simulated machine."""
-        return Host(lambda: start_platform(self.machine, bundle), restart=False, patience_seconds=0.0)
+    def host(self, bundle: Path, disk: Path | None = None) -> Host:
+        """A host for one bundle on the simulated machine; what it keeps is on that disk, or in its memory."""
+        blobs = None
+        if disk is not None:
+            disk.mkdir(exist_ok=True)
+            blobs = open_store(f"file:{disk}", alone=True)
+        return Host(
+            lambda: start_platform(self.machine, bundle),
+            restart=False,
+            patience_seconds=0.0,
+            store=blobs,
+            state=None if blobs is None else open_state(f"file:{disk}", blobs),
+        )

@@ -22,9 +22,10 @@ from pathlib import Path
 from conclave.bundle import Bundle, build
 from conclave.client import Identity
 from conclave.demo.mail_attacks import attack_mail
-from conclave.demo.program_attacks import attack_identity, attack_roster, attack_start
+from conclave.demo.program_attacks import attack_identity, attack_start
 from conclave.demo.refusal import Told
 from conclave.demo.stage import Stage
+from conclave.demo.state_attacks import attack_state
 from conclave.errors import Error
 from conclave.testing import HostServer
 
@@ -149,7 +150,7 @@ def _steps(stage: Stage) -> None:
         attack_mail(stage, server, line)
         stage.title("5. The operator attacks the program's identity")
         attack_identity(stage, server, bundle, line)
-    stage.title("6. The operator attacks the roster")
-    attack_roster(stage, bundle, line, identities)
+    stage.title("6. The operator attacks the state")
+    attack_state(stage, bundle, line, identities)
     stage.title("7. The operator starts the enclave with something nobody measured")
     attack_start(stage, bundle)

@@ -35,6 +35,10 @@ class WrongRoster(RpcError):
     """The member agreed to another roster than this one."""
 
 
+class ComeBack(RpcError):
+    """Not yet: the sender has not come back with the version that is waited for. Clients by themselves do, once more."""
+
+
 class _Waiting:
     """Somebody who waits for so many more members; `version` is None where they acknowledge the instance."""
 

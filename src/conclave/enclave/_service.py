@@ -29,7 +29,7 @@ from conclave.attestation.claims import InstanceClaims
 from conclave.enclave import _streams
 from conclave.enclave._posts import Posts
 from conclave.enclave._release import Release, seal_later
-from conclave.enclave._roster import Roster, Rosters
+from conclave.enclave._roster import ComeBack, Roster, Rosters
 from conclave.enclave.drivers import Evidence
 from conclave.enclave.sdk import Caller, Enclave, Mail, NotIntroduced, Post, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
@@ -348,7 +348,11 @@ class Service:
             self._rosters.watch(roster)
             if work is not None and work.known:
                 # The mail that is handled came before the roster was told of any.
-                roster.seen(_sender.get(b""), work.known)
+                sender = _sender.get(b"")
+                roster.seen(sender, work.known)
+                if sender in roster.members and work.known < version and not roster.reached(version):
+                    # While it waits here it does not come back: the error shows it the version, its next mail has it.
+                    raise ComeBack("ask again: your mail was from before the version that is waited for")
         await roster.stable(version)
 
     async def anchored(self, version: int | None) -> Anchor:

@@ -294,6 +294,8 @@ class Enclave:
 
         Raises:
             RuntimeError: no roster, or a version in an enclave without state.
+            ComeBack: the member whose mail is handled has not seen the version itself, and would
+                wait for itself; clients repeat such a call by themselves.
         """
         await self._context.stable(version, self._context.roster if roster is None else roster)
 

@@ -36,7 +36,7 @@ class WrongRoster(RpcError):
 
 
 class ComeBack(RpcError):
-    """Not yet: the sender has not come back with the version that is waited for. Clients by themselves do, once more."""
+    """Not yet: the sender has not come back with the version that is waited for. Clients do so by themselves."""
 
 
 class _Waiting:

@@ -37,6 +37,7 @@ _MAX_EARLY: Final = 256
 # So much is written at least before a snapshot, and then as much as the last one took.
 _SNAPSHOT_BYTES: Final = 16 * 1024 * 1024
 _PAUSE_SECONDS: Final = 0.002
+_GIVE_UP: Final = "; start the one that wrote it, or give its state up: `conclave state reset`"
 _LOAD: Final = 1
 _END, _UNREADABLE = 3, 4
 
@@ -326,11 +327,9 @@ def load(channel: socket.socket, tee: Tee, mounted: Mounted, policy: str) -> Loa
 
     def key(bundle_id: bytes, level: int) -> Secret:
         if policy == "code" and bundle_id != mounted.bundle_id:
-            raise WrongKeyError("the state is of another program, and this one's keys are bound to its exact code")
+            raise WrongKeyError(f"the state is of another program, and `persistence` binds it to exact code{_GIVE_UP}")
         if level != mounted.revocation_level:
-            raise WrongKeyError(
-                f"the state is of revocation level {level}, this program has {mounted.revocation_level}"
-            )
+            raise WrongKeyError(f"the state is of level {level}, this program of {mounted.revocation_level}{_GIVE_UP}")
         return own
 
     channel.sendall(pack(Kind.LOAD, _LOAD))

@@ -76,6 +76,14 @@ class Ledger(Enclave):
         return self.runs
 
     @rpc
+    def in_thread(self, name: str) -> int:
+        counts = self.map.of(int)
+        before = counts.get(name, 0)
+        time.sleep(0.05)
+        counts[name] = before + 1
+        return before
+
+    @rpc
     async def twice(self, name: str) -> tuple[int, int]:
         counts = self.map.of(int)
         first = counts.get(name, 0)
@@ -203,6 +211,18 @@ def test_handlers_beside_each_other_lose_nothing(bundle: Bundle, start: Start) -
         assert clients[0].call("get", "n") == 8
         # Somebody had to run again.
         assert max(runs) > 8
+        for c in clients:
+            c.close()
+
+
+def test_threads_lose_nothing(tmp_path: Path) -> None:
+    threaded = make(tmp_path, LEDGER.replace('persistence = "code"', 'persistence = "code"\n    threads = 4'))
+    with serving(threaded, tmp_path) as server:
+        clients = [client(server, threaded) for _ in range(6)]
+        with ThreadPoolExecutor(6) as pool:
+            before = sorted(pool.map(lambda c: c.call("in_thread", "n"), clients))
+        assert before == list(range(6))
+        assert clients[0].call("get", "n") == 6
         for c in clients:
             c.close()
 

@@ -66,8 +66,10 @@ def test_every_vector_is_confirmed_or_out_of_reach() -> None:
     reachable = [p for p in everything if not ids([p]) <= out_of_reach()]
     mails = [p for p in reachable if p.parent.name == "mail"]
     posts = [p for p in reachable if p.parent.name == "post"]
-    others = [p for p in reachable if p.parent.name not in ("mail", "post")]
+    states = [p for p in reachable if p.parent.name == "state"]
+    others = [p for p in reachable if p.parent.name not in ("mail", "post", "state")]
     found = confirmed(node("mail.mjs", "confirm", *mails)) | confirmed(node("post.mjs", "confirm", *posts))
+    found |= confirmed(node("state.mjs", *states))
     found |= confirmed(node("canonical.mjs", f"conclave-{conclave.__version__}", *others))
     assert found | out_of_reach() == ids(everything)
     assert not found & out_of_reach()
@@ -83,6 +85,9 @@ def test_every_vector_is_confirmed_or_out_of_reach() -> None:
         ("post", "posted", "signed"),
         ("claims", "signed", "encoding"),
         ("bundle", "signed", "code"),
+        ("state", "change", "digest"),
+        ("state", "mark", "mark"),
+        ("state", "log-snapshot", "digest"),
     ],
 )
 def test_a_changed_vector_is_not_confirmed(area: str, case: str, field: str, tmp_path: Path) -> None:
@@ -92,6 +97,8 @@ def test_a_changed_vector_is_not_confirmed(area: str, case: str, field: str, tmp
     vector[field] = vector[field][:-1] + ("0" if vector[field][-1] != "0" else "1")
     path.write_text(json.dumps(vector))
     script, first = (f"{area}.mjs", "confirm") if area in ("mail", "post") else ("canonical.mjs", "conclave-0")
+    if area == "state":
+        script, first = "state.mjs", path
     request = [] if area != "mail" or case == "request" else [tmp_path / area / "request.json"]
     done = node(script, first, *request, path)
     assert done.returncode != 0

@@ -3,6 +3,7 @@
 //   node canonical.mjs RELEASE FILE…   one line for each vector that agrees
 
 import { readFileSync } from "node:fs";
+import { basename } from "node:path";
 import { crc32, inflateRawSync } from "node:zlib";
 import { Refused, sha, verifies } from "./mail.mjs";
 
@@ -333,18 +334,21 @@ async function found(vector) {
   }
 }
 
-const [release, ...files] = process.argv.slice(2);
-for (const file of files) {
-  const vector = JSON.parse(readFileSync(file, "utf8"));
-  const area = vector.id.split("/")[0];
-  const work = vector.info ? info : { claims, bundle, constraint, found }[area];
-  let outcome = "ok";
-  try {
-    await work(vector, release);
-  } catch (error) {
-    if (!(error instanceof Refused)) throw new Error(`${vector.id}: ${error.message}`);
-    outcome = area === "bundle" ? "bundle" : error.code;
+async function confirmAll([release, ...files]) {
+  for (const file of files) {
+    const vector = JSON.parse(readFileSync(file, "utf8"));
+    const area = vector.id.split("/")[0];
+    const work = vector.info ? info : { claims, bundle, constraint, found }[area];
+    let outcome = "ok";
+    try {
+      await work(vector, release);
+    } catch (error) {
+      if (!(error instanceof Refused)) throw new Error(`${vector.id}: ${error.message}`);
+      outcome = area === "bundle" ? "bundle" : error.code;
+    }
+    if (outcome !== vector.expect) throw new Error(`${vector.id}: expected ${vector.expect}, found ${outcome}`);
+    console.log(`confirmed ${vector.id}`);
   }
-  if (outcome !== vector.expect) throw new Error(`${vector.id}: expected ${vector.expect}, found ${outcome}`);
-  console.log(`confirmed ${vector.id}`);
 }
+
+if (basename(process.argv[1]) === "canonical.mjs") await confirmAll(process.argv.slice(2));

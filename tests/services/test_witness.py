@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,14 +19,20 @@ from pathlib import Path
 import httpx2
 import pytest
 from tests._witness import Branch
+from tests.conftest import Serve, only
 
 from conclave import _codec
 from conclave._crypto import SigningKey
 from conclave._framing import Frame, Kind
+from conclave.bundle import Bundle
+from conclave.client import Client
 from conclave.enclave._anchors import Anchors, exchange_by
 from conclave.enclave._fetches import Fetches
-from conclave.errors import RollbackError
+from conclave.errors import Error, RollbackError
 from conclave.host.fetch import Fetcher
+from conclave.host.states.opening import open_state
+from conclave.host.stores import open_store
+from conclave.persistence import Anchor
 from conclave.persistence.witness import (
     ForkWitnessed,
     Head,
@@ -35,6 +43,7 @@ from conclave.persistence.witness import (
     log_id_of,
     read_answer,
 )
+from conclave.testing import HostServer
 
 COMMAND = [sys.executable, "-m", "conclave.cli", "witness"]
 NONCE = bytes(32)
@@ -262,3 +271,72 @@ def test_hostile_clients_harm_nobody_else(tmp_path: Path) -> None:
         assert tower.advance(branch.anchor, before, branch.commit()) == 200
         assert tower.head(branch.anchor) == branch.newest
         assert tower.head(strangers[-1]) is None
+
+
+AUCTION = """
+from conclave.enclave import Enclave, rpc
+from conclave.persistence import Anchor
+
+
+class Auction(Enclave):
+    persistence = "code"
+    witnesses = {"north": "%s", "south": "%s", "west": "%s"}
+    witness_quorum = 2
+
+    @rpc
+    def bid(self, amount: int) -> None:
+        self.map.of(int)[f"bid/{amount}"] = amount
+
+    @rpc
+    async def price(self) -> tuple[int, Anchor]:
+        bids = [amount for _, amount in self.map.of(int).scan("bid/")]
+        return max(bids), await self.anchored(self.version)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.spec("T-50", "WIT-12", "WIT-15", "WIT-16")
+def test_enclaves_forked_from_one_store(author: Callable[..., Bundle], serve: Serve, tmp_path: Path) -> None:
+    """Real enclaves, one for each bidder, from one state: at most one of them ever tells its price."""
+    with witnesses(tmp_path, "north", "south", "west") as towers:
+        keys = {tower.name: tower.key.hex() for tower in towers}
+        bundle = author("auction", AUCTION % tuple(keys.values()))
+        urls = {tower.name: tower.url for tower in towers}
+
+        def running(place: str) -> HostServer:
+            url = f"file:{tmp_path / place}"
+            store = open_store(url, alone=True)
+            return serve(bundle, store=store, state=open_state(url, store), witnesses=urls)
+
+        with running("state") as server, Client(server.url, constraint=only(bundle)) as client:
+            client.call("bid", 10)
+            price, anchor = client.call("price", returns=tuple[int, Anchor])
+            log_id = client.instance.claims.log_id
+            assert log_id is not None
+            anchor.verify(keys, 2, log_id=log_id, version=1)
+            assert price == 10
+        for number in range(3):
+            shutil.copytree(tmp_path / "state", tmp_path / f"fork{number}")
+
+        def ask(number: int) -> int | Error:
+            with running(f"fork{number}") as server, Client(server.url, constraint=only(bundle)) as client:
+                try:
+                    client.call("bid", 11 + number)
+                    found, anchor = client.call("price", returns=tuple[int, Anchor])
+                    anchor.verify(keys, 2, log_id=log_id, version=3)
+                    return int(found)
+                except Error as error:
+                    return error
+
+        with ThreadPoolExecutor(3) as pool:
+            told = list(pool.map(ask, range(3)))
+        prices = [found for found in told if isinstance(found, int)]
+        assert len(prices) <= 1
+        assert {found.code for found in told if isinstance(found, Error)} == {"rollback"}
+        # What was before all of them is caught as well.
+        shutil.rmtree(tmp_path / "fork0")
+        shutil.copytree(tmp_path / "state", tmp_path / "fork0")
+        if prices:
+            again = ask(0)
+            assert isinstance(again, RollbackError)
+            assert again.evidence

@@ -23,6 +23,7 @@ FIELDS = {
     "mail": {"mail": ("mail",), "reply": ("mail",)},
     "bundle": {"archive": ("archive",), "manifest": ("manifest",)},
     "constraint": {"text": ("constraint",)},
+    "witness": {"data": ("witnessed",)},
 }
 
 

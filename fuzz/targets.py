@@ -15,7 +15,7 @@ from typing import Final
 
 from conclave._chunkheader import chunk_address, split_chunks, upload_address
 from conclave._codec import encode
-from conclave._crypto import Secret
+from conclave._crypto import Secret, SigningKey
 from conclave._framing import FrameReader, Kind, PlatformKind
 from conclave._mailheader import address_of, parse_mail
 from conclave.attestation import Constraint, nvidia, verify_instance
@@ -44,13 +44,18 @@ from conclave.persistence.context import Context, History, parse_statement
 from conclave.persistence.log import Log
 from conclave.persistence.records import parse_entry
 from conclave.persistence.snapshots import parse_chunk
+from conclave.persistence.witness import Anchor, log_id_of, read_answer
 from conclave.rpc.interface import decode_call
+from conclave.witness.steps import read_advance_request, read_head_request
 from fuzz.states import STATES
 
 _NOW: Final = datetime(2026, 3, 2, tzinfo=UTC)
 _CONSTRAINT: Final = Constraint.parse("C:" + "10" * 32 + " SEC:INSECURE")
 # When the made-up reports and documents of the corpus are valid.
 _THEN: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+# Of the corpus: a witness's key, and a log's.
+_WITNESS: Final = SigningKey(bytes([3]) * 32).public
+_LOG: Final = SigningKey(bytes([1]) * 32).public
 _CORPUS: Final = Path(__file__).parent / "corpus"
 _PLACE: Final = Path(tempfile.mkdtemp(prefix="conclave-fuzz-"))
 
@@ -300,11 +305,25 @@ def stored(data: bytes) -> None:
     log.boot_entry()
 
 
+def witnessed(data: bytes) -> None:
+    """What enclaves and witnesses say to one another, at either end, and what clients get of it."""
+    with contextlib.suppress(Error):
+        assert encode(read_head_request(data)) == data
+    with contextlib.suppress(Error):
+        assert encode(read_advance_request(data)) == data
+    with contextlib.suppress(Error):
+        read_answer(data, key=_WITNESS, log_key=_LOG, nonce=bytes(range(32)))
+    anchor = Anchor.parse(data)
+    assert anchor.encode() == data
+    anchor.verify({"a": _WITNESS.hex()}, 1, log_id=log_id_of(_LOG), version=0)
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     f.__name__: f
     for f in (
         claims, instance_info, quote, endorsements, pem, constraint, mail, frames, call, manifest, archive, wheel,
         source, lock, fetched, snp_report, snp_endorsements, nitro_document, announcement,
         nvidia_report, nvidia_chain, nvidia_manifest, chunks, packed, record, snapshot, told, stored,
+        witnessed,
     )
 } | STATES  # fmt: skip

@@ -161,8 +161,8 @@ class KnownLog:
             return
         raise RollbackError(
             f"this enclave was rolled back or forked: it has version {said.state_version} of its state, and was shown, "
-            f"by a client of it, a genuine version {said.refused_version} that its history lacks. It stopped, and says "
-            "so under its signing key",
+            f"by a client or a witness, a genuine version {said.refused_version} that its history lacks. It stopped, "
+            "and says so under its signing key",
             evidence=(signed,),
         )
 

@@ -12,6 +12,7 @@ import pytest
 from conclave.persistence import keys
 from conclave.persistence import table as table_module
 from conclave.persistence.keys import SortedKeys, after, beyond
+from conclave.persistence.ranges import Range, covers
 from conclave.persistence.table import MAX_CHANGES, Table, Transaction
 
 MIB = 1024 * 1024
@@ -74,6 +75,15 @@ def test_no_keys() -> None:
     found.add("a")
     found.remove("a")
     assert found.page("", None, 9) == found.page("", None, 9, reverse=True) == []
+
+
+def test_a_key_before_all_others_is_found_from_both_sides() -> None:
+    found = SortedKeys(["m", "n"])
+    found.add("a")
+    assert found.page("", "b", 9) == found.page("", "b", 9, reverse=True) == ["a"]
+    assert found.page("", "a", 9) == found.page("", "a", 9, reverse=True) == []
+    found.remove("a")
+    assert found.page("", "m", 9) == found.page("", "m", 9, reverse=True) == []
 
 
 def test_what_grows_at_its_end_leaves_full_lists() -> None:
@@ -321,6 +331,32 @@ def test_what_is_a_conflict(
     del kept
 
 
+def looked(low: str, high: str | None, *, last: str | None = None, done: bool = False, reverse: bool = False) -> Range:
+    made = Range(low, high, reverse)
+    made.last, made.done = last, done
+    return made
+
+
+@pytest.mark.parametrize(
+    ("ranges", "covered"),
+    [
+        ([], ""),
+        ([looked("b", "e", done=True)], "bcd"),
+        ([looked("b", None, done=True)], "bcdefg"),
+        ([looked("b", "e", last="c")], "bc"),
+        ([looked("b", "f", last="d", reverse=True)], "de"),
+        ([looked("b", "f")], ""),
+        ([looked("b", "c", done=True), looked("c", "d", done=True)], "bc"),
+        ([looked("b", "f", done=True), looked("c", "d", done=True)], "bcde"),
+        ([looked("b", None, done=True), looked("c", "d", done=True)], "bcdefg"),
+        ([looked("e", "f", done=True), looked("a", "b", done=True)], "ae"),
+    ],
+)
+def test_what_scans_looked_at(ranges: list[Range], covered: str) -> None:
+    inside = covers(ranges)
+    assert "".join(filter(inside, "abcdefg")) == covered
+
+
 def test_what_changed_and_changed_back_is_no_conflict() -> None:
     table = Table.load([("a", b"1")])
     transaction = table.begin()
@@ -417,6 +453,38 @@ def test_clear_removes_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Threads -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["point", "page"])
+def test_a_commit_at_any_moment_of_a_read_is_not_seen(which: str) -> None:
+    table = Table.load([("a", b"before"), ("b", b"")])
+
+    class Interrupted(dict[str, bytes]):
+        """Another thread commits just before and just after the reader looks at the newest value."""
+
+        def get(self, key: str, default: object = None) -> bytes | None:  # type: ignore[override]
+            put(table, a=b"just before")
+            value = table.current.get(key)
+            put(table, a=b"just after")
+            return value
+
+    reader = table.snapshot()
+    reader._current = Interrupted()
+    assert (reader.get("a") if which == "point" else next(reader.scan())[1]) == b"before"
+
+
+def test_the_order_of_keys_is_read_under_the_lock() -> None:
+    table = Table.load([("a", b"")])
+
+    class Watched(SortedKeys):
+        def page(self, low: str, high: str | None, limit: int, *, reverse: bool = False) -> list[str]:
+            assert table._lock.locked()
+            return super().page(low, high, limit, reverse=reverse)
+
+    table._index = Watched(["a"])
+    reader = table.snapshot()
+    assert list(reader.scan()) == list(reader.scan(reverse=True)) == [("a", b"")]
+    assert not table._lock.locked()
 
 
 @pytest.fixture

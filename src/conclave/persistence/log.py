@@ -197,10 +197,9 @@ class Log:
         context = open_context(token, self._context_key, log=self.log_id, identity=identity)
         if context is None:
             return None
+        known = self.history.contains(context, newest=self.version)
         if context.version == self.version:
-            known = context.digest == self.digest and context.boot == self.boot
-        else:
-            known = self.history.contains(context, newest=self.version)
+            known = known and context.digest == self.digest
         if not known:
             raise Forked(context)
         return context

@@ -377,6 +377,8 @@ def test_contexts_across_boots() -> None:
     entries.append(again.commit(change(9)))
     told.append(again.context(IDENTITY))
     following = restore(entries)
+    # Also before its own boot record: what is newest is then the boot before's.
+    assert following.check(told[1], IDENTITY) is not None
     following.boot_entry()
     assert [found and found.version for found in (following.check(token, IDENTITY) for token in told)] == [3, 5]
     assert following.check(bytes(72), IDENTITY) is None

@@ -101,8 +101,10 @@ const topicField = (topic) => Buffer.concat([Buffer.of(topic.length), topic, Buf
 const signed = (recipient, sealed, session, topic, replyKey, log) =>
   Buffer.concat([ascii("conclave/1 opening\0"), recipient, SUITE, sealed, session, topic, replyKey, log]);
 
-async function makeOpening(keys, sealed, recipient, identity, topic, replyKey) {
-  const field = topicField(topic), log = Buffer.alloc(33);
+const logField = (id) => (id ? Buffer.concat([Buffer.of(1), id]) : Buffer.alloc(33));
+
+async function makeOpening(keys, sealed, recipient, identity, topic, replyKey, logId) {
+  const field = topicField(topic), log = logField(logId);
   const message = signed(recipient, sealed, keys.session, field, replyKey, log);
   const signature = Buffer.from(await subtle.sign("Ed25519", identity, message));
   const record = Buffer.concat([await publicOf(identity), replyKey, field, log, signature]);
@@ -124,7 +126,7 @@ async function acceptOpening(seed, opening, recipient) {
   need(/^[A-Za-z0-9_./-]{1,255}$/.test(text.toString("latin1")), "decryption", "topic");
   need(topic.subarray(1 + topic[0]).every((b) => b === 0), "decryption", "padding of the topic");
   need(log[0] === 1 || log.every((b) => b === 0), "decryption", "log");
-  return { keys, secret, record, identity, topic: text };
+  return { keys, secret, record, identity, topic: text, log };
 }
 
 // Sections 3 and 5: the public header, the private header, padding.
@@ -152,26 +154,36 @@ function padme(size) {
   return Math.ceil(size / step) * step;
 }
 
-function inside(plain, direction) {
-  const size = plain.readUInt32BE(4);
-  need(plain.readUInt16BE(2) === 0 && 40 + size <= plain.length, "format", "private header");
-  need(plain.subarray(40 + size).every((b) => b === 0), "format", "padding");
-  need(plain[0] <= (direction === 1 ? 2 : 6) && plain[1] < 2, "format", "kind or flag");
+function inside(plain, direction, logged = false) {
+  const size = plain.readUInt32BE(4), start = logged ? (direction === 1 ? 112 : 120) : 40;
+  need(plain.readUInt16BE(2) === 0 && start + size <= plain.length, "format", "private header");
+  need(plain.subarray(start + size).every((b) => b === 0), "format", "padding");
+  const aboutState = direction === 2 && logged && plain[0] >= 11 && plain[0] <= 13;
+  need(plain[0] <= (direction === 1 ? 2 : 6) || aboutState, "format", "kind");
+  need((plain[1] & ~(direction === 1 && logged && plain[0] !== 2 ? 5 : 1)) === 0, "format", "flag");
   const numbers = [8, 16, 24, 32].map((at) => plain.readBigUInt64BE(at));
+  const state = plain.subarray(40, start);
+  if (direction === 2 && logged) {
+    // Section 13: halted and context tell nothing of the state, all others do.
+    const bare = plain[0] === 11 || plain[0] === 13;
+    need(state.subarray(0, 72).every((b) => b === 0) === bare, "format", "context of a reply");
+    need(!bare || state.readBigUInt64BE(72) === 0n, "format", "echo of a reply without a context");
+    if (aboutState) need(numbers[0] === NONE && (plain[1] === 1) === bare, "format", "sequence or flag of a reply about state");
+  }
   if (direction === 1) {
     need(numbers[2] === 0n && numbers[3] === 0n, "format", "reserved");
     need((plain[0] === 2) === (numbers[0] === NONE), "format", "an acknowledgement alone is outside the sequence");
   }
-  return { kind: plain[0], flags: plain[1], numbers, body: plain.subarray(40, 40 + size) };
+  return { kind: plain[0], flags: plain[1], numbers, state, body: plain.subarray(start, start + size) };
 }
 
-function privateHeader(kind, flags, numbers, body) {
+function privateHeader(kind, flags, numbers, body, state = Buffer.alloc(0)) {
   const head = Buffer.alloc(40);
   head[0] = kind;
   head[1] = flags;
   head.writeUInt32BE(body.length, 4);
   numbers.forEach((n, i) => head.writeBigUInt64BE(BigInt(n), 8 + 8 * i));
-  return Buffer.concat([head, body]);
+  return Buffer.concat([head, state, body]);
 }
 
 async function encrypt(key, direction, session, counter, salt, opening, envelope, plain) {
@@ -228,44 +240,49 @@ async function confirmChunk(v, first, same) {
 
 // The vectors.
 
-async function confirm(vector, first) {
+async function confirm(vector, openings) {
   const v = Object.fromEntries(Object.entries(vector).map(([k, x]) => [k, typeof x === "string" ? hex(x) : x]));
   const same = (a, b, what) => {
     if (!a.equals(b)) throw new Error(`${what} differs`);
   };
+  const first = openings[v.log_id ? "mail/log-request" : "mail/request"];
   if (v.chunk) return confirmChunk(v, first, same);
   const mail = parse(v.mail ?? v.reply);
   const opening = mail.opening.length ? mail.opening : first;
-  const { keys, secret, record, topic } = await acceptOpening(v.xwing_seed, opening, v.claims_digest);
+  const { keys, secret, record, topic, log } = await acceptOpening(v.xwing_seed, opening, v.claims_digest);
+  need(log.equals(logField(v.log_id)), "decryption", "opening of another log");
   need(mail.session.equals(keys.session), "session", "another session");
   const key = mail.direction === 1 ? keys.c2e : await keys.e2c(mail.salt);
-  const plain = inside(await aead("decrypt", key, mail.nonce, mail.ciphertext, mail.associated), mail.direction);
+  const decrypted = await aead("decrypt", key, mail.nonce, mail.ciphertext, mail.associated);
+  const plain = inside(decrypted, mail.direction, v.log_id !== undefined);
   // Here it was accepted. What the vector lists must be what was derived, and the same
   // inputs must give the same bytes.
   same(secret, v.secret, "secret");
   same(topic, v.topic, "topic");
   same(mail.envelope, v.envelope, "envelope");
   same(plain.body, v.body, "body");
+  if (v.log_id) same(plain.state, Buffer.concat([v.context, v.echo ?? Buffer.alloc(0)]), "context and echo");
   const derived = { session_id: keys.session, prk: keys.prk, k_open: keys.open, k_c2e: keys.c2e, record };
   for (const [name, value] of Object.entries(derived)) same(value, v[name], name);
   if (mail.direction === 2) same(key, v.k_e2c, "k_e2c");
   const replyKey = record.subarray(32, 1248);
-  const made = await makeOpening(keys, v.sealed, v.claims_digest, await signingKey(v.identity_seed), v.topic, replyKey);
+  const made = await makeOpening(keys, v.sealed, v.claims_digest, await signingKey(v.identity_seed), v.topic, replyKey, v.log_id);
   same(made.opening, opening, "opening made again");
   const again = await encrypt(
     key, mail.direction, keys.session, mail.nonce.readBigUInt64BE(0), mail.salt, mail.opening, v.envelope,
-    privateHeader(plain.kind, plain.flags, plain.numbers, v.body),
+    privateHeader(plain.kind, plain.flags, plain.numbers, v.body, plain.state),
   );
   same(again, v.mail ?? v.reply, "mail made again");
 }
 
 async function confirmAll(files) {
   const vectors = files.map((file) => JSON.parse(readFileSync(file, "utf8")));
-  const first = parse(hex(vectors.find((v) => v.id === "mail/request").mail)).opening;
+  const opens = vectors.filter((v) => v.id === "mail/request" || v.id === "mail/log-request");
+  const openings = Object.fromEntries(opens.map((v) => [v.id, parse(hex(v.mail)).opening]));
   for (const vector of vectors) {
     let found = "ok";
     try {
-      await confirm(vector, first);
+      await confirm(vector, openings);
     } catch (error) {
       if (!(error instanceof Refused)) throw new Error(`${vector.id}: ${error.message}`);
       found = error.code;
@@ -280,11 +297,14 @@ async function confirmAll(files) {
 async function answer(lines) {
   const v = JSON.parse((await lines.next()).value);
   const mail = parse(hex(v.mail)), recipient = hex(v.claims_digest);
-  const { keys, identity, topic } = await acceptOpening(hex(v.seed), mail.opening, recipient);
+  const { keys, identity, topic, log } = await acceptOpening(hex(v.seed), mail.opening, recipient);
+  const logged = log[0] === 1;
   const plain = await aead("decrypt", keys.c2e, mail.nonce, mail.ciphertext, mail.associated);
-  const request = inside(plain, 1);
+  const request = inside(plain, 1, logged);
+  // Version 1 of some boot, and an echo of none.
+  const state = logged ? Buffer.concat([Buffer.alloc(7), Buffer.alloc(65, 1), Buffer.alloc(8)]) : Buffer.alloc(0);
   const salt = Buffer.from(crypto.getRandomValues(new Uint8Array(32)));
-  const body = privateHeader(0, 1, [0, 1, request.numbers[0], 1], hex(v.body));
+  const body = privateHeader(0, 1, [0, 1, request.numbers[0], 1], hex(v.body), state);
   const reply = await encrypt(await keys.e2c(salt), 2, keys.session, 0, salt, Buffer.alloc(0), Buffer.alloc(0), body);
   const said = { body: request.body, identity, topic, envelope: mail.envelope, reply };
   console.log(JSON.stringify(Object.fromEntries(Object.entries(said).map(([k, b]) => [k, b.toString("hex")]))));

@@ -60,7 +60,9 @@ async function read(v, replyKey) {
   const plain = await decrypt(key, m.subarray(start), associated);
   const fields = plain.subarray(0, INSIDE), body = INSIDE + SIGNATURE, end = body + plain.readUInt32BE(4);
   const topicEnd = 56 + plain[1];
-  need(plain[0] === 0 && plain.readUInt16BE(2) === 0 && end <= plain.length, "format", "inside");
+  // Kind 1, of an enclave with a log: a state context of 72 bytes stands before the body, and is signed with it.
+  const text = body + (plain[0] === 1 ? 72 : 0);
+  need(plain[0] <= 1 && plain.readUInt16BE(2) === 0 && text <= end && end <= plain.length, "format", "inside");
   need([...plain.subarray(end), ...plain.subarray(topicEnd, INSIDE)].every((b) => b === 0), "format", "padding");
   need(plain.subarray(24, 56).equals(v.identity), "decryption", "another recipient");
   const parts = [await sha(256, replyKey), await sha(256, associated), fields, await sha(256, plain.subarray(body, end))];
@@ -68,7 +70,7 @@ async function read(v, replyKey) {
   need(await verifies(v.signing_key, signed, plain.subarray(INSIDE, body)), "signature", "not the sender's");
   return {
     box, k_post: key, signed, secret, topic: plain.subarray(56, topicEnd), envelope: m.subarray(HEADER, start),
-    body: plain.subarray(body, end), number: plain.subarray(8, 16), acknowledged: plain.subarray(16, 24),
+    context: plain.subarray(body, text), body: plain.subarray(text, end), number: plain.subarray(8, 16), acknowledged: plain.subarray(16, 24),
     address: Buffer.concat([ascii("CMA1"), v.identity, replyKey, Buffer.of(plain[1]), plain.subarray(56, topicEnd)]),
   };
 }

@@ -153,7 +153,7 @@ def cases() -> list[dict[str, Any]]:
         return CONTEXT + struct.pack(">Q", version)
 
     def of_log(name: str, comment: str, expect: str, spec: str, **more: bytes) -> dict[str, Any]:
-        return case(name, comment, expect, spec, **inputs, log_id=LOG_ID, k_c2e=k_c2e, k_e2c=k_e2c, **more)
+        return case(name, comment, expect, spec, **inputs, log_id=LOG_ID, **{**values, "record": records[1]}, **more)
 
     def to_log(counter: int, plain: bytes, opened: bytes = log_opening) -> bytes:
         return mail(1, k_c2e, session, counter, bytes(32), opened, plain)

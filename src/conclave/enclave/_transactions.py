@@ -71,7 +71,8 @@ class Transactions:
                     else:
                         run = contextvars.copy_context().run
                         result = await asyncio.get_running_loop().run_in_executor(self._pool, run, handler, *arguments)
-                    if not work.transaction.conflicts():
+                    # One that only read was right when it began.
+                    if not work.transaction.changes() or not work.transaction.conflicts():
                         self._finish(channel, request, work, result)
                         return
                 finally:

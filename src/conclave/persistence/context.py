@@ -11,7 +11,7 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 import msgspec
@@ -204,10 +204,10 @@ class SignedStatement:
         instance_info: that instance's info, by which others verify the key; empty if it is not at hand.
     """
 
-    encoded: bytes
-    signature: bytes
+    encoded: bytes = field(repr=False)
+    signature: bytes = field(repr=False)
     claims_digest: bytes
-    instance_info: bytes = b""
+    instance_info: bytes = field(default=b"", repr=False)
 
     @classmethod
     def sign(cls, statement: Statement, key: SigningKey, claims_digest: bytes) -> Self:

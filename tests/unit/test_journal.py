@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -471,6 +472,56 @@ def test_mail_of_a_commit_is_in_the_outbox_once_the_commit_is_durable() -> None:
         assert len(await bodies(outbox)) == 1
         assert outbox.mark == (LOG, 1)
         await close(journal, outbox)
+
+    run(work)
+
+
+class Ends(MemoryStates):
+    """Once it has a commit of that version, nothing is written any more anywhere: the host is gone."""
+
+    def __init__(self, blobs: FailingBlobs, version: int) -> None:
+        super().__init__()
+        self._blobs = blobs
+        self._version = version
+
+    async def append(self, items: Sequence[Item]) -> None:
+        await super().append(items)
+        if items[-1][0] == self._version:
+            self._blobs.error = StoreUnavailable("gone")
+
+
+@pytest.mark.spec("CHAN-21")
+def test_who_sent_the_mail_of_a_commit_is_known_after_whatever_the_host_is_killed_at() -> None:
+    """The commit is durable, its mail is in no outbox yet, and the boot that made both is gone for good."""
+
+    async def work() -> None:
+        blobs, claims = FailingBlobs(), b"claims"
+        store = Ends(blobs, 1)
+        sender = hashlib.sha512(b"conclave/1 instance-claims\0" + claims).digest()
+        posted = mail(0, b"one", digest=sender)
+        outbox = Outbox(blobs)
+        outbox.announce(claims, b"instance info")
+        journal, _, _ = await begun(store, outbox=outbox)
+        durable: list[int] = []
+        journal.commit(commit(1, posts=frame(posted)), lambda: durable.append(1))
+        await until(lambda: journal._durable == 1)
+        await until(lambda: bool(outbox.trouble))
+        assert not durable
+        for task in [*journal._tasks, *outbox._tasks]:
+            task.cancel()
+        # The next host: what it tidies up before its enclave has loaded is not what that brings back.
+        blobs.error = None
+        journal, again = await opened(store, outbox=Outbox(blobs))
+        again.expire()
+        await again._tidy()
+        await journal.load(Enclave(), 1)
+        again.announce(b"claims of the next boot", b"its info")
+        again.expire()
+        await again._tidy()
+        await until(lambda: again.sizes()["waiting"] == 0)
+        assert await bodies(again) == [posted]
+        assert await again.info(sender) == b"instance info"
+        await close(journal, again)
 
     run(work)
 

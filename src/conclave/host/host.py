@@ -41,6 +41,9 @@ FORMATS: Final = frozenset({"sgx", "tdx", "snp", "nitro"})
 START_SECONDS: Final = 120.0
 # An enclave takes at most five for its author's `on_stop`.
 STOP_SECONDS: Final = 6.0
+# How long after a start that failed the next one is tried.
+RESTART_SECONDS: Final = 0.05
+MOST_RESTART_SECONDS: Final = 5.0
 SWEEP_SECONDS: Final = 2.0
 RENEW_SECONDS: Final = 86_400.0
 # The certificates of a Nitro document are valid for three hours: whoever comes later could not verify it.
@@ -212,7 +215,7 @@ class Host:
                 await loading
 
     async def _supervise(self) -> None:
-        delay = 0.05
+        delay = RESTART_SECONDS
         while True:
             try:
                 async with asyncio.timeout(self._renew_after()):
@@ -223,12 +226,13 @@ class Host:
             await self._end()
             if not self._restart:
                 return
-            began = time.monotonic()
             with suppress(BundleError, PlatformError, StoreError):
                 await self._boot()
-            delay = 0.05 if time.monotonic() - began > 5 else min(delay * 2, 5.0)
             if self._lost.is_set():
                 await asyncio.sleep(delay)
+                delay = min(2 * delay, MOST_RESTART_SECONDS)
+            else:
+                delay = RESTART_SECONDS
 
     async def _sweep(self) -> None:
         """Give up requests that wait for long once their clients have gone."""

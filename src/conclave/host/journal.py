@@ -224,7 +224,7 @@ class Journal:
             self._work.clear()
             while self._pending:
                 batch = self._batch()
-                if not await self._append([(one.version, one.payload) for one in batch]):
+                if not await self._append(batch):
                     break
                 self._durable = batch[-1].version
                 for one in batch:
@@ -247,13 +247,17 @@ class Journal:
             batch.append(one)
         return batch
 
-    async def _append(self, items: list[Item]) -> bool:
+    async def _append(self, batch: list[_Pending]) -> bool:
         """The same bytes until they are there. False: they never will be."""
+        items: list[Item] = [(one.version, one.payload) for one in batch]
         delay = RETRY_SECONDS
         slow = asyncio.get_running_loop().call_later(SLOW_SECONDS, self._slow)
         try:
             while True:
                 try:
+                    for one in batch:
+                        if one.posts:
+                            await self._outbox.keep_senders(one.posts)
                     await self._store.append(items)
                     break
                 except StoreConflict:

@@ -588,6 +588,17 @@ class Outbox:
         found = await self._store.get(_info_name(digest))
         return None if found is None else found[0]
 
+    async def keep_senders(self, payload: bytes) -> None:
+        """Have on the store who sends these mails, before a commit is that they belong to.
+
+        If this host ends in between, the next one gives them to their clients, long after their boot is gone.
+
+        Raises:
+            StoreError: it is not there.
+        """
+        for digest in {_digest(mail) for mail in split_posts(payload) if len(mail) >= POST_HEADER.size}:
+            await self._keep_info(digest)
+
     async def _keep_info(self, digest: bytes) -> None:
         name = _info_name(digest)
         if name not in self._info_names and digest in self._infos:
@@ -609,9 +620,13 @@ class Outbox:
         for blob in [b for b in self._blobs.values() if b.at < oldest]:
             for key, number in list(blob.waiting):
                 self._remove(key, number)
+        if not self._infos:
+            # Before the first boot has loaded its state, mail of earlier ones may still come out of it.
+            return
+        coming = {_digest(mail) for group in self._pending for mail in group.mails}
         for name in self._info_names:
             digest = bytes.fromhex(name.removeprefix(INSTANCES))
-            if digest not in self._wanted and digest not in self._infos:
+            if digest not in self._wanted and digest not in self._infos and digest not in coming:
                 self._to_delete.add(name)
 
     async def _tidy(self) -> None:

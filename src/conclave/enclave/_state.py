@@ -247,14 +247,14 @@ class State:
         if self._snapshot is None and self._written >= max(_SNAPSHOT_BYTES, self._snapshot_size):
             self._written = self._snapshot_size = 0
             self._snapshot = self.log.snapshot()
-            # Its first chunk is made now, when all that is in the table is in records.
-            self._step(whatever=True)
+            # It is of now, when all that is in the table is in records.
+            self._step()
 
-    def _step(self, *, whatever: bool = False) -> None:
-        """One more chunk of the snapshot, between batches, if the host takes it; or whatever it does."""
+    def _step(self) -> None:
+        """One more chunk of the snapshot, between batches, if the host takes it."""
         assert self._snapshot is not None
         loop = asyncio.get_running_loop()
-        if whatever or not self._full():
+        if not self._full():
             chunk = next(self._snapshot, None)
             if chunk is None or self._halted:
                 self._snapshot = None

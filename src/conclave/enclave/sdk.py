@@ -288,7 +288,9 @@ class Enclave:
 
         Args:
             version: of the state that has all inputs: members count who have come back with it
-                or a later one. None: members count who acknowledged this instance.
+                or a later one. Kept in the map when inputs end: each call makes a new version,
+                and members would never catch up with the newest. None: members count who
+                acknowledged this instance.
             roster: what `Roster.of` made; the bundle's if None. Members' mails count for it from
                 the first time on that it is waited for, the mail that is handled included.
 

@@ -331,6 +331,50 @@ async def detection() -> None:
     )
 
 
+CLIENTS = 4_000
+
+
+def _growth(state: bool) -> float:
+    """KiB of each client that made one call, in a process of its own."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+
+        async def grow() -> float:
+            log = Log.begin(key=_key, bundle_id=BUNDLE, level=0)
+            kept = State(log, lambda *frame: None, full=lambda: True) if state else None
+            Calls(32, kept, channels=1)
+            before = _resident()
+            many = Calls(32, kept, channels=CLIENTS)
+            many.forget_clients()
+            return (_resident() - before) / CLIENTS
+
+        os.write(writer, str(asyncio.run(grow())).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        value = float(said.read())
+    os.waitpid(child, 0)
+    return value
+
+
+def _resident() -> float:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024
+
+
+def memory() -> None:
+    """What a client takes: its session and its channel, and of those with state its rows and its contexts."""
+    found = {kept: [_growth(kept) for _ in range(ROUNDS)] for kept in (True, False)}
+    emit(
+        "state_memory",
+        ours={"kib_per_client": middle(found[True])},
+        theirs={"stateless_kib_per_client": middle(found[False])},
+        ratios={"state_over_stateless": middle(a / b for a, b in zip(found[True], found[False], strict=True))},
+        rounds=ROUNDS,
+    )
+
+
 async def main() -> None:
     """Measure and report."""
     await detection()
@@ -341,4 +385,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    memory()
     asyncio.run(main())

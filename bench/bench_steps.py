@@ -73,7 +73,7 @@ def _claims(encryption_key: bytes, signing_key: bytes, log_id: bytes | None) -> 
 class Calls:
     """One enclave's service, and calls that wait for it."""
 
-    def __init__(self, size: int, state: State | None = None) -> None:
+    def __init__(self, size: int, state: State | None = None, channels: int = CHANNELS) -> None:
         self.sent = 0
         self._log_id = None if state is None else state.log_id
         self.interface = interface_of(Echo)
@@ -101,9 +101,9 @@ class Calls:
                 topic="default",
                 log_id=self._log_id,
             )
-            for _ in range(CHANNELS)
+            for _ in range(channels)
         ]
-        self._next = [0] * CHANNELS
+        self._next = [0] * channels
         self._route = 0
         self._reader = FrameReader(Kind, views=frozenset({Kind.MAIL}), buffer_size=16 * 1024 * 1024)
         self._reply, self._keeping = b"", True
@@ -112,6 +112,10 @@ class Calls:
             self.run([self.frame(number)])
             client.decrypt(self._reply)
         self._keeping = False
+
+    def forget_clients(self) -> None:
+        """Leave what the enclave has of them."""
+        self._clients.clear()
 
     def _take(self, kind: int, request: int, *payload: bytes) -> None:
         if kind not in (Kind.REPLY, Kind.DONE):

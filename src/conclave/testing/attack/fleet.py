@@ -39,6 +39,8 @@ class Fleet:
         self._fork: Boot | None = None
         self._forked: set[str] = set()
         self._unforked: str | None = None
+        # Whether those who were led to the second enclave are back at the first, and all others at the second.
+        self._swapped = False
         self._other: Boot | None = None
         self._other_until, self._other_for = 0, ""
         self._faulty_until = 0
@@ -77,7 +79,7 @@ class Fleet:
         if self._other is not None and turn <= self._other_until and self._other_for in ("", client):
             return self._other
         elsewhere = client in self._forked or (self._unforked is not None and client != self._unforked)
-        if elsewhere and self._fork is not None:
+        if elsewhere != self._swapped and self._fork is not None:
             return self._fork
         if self.main.spoilt and not self.main.runs:
             await self.restart()
@@ -85,7 +87,7 @@ class Fleet:
 
     def unite(self) -> None:
         """Lead everybody to the first enclave, on a store that works."""
-        self._forked, self._unforked, self._other_until = set(), None, 0
+        self._forked, self._unforked, self._swapped, self._other_until = set(), None, False, 0
         self.heal(None)
 
     def heal(self, turn: int | None) -> None:
@@ -137,14 +139,15 @@ class Fleet:
         return f"had a store that {_FAULTS[step.variant]}, for {times(long, 'request')}"
 
     async def _act_fork(self, step: Step, client: str) -> str:
-        if step.variant == "back":
-            self._forked, self._unforked = set(), None
-            return "led all clients to the first enclave"
         self.continuous = False
         did = ""
         if self._fork is None:
             self._fork = await self._start(self._copy())
             did = "started a second enclave of the same program, on a copy of the first one's store, and "
+        if step.variant == "swap":
+            self._swapped = not self._swapped
+            return f"{did}led everybody to the other enclave of the two"
+        self._swapped = False
         if step.variant == "this":
             self._forked.add(client)
             return f"{did}led {client} to the second enclave"

@@ -15,6 +15,7 @@ import msgspec
 from conclave.client import Client
 from conclave.errors import Error, FormatError, RollbackError, StateError
 from conclave.testing.attack.attack import Attack, Outcome
+from conclave.testing.attack.run import Promise
 from conclave.testing.attack.values import Values
 
 CLIENTS: Final = ("alice", "bob", "carol")
@@ -29,6 +30,14 @@ class Call:
     client: str
     method: str
     arguments: tuple[Any, ...]
+
+
+class AnsweredOtherwise(Promise):
+    """every answer is the one that an honest operator would have brought"""
+
+
+class NotServed(Promise):
+    """with an honest operator, everybody is served"""
 
 
 class GeneratedWorkload:
@@ -85,7 +94,7 @@ class GeneratedWorkload:
         if honest == again and answer != honest:
             call = self.calls[number]
             shown = ", ".join(map(repr, call.arguments))
-            raise AssertionError(
+            raise AnsweredOtherwise(
                 f"{call.client}'s {call.method}({shown}) was answered {answer!r}; "
                 f"after the same calls with an honest operator it is {honest!r}"
             )
@@ -102,7 +111,7 @@ class GeneratedWorkload:
             outcome = attack.attempt(attack.client(call.client).call, call.method, *call.arguments)
             # Proof of a rollback, or a log that is gone, ends the service, and rightly so.
             if outcome.unknown and not isinstance(outcome.error, StateError | RollbackError):
-                raise AssertionError(f"{call.client} is not served by an honest operator any more: {outcome.error}")
+                raise NotServed(f"{call.client} is not served by an honest operator any more: {outcome.error}")
 
 
 def _answer(outcome: Outcome[Any]) -> object:

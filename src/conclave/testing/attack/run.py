@@ -32,6 +32,10 @@ class Line:
     by_operator: bool = False
 
 
+class Promise(AssertionError):
+    """Something that holds for every enclave does not; the docstring of a subclass says what."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Something that should have held, and did not.
@@ -49,6 +53,8 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         """What an exception of the workload says."""
+        if isinstance(error, Promise):
+            return cls(f"of every enclave: {type(error).__doc__}", "", str(error))
         frames = traceback.extract_tb(error.__traceback__)
         theirs = [frame for frame in frames if not frame.filename.startswith(_OURS)]
         # The innermost line of the file in which the workload begins: what it calls may be anybody's.

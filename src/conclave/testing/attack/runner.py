@@ -79,12 +79,20 @@ class Runner:
 def _broken(operator: HostileOperator, attack: Attack, crashes: list[Exception]) -> Failure | None:
     """What is promised of every enclave, and did not hold."""
     if any(boot.failed for boot in operator.fleet.boots):
-        return Failure("the enclave", "", "the enclave ended, and nobody had ended it")
+        return Failure(
+            "of every enclave: it ends when its host ends it", "", "the enclave ended, and nobody had ended it"
+        )
     if crashes:
-        return Failure("the host", "", f"the host failed: {type(crashes[0]).__name__}")
+        return Failure(
+            "of every host: it bears its enclave and its clients", "", f"the host failed: {type(crashes[0]).__name__}"
+        )
     if attack.secrets:
         seen = [*operator.seen, *operator.fleet.stored()]
         for secret in attack.secrets:
             if any(secret in data for data in seen):
-                return Failure("the operator", "", "the operator saw in plain what was to stay secret")
+                return Failure(
+                    "of every enclave: what clients say is encrypted",
+                    "",
+                    "the operator saw in plain what was to stay secret",
+                )
     return None

@@ -15,7 +15,7 @@ from conclave.errors import FormatError
 # What each action can be, in the words of the command line and of reports. Seeds take them in this order.
 ACTIONS: Final[dict[str, tuple[str, ...]]] = {
     "restart": ("before", "after"),
-    "fork": ("this", "others", "back"),
+    "fork": ("this", "others", "swap"),
     "drop": ("answer", "request"),
     "roll-back": ("kill", "stop"),
     "delay": ("request",),

@@ -1,4 +1,4 @@
-"""What has to hold for those who have money in it: every deposit that was confirmed is there, and none is there twice."""
+"""What has to hold for owners: every deposit that was confirmed is there, and none is there twice."""
 
 from conclave.testing import Attack
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from conclave.testing import Attack
+from conclave.testing.attack.generated import GeneratedWorkload
 from conclave.testing.attack.hosting import Hosting
 from conclave.testing.attack.hunt import hunt
 from conclave.testing.attack.run import Run
@@ -115,11 +116,15 @@ def test_mail_that_is_overtaken(hosting: Hosting) -> None:
 
 def test_an_enclave_that_ends_by_itself_is_found(hosting: Hosting) -> None:
     def end(attack: Attack) -> None:
-        attack.attempt(attack.client("alice").call, "end")
+        alice = attack.client("alice")
+        attack.attempt(alice.call, "end", retry=False)
+        attack.attempt(alice.call, "put", "the token")
 
     run = Runner(hosting, AuthorsWorkload(end))(())
     assert run.failure is not None
     assert "nobody had ended it" in run.failure.message
+    # It was started again all the same: everybody is served.
+    assert [line.text for line in run.story][-1] == "put('the token'): 1"
 
 
 def test_what_the_operator_sees_in_plain_is_found(hosting: Hosting) -> None:
@@ -191,6 +196,56 @@ def test_the_bug_of_the_poll_is_found_within_the_default_budget_and_its_twin_hol
         assert hunt(runner, seeds=range(1, 13), seconds=10_000).found is None
 
 
+@pytest.fixture(scope="module")
+def wallet() -> Iterator[Hosting]:
+    with Hosting(EXAMPLES / "wallet_fixed.py") as hosting:
+        yield hosting
+
+
+def test_the_bug_of_the_wallet_is_found_within_the_default_budget_and_its_twin_holds(wallet: Hosting) -> None:
+    workload = load_workload(EXAMPLES / "wallet_workload.py")
+    with Hosting(EXAMPLES / "wallet.py") as hosting:
+        hunted = hunt(Runner(hosting, workload), seeds=range(1, 31), seconds=10_000)
+        # Its interface alone is enough to find it.
+        generated = GeneratedWorkload(hosting.program.manifest.interface)
+        again = hunt(Runner(hosting, generated), seeds=[], given=read("7:restart:after"), rehearsals=2)
+    assert hunted.found is not None
+    run = hunted.found.run
+    assert run.failure is not None
+    assert "has 0, and put in 10 to 10" in run.failure.message
+    assert [step.action for step in run.schedule] == ["restart"]
+    assert again.found is not None
+    assert again.found.run.failure is not None
+    assert "with an honest operator it is 100" in again.found.run.failure.message
+    runner = Runner(wallet, workload)
+    assert runner(run.schedule).failure is None
+    assert hunt(runner, seeds=range(1, 13), seconds=10_000).found is None
+
+
+@pytest.mark.parametrize(
+    ("schedule", "error"),
+    [
+        ("7:roll-back:kill:1", "RollbackError"),
+        ("7:roll-back:stop:1", "RollbackError"),
+        ("5:fork:swap:0 9:fork:swap:0", "RollbackError"),
+        ("7:store:forgets:4 13:restart:before:0", "RollbackError"),
+        ("7:roll-back:empty:0", "LogReplaced"),
+    ],
+)
+def test_clients_notice_that_state_was_taken_away(wallet: Hosting, schedule: str, error: str) -> None:
+    run = Runner(wallet, load_workload(EXAMPLES / "wallet_workload.py"))(read(schedule))
+    assert run.failure is None, run
+    assert any(error in line.text for line in run.story), run.story
+
+
+@pytest.mark.parametrize("schedule", ["7:restart:before", "7:restart:after", "7:store:unsure:1", "7:store:full:1"])
+def test_what_takes_nothing_away_is_not_noticed(wallet: Hosting, schedule: str) -> None:
+    run = Runner(wallet, load_workload(EXAMPLES / "wallet_workload.py"))(read(schedule))
+    assert run.failure is None, run
+    balances = [line.text for line in run.story if line.text.startswith("balance")]
+    assert balances == [f"balance(): {amount}" for amount in (10, 10, 20, 20, 30, 30)], run.story
+
+
 def conclave(*arguments: str, status: int) -> subprocess.CompletedProcess[str]:
     done = subprocess.run([*CONCLAVE, "attack", *arguments], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == status, done.stdout + done.stderr
@@ -257,7 +312,7 @@ def test_the_fixture(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
         return done.stdout + done.stderr
 
-    assert "4 passed" in run("poll_fixed.py", 4)
+    assert "3 passed" in run("poll_fixed.py", 3)
     said = run("poll.py", 16)
     assert "1 failed" in said
     assert "What the operator" not in said

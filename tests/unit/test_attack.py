@@ -16,7 +16,7 @@ from conclave.errors import CallError, Error, FormatError, RollbackError, StoreF
 from conclave.host.states import MemoryStates
 from conclave.rpc.types import describe
 from conclave.testing import Attack, Outcome, attack_identity
-from conclave.testing.attack.generated import CLIENTS, Call, GeneratedWorkload
+from conclave.testing.attack.generated import CLIENTS, AnsweredOtherwise, Call, GeneratedWorkload, NotServed
 from conclave.testing.attack.hunt import Found, Hunt, hunt
 from conclave.testing.attack.report import lines, story, value
 from conclave.testing.attack.run import Failure, Line, Run
@@ -267,6 +267,12 @@ def test_a_failure_names_the_workloads_own_line() -> None:
     assert failure.message.startswith("AssertionError: the deposit is gone")
 
 
+def test_a_failure_of_a_promise_says_which() -> None:
+    failure = Failure.of(NotServed("alice is not"))
+    assert failure.place == "of every enclave: with an honest operator, everybody is served"
+    assert (failure.statement, failure.message) == ("", "alice is not")
+
+
 # What an operator makes of bytes ---------------------------------------------------------------
 
 
@@ -356,6 +362,10 @@ def test_things_attempted_together() -> None:
         attack.together(lambda: 1, lambda: 1 // 0)
 
 
+class Honest:
+    continuous = linear = True
+
+
 def made() -> Attack:
     return Attack(
         "http://127.0.0.1:1/run",
@@ -364,7 +374,7 @@ def made() -> Attack:
         story=[],
         turn=lambda: 0,
         behave=lambda: None,
-        continuous=lambda: True,
+        fleet=Honest(),
     )
 
 
@@ -460,6 +470,7 @@ class Answers(Attack):
     def __init__(self, answer: Callable[[Call], Any]) -> None:
         self.secrets = set()
         self._answer = answer
+        self._fleet = Honest()
 
     def client(self, name: str, **options: Any) -> Any:
         class Client:
@@ -467,10 +478,6 @@ class Answers(Attack):
                 return self._answer(Call(name, method, arguments))
 
         return Client()
-
-    @property
-    def continuous(self) -> bool:
-        return True
 
 
 def rehearsed(answer: Callable[[Call], Any]) -> GeneratedWorkload:
@@ -493,7 +500,7 @@ def test_generated_calls_are_those_that_can_be_made() -> None:
 
 
 def test_an_answer_that_an_honest_operator_would_not_have_given_is_a_failure() -> None:
-    with pytest.raises(AssertionError, match=r"alice's put\('\w+'\) was answered 6; .* honest operator it is 5"):
+    with pytest.raises(AnsweredOtherwise, match=r"alice's put\('\w+'\) was answered 6; .* honest operator it is 5"):
         rehearsed(lambda call: 5).run(Answers(lambda call: 6))
 
 
@@ -508,6 +515,12 @@ def test_after_an_unknown_outcome_nothing_is_compared() -> None:
         return 5 if number < 3 else 6
 
     rehearsed(lambda call: 5).run(Answers(unanswered))
+
+
+def test_after_a_roll_back_nothing_is_compared() -> None:
+    attack = Answers(lambda call: 6)
+    attack._fleet = type("Forked", (), {"continuous": False, "linear": False})()
+    rehearsed(lambda call: 5).run(attack)
 
 
 def test_answers_that_differ_by_themselves_say_nothing() -> None:
@@ -529,7 +542,7 @@ def test_who_is_not_served_by_an_honest_operator_says_so_but_for_proof_of_a_roll
         return answer
 
     workload = rehearsed(lambda call: 5)
-    with pytest.raises(AssertionError, match="alice is not served by an honest operator any more: no answer"):
+    with pytest.raises(NotServed, match="alice is not served by an honest operator any more: no answer"):
         workload.check(Answers(refuse(TransportError("no answer"))))
     workload.check(Answers(refuse(RollbackError("proof"))))
     workload.check(Answers(refuse(CallError("Refused", "no"))))

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Generic, ParamSpec, TypeVar
+from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar
 
 from conclave._crypto import SigningKey, sha256
 from conclave.client import Client, Identity, ReceivedMail
@@ -61,6 +61,15 @@ class Outcome(Generic[T]):
         return not (self.confirmed or self.refused)
 
 
+class History(Protocol):
+    """What became of the enclave so far; see `Fleet`."""
+
+    @property
+    def continuous(self) -> bool: ...
+    @property
+    def linear(self) -> bool: ...
+
+
 class Attack:
     """One run, as its workload sees it.
 
@@ -78,12 +87,13 @@ class Attack:
         story: list[Line],
         turn: Callable[[], int],
         behave: Callable[[], None],
-        continuous: Callable[[], bool],
+        fleet: History,
     ) -> None:
         """For `conclave.testing`.
 
         Args:
             place: a directory for the clients' saved state.
+            fleet: what became of the enclave so far.
         """
         self.url = url
         self.constraint = constraint
@@ -91,7 +101,7 @@ class Attack:
         self._story = story
         self._turn = turn
         self._behave = behave
-        self._continuous = continuous
+        self._fleet = fleet
         self._clients: dict[str, WatchedClient] = {}
         self.secrets: set[bytes] = set()
 
@@ -175,7 +185,12 @@ class Attack:
     @property
     def continuous(self) -> bool:
         """Whether one and the same boot has answered everybody so far: no restart, no fork, no other program."""
-        return self._continuous()
+        return self._fleet.continuous
+
+    @property
+    def linear(self) -> bool:
+        """Whether every boot went on with all that the one before had stored: no roll back, no fork."""
+        return self._fleet.linear
 
     def close(self) -> None:
         """Close all clients."""

@@ -6,6 +6,7 @@ For tests of authors.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +39,7 @@ def attack_fixture(
     failure. It must take nothing else that one run changes for the next.
 
     Args:
-        path: the enclave: a Python file, a project directory, or module:attribute.
+        path: the enclave, from where the test module is: a Python file, a project directory, or module:attribute.
         seeds: how many.
         first: the first of them.
         actions: what the operator may do, of `conclave attack --help`.
@@ -47,6 +48,7 @@ def attack_fixture(
     import pytest
 
     known: dict[str, Any] = {}
+    place = Path(sys._getframe(1).f_code.co_filename).parent / path
 
     @pytest.fixture(name=name, params=range(first, first + seeds), ids=lambda seed: f"seed {seed}")
     def fixture(request: Any) -> None:
@@ -55,7 +57,7 @@ def attack_fixture(
         if name not in getattr(item, "fixturenames", ()) or not callable(test) or inspect.iscoroutinefunction(test):
             pytest.fail(f"the fixture {name!r} is for plain test functions, which it runs as workloads", pytrace=False)
         if "hosting" not in known:
-            hosting = Hosting(Path(path))
+            hosting = Hosting(place)
             known["hosting"] = hosting.__enter__()
             request.config.add_cleanup(lambda: hosting.__exit__(None, None, None))
         # Where pytest finds what it calls: ours calls the test as often as it takes.

@@ -32,6 +32,8 @@ class Fleet:
     Attributes:
         main: the boot that an honest operator would lead everybody to.
         continuous: whether all clients always had one and the same boot.
+        linear: whether every boot went on with all that the one before had stored.
+        fell: whether an enclave ended though nobody had ended it.
     """
 
     def __init__(self, hosting: Hosting) -> None:
@@ -47,7 +49,8 @@ class Fleet:
         self._copies: list[Path] = []
         self.boots: list[Boot] = []
         self.main: Boot
-        self.continuous = True
+        self.continuous = self.linear = True
+        self.fell = False
 
     async def begin(self) -> None:
         """Start the enclave on an empty store."""
@@ -57,6 +60,7 @@ class Fleet:
     async def end(self) -> None:
         """Kill whatever runs."""
         running = [boot for boot in self.boots if not boot.ended]
+        self.fell |= any(boot.failed for boot in running)
         self._hosting.remember(*running)
         await asyncio.gather(*(boot.kill() for boot in running))
 
@@ -81,7 +85,8 @@ class Fleet:
         elsewhere = client in self._forked or (self._unforked is not None and client != self._unforked)
         if elsewhere != self._swapped and self._fork is not None:
             return self._fork
-        if self.main.spoilt and not self.main.runs:
+        if not self.main.runs:
+            self.fell |= self.main.failed
             await self.restart()
         return self.main
 
@@ -109,7 +114,7 @@ class Fleet:
             self.main = await self._start(place)
         except Error as error:
             # What was torn off in the middle no host can read; a good one would begin anew.
-            self.main = await self._start(self._hosting.new_place())
+            self.main, self.linear = await self._start(self._hosting.new_place()), False
             return f", which was refused ({error.code}); so it was on an empty one"
         return ""
 
@@ -134,15 +139,19 @@ class Fleet:
                 return await self._act_bundle(step, client, turn)
         long = _long(step)
         self.main.faults.now, self._faulty_until = step.variant, turn + long - 1
+        self.linear &= step.variant != "forgets"
         # What a store says that is not so, its host may give up over.
         self.main.spoilt |= step.variant in ("forgets", "unsure")
         return f"had a store that {_FAULTS[step.variant]}, for {times(long, 'request')}"
 
     async def _act_fork(self, step: Step, client: str) -> str:
-        self.continuous = False
+        self.continuous = self.linear = False
         did = ""
         if self._fork is None:
-            self._fork = await self._start(self._copy())
+            try:
+                self._fork = await self._start(self._copy())
+            except Error as error:
+                return f"tried a second enclave on a copy of the first one's store, which was refused: {error}"
             did = "started a second enclave of the same program, on a copy of the first one's store, and "
         if step.variant == "swap":
             self._swapped = not self._swapped
@@ -156,8 +165,10 @@ class Fleet:
         return f"{did}led everybody but {client} to the second enclave"
 
     async def _act_roll_back(self, step: Step) -> str:
+        self.linear = False
         how = "asked the enclave to end" if step.variant == "stop" else "killed the enclave"
-        back = 1 + step.number % len(self._copies) if self._copies else 0
+        kept = 0 if step.variant == "empty" else len(self._copies)
+        back = 1 + step.number % kept if kept else 0
         place = self._copies[-back] if back else self._hosting.new_place()
         besides = await self.restart(place, politely=step.variant == "stop")
         if not back:

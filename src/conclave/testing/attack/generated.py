@@ -44,9 +44,10 @@ class GeneratedWorkload:
     """Calls every method from three clients, always in the same way, and compares.
 
     As long as every call so far was answered, each must be answered as with an honest operator: nothing is
-    handled twice, lost, or mixed up. That holds until a stateless enclave is started again or a second one
-    runs; of an enclave that keeps its state, as long as clients do not refuse it. Besides, errors are errors of the
-    library, nothing that was an argument is ever seen in plain, and once the operator is honest everybody is served.
+    handled twice, lost, or mixed up. That holds until a stateless enclave is started again; of one that keeps its
+    state, until its operator takes some of that away, which is for those to notice who know more. Besides, errors
+    are errors of the library, nothing that was an argument is ever seen in plain, and once the operator is honest
+    everybody is served.
 
     Attributes:
         calls: what it calls, in order.
@@ -79,7 +80,9 @@ class GeneratedWorkload:
         for number, call in enumerate(self.calls):
             client = attack.client(call.client)
             outcome = attack.attempt(client.call, call.method, *call.arguments)
-            certain = certain and not outcome.unknown and (attack.continuous or _keeps_state(client))
+            certain = (
+                certain and not outcome.unknown and (attack.continuous or (attack.linear and _keeps_state(client)))
+            )
             answer = _answer(outcome)
             answers.append(answer)
             if certain and not learning:

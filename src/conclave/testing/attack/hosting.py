@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
 from conclave import _codec
+from conclave._crypto import SigningKey
 from conclave.attestation.claims import parse_instance_info
 from conclave.bundle import Bundle, build
 from conclave.errors import Error
@@ -59,6 +60,7 @@ class Hosting:
         """
         self._path = path
         self._on_progress = on_progress
+        self._author = SigningKey.generate()
         self._place = Path(tempfile.mkdtemp(prefix="conclave-attack-"))
         self._numbers = itertools.count(1)
         self._stop = asyncio.Event()
@@ -93,7 +95,9 @@ class Hosting:
         shutil.rmtree(self._place, ignore_errors=True)
 
     def _build(self, mode: str) -> Bundle:
-        return build(self._path, self._place / f"{mode}.enclave", mode=mode, on_progress=self._on_progress)
+        # Signed, because state can be bound to an author.
+        output = self._place / f"{mode}.enclave"
+        return build(self._path, output, mode=mode, signing_key=self._author, on_progress=self._on_progress)
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -58,7 +58,7 @@ class Runner:
                 story=story,
                 turn=lambda: operator.turn,
                 behave=lambda: hosting.run(operator.behave()),
-                continuous=lambda: operator.fleet.continuous,
+                fleet=operator.fleet,
             )
             try:
                 self.workload.run(attack)
@@ -70,18 +70,22 @@ class Runner:
                 failure = Failure.of(error)
             finally:
                 attack.close()
-                failure = failure or _broken(operator, attack, hosting.crashes[crashes:])
                 hosting.run(operator.fleet.end())
+        failure = failure or _broken(operator, attack, hosting.crashes[crashes:])
         output = tuple(line for boot in operator.fleet.boots for line in boot.output)
         return Run(schedule, tuple(story), operator.turn, failure, cut_short, output)
 
 
 def _broken(operator: HostileOperator, attack: Attack, crashes: list[Exception]) -> Failure | None:
     """What is promised of every enclave, and did not hold."""
-    if any(boot.failed for boot in operator.fleet.boots):
+    if operator.fleet.fell:
         return Failure(
             "of every enclave: it ends when its host ends it", "", "the enclave ended, and nobody had ended it"
         )
+    for crash in crashes:
+        if isinstance(crash, Error):
+            # Nothing of the enclave's: this machine could not start another one.
+            raise crash
     if crashes:
         return Failure(
             "of every host: it bears its enclave and its clients", "", f"the host failed: {type(crashes[0]).__name__}"

@@ -17,7 +17,7 @@ ACTIONS: Final[dict[str, tuple[str, ...]]] = {
     "restart": ("before", "after"),
     "fork": ("this", "others", "swap"),
     "drop": ("answer", "request"),
-    "roll-back": ("kill", "stop"),
+    "roll-back": ("kill", "stop", "empty"),
     "delay": ("request",),
     "replay": ("request", "answer", "all"),
     "store": ("full", "fails", "unsure", "forgets"),

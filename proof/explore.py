@@ -8,8 +8,8 @@ from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
 
-from proof.state import State, Step
-from proof.world import Violation, World
+from proof.state import Client, State, Step
+from proof.world import Violation, World, starts
 
 HONEST = "the host was honest"
 HARMLESS = "the host was not honest, but nobody was told of anything that a running boot lacks"
@@ -78,14 +78,19 @@ def explore(world: World, depth: int) -> Found:
         seen += len(level)
         after: dict[State, int] = {}
         for state, ways in level.items():
-            for step, same in world.steps(state):
+            last = at + 1 == depth
+            if last:
+                transitions += len(starts(state.tips, len(state.boots), world.forks))
+                for name, count in _started(world, _bare(state)).items():
+                    classes[name] += ways * count
+            for step, same in world.steps(state, start=not last):
                 transitions += 1
                 try:
                     reached = world.after(state, step)
                 except Violation as violation:
                     name, text = violation.args
                     return Found(at + 1, 0, seen, transitions, classes, (name, text), _last(world, at, state, step))
-                if at + 1 == depth:
+                if last:
                     classes[classify(reached)] += ways * same
                 else:
                     if not world.identities:
@@ -93,6 +98,20 @@ def explore(world: World, depth: int) -> Found:
                     after[reached] = after.get(reached, 0) + ways * same
         level = after
     return Found(depth, sum(classes.values()), seen, transitions, classes)
+
+
+def _bare(state: State) -> State:
+    """What decides the class of the states that follow by a start."""
+    if state.caught:
+        return State(state.tips, state.boots, (), None, state.caught)
+    return state._replace(clients=tuple([Client(told=client.told, forgot=client.forgot) for client in state.clients]))
+
+
+@cache
+def _started(world: World, bare: State) -> Counter[str]:
+    """The classes after each start of a boot as the last step. Most steps are such, and they violate nothing."""
+    steps = starts(bare.tips, len(bare.boots), world.forks)
+    return Counter(classify(world.after(bare, step)) for step, _ in steps)
 
 
 def find(world: World, depth: int, wanted: Callable[[State], bool]) -> tuple[Step, ...] | None:

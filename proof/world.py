@@ -67,8 +67,12 @@ class World(NamedTuple):
 
     # Which steps there are ------------------------------------------------------------
 
-    def steps(self, state: State) -> Iterator[tuple[Step, int]]:
-        """What the host can do next, and how many ways of doing it differ in nothing but which client it is."""
+    def steps(self, state: State, *, start: bool = True) -> Iterator[tuple[Step, int]]:
+        """What the host can do next, and how many ways of doing it differ in nothing but which client it is.
+
+        Args:
+            start: also starts of boots, which can violate nothing.
+        """
         clients = state.clients
         for c, client in enumerate(clients):
             if client.stopped or (not self.identities and client in clients[:c]):
@@ -94,7 +98,8 @@ class World(NamedTuple):
                 yield Step("forge", boot=b), 1
             if not self.rules.one_record_a_version and boot.head[-1] == ".":
                 yield Step("refuse", boot=b), 1
-        yield from starts(state.tips, len(state.boots), self.forks)
+        if start:
+            yield from starts(state.tips, len(state.boots), self.forks)
 
     # What they do ----------------------------------------------------------------------
 

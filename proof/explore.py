@@ -8,8 +8,8 @@ from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
 
-from proof.state import Client, State, Step
-from proof.world import Violation, World, starts
+from proof.state import State, Step
+from proof.world import Violation, World, records
 
 HONEST = "the host was honest"
 HARMLESS = "the host was not honest, but nobody was told of anything that a running boot lacks"
@@ -56,8 +56,16 @@ def classify(state: State) -> str:
         return BY_ENCLAVE if state.caught == "enclave" else BY_CLIENT
     if state.kept is not None:
         return HONEST
-    heads = tuple([boot.head for boot in state.boots])
-    return max([fate(client.told, client.forgot, heads) for client in set(state.clients)], key=CAUSES.__getitem__)
+    return _worst(_knowledge(state), tuple([boot.head for boot in state.boots]))
+
+
+def _knowledge(state: State) -> frozenset[tuple[tuple[str, ...], tuple[str, ...]]]:
+    return frozenset([(client.told, client.forgot) for client in state.clients])
+
+
+@cache
+def _worst(knowledge: frozenset[tuple[tuple[str, ...], tuple[str, ...]]], heads: tuple[str, ...]) -> str:
+    return max([fate(told, forgot, heads) for told, forgot in knowledge], key=CAUSES.__getitem__)
 
 
 @cache
@@ -80,9 +88,9 @@ def explore(world: World, depth: int) -> Found:
         for state, ways in level.items():
             last = at + 1 == depth
             if last:
-                transitions += len(starts(state.tips, len(state.boots), world.forks))
-                for name, count in _started(world, _bare(state)).items():
+                for name, count in _starts(world, state).items():
                     classes[name] += ways * count
+                    transitions += count
             for step, same in world.steps(state, start=not last):
                 transitions += 1
                 try:
@@ -100,18 +108,24 @@ def explore(world: World, depth: int) -> Found:
     return Found(depth, sum(classes.values()), seen, transitions, classes)
 
 
-def _bare(state: State) -> State:
-    """What decides the class of the states that follow by a start."""
-    if state.caught:
-        return State(state.tips, state.boots, (), None, state.caught)
-    return state._replace(clients=tuple([Client(told=client.told, forgot=client.forgot) for client in state.clients]))
-
-
-@cache
-def _started(world: World, bare: State) -> Counter[str]:
+def _starts(world: World, state: State) -> Counter[str]:
     """The classes after each start of a boot as the last step. Most steps are such, and they violate nothing."""
-    steps = starts(bare.tips, len(bare.boots), world.forks)
-    return Counter(classify(world.after(bare, step)) for step, _ in steps)
+    classes: Counter[str] = Counter()
+    heads = [boot.head for boot in state.boots]
+    places = [heads[:b] + heads[b + 1 :] for b in range(len(heads))]
+    if len(heads) < world.forks:
+        places.append(heads)
+    froms = ("", *records(state.tips))
+    if state.caught:
+        classes[classify(state)] = len(places) * len(froms)
+        return classes
+    knowledge = _knowledge(state)
+    for record in froms:
+        honest = state.kept is not None and record.startswith(state.kept)
+        for others in places:
+            # What the new boot has is what it is started from.
+            classes[HONEST if honest else _worst(knowledge, (*others, record))] += 1
+    return classes
 
 
 def find(world: World, depth: int, wanted: Callable[[State], bool]) -> tuple[Step, ...] | None:

@@ -32,19 +32,21 @@ class Client(NamedTuple):
     """A client, or one device of an identity that has several.
 
     Attributes:
+        log: the log of the first boot that it verified, by its first letter.
         held: contexts it holds.
         told: newest records it was told of. The proof's knowledge.
         flights: its mails in flight, all to one boot: a session with another ends those before.
         stopped: it raised RollbackError or LogReplaced, and its owner has not consented to go on.
-        saved: a backup: what it held and was told of at that time; empty for none.
+        saved: a backup: its log, what it held and was told of at that time; empty for none.
         forgot: records that it was told of after the backup it was restored from. The proof's knowledge.
     """
 
+    log: str = ""
     held: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
     flights: tuple[Flight, ...] = ()
     stopped: bool = False
-    saved: tuple[tuple[str, ...], ...] = ()
+    saved: tuple[str, tuple[str, ...], tuple[str, ...]] | tuple[()] = ()
     forgot: tuple[str, ...] = ()
 
 

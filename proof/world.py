@@ -86,12 +86,11 @@ class World(NamedTuple):
                 yield Step("answer", c, f), same
             if self.posts:
                 for record in records(state.tips):
-                    if record[-1] == "." and record not in client.held:
+                    if record[-1] == "." and record[0] == client.log and record not in client.held:
                         yield Step("post", c, record=record), same
-            if self.backups:
-                if client.saved != (client.held, client.told):
-                    yield Step("backup", c), same
-                if client.saved and client.saved != (client.held, client.told):
+            if self.backups and client.saved != (client.log, client.held, client.told):
+                yield Step("backup", c), same
+                if client.saved:
                     yield Step("restore", c), same
         for b, boot in enumerate(state.boots):
             if self.hostile_client:
@@ -137,12 +136,15 @@ class World(NamedTuple):
         kept = self._gave_out(state.kept, boot)
         if self.rules.gate and kept is not None and boot_of(kept) != boot:
             kept = None
-        if self.rules.pinned and client.held and client.held[0][0] != head[0]:
+        if not client.log or not self.rules.pinned:
+            client = client._replace(log=head[0])
+        if client.log != head[0]:
             # LogReplaced: its mail never leaves.
             return self._alarm(state._replace(kept=kept), step.client, client)
         again = self._again(client, boot)
         flights = client.flights if client.flights and client.flights[0].boot == boot else ()
-        held = client.held if self.rules.pinned else tuple(c for c in client.held if c[0] == boot[0])
+        # Without a pinned log, of each log those that are its own.
+        held = tuple([context for context in client.held if context[0] == boot[0]])
         carried = flights[0].carried if again else shown(held, boot)
         lacks = not all(head.startswith(record) for record in client.told)
         contained = self._contains(head, carried, step.client)
@@ -208,8 +210,6 @@ class World(NamedTuple):
 
     def _post(self, state: State, step: Step) -> State:
         client = state.clients[step.client]
-        if client.held and client.held[0][0] != step.record[0]:
-            return state
         context = step.record if self.rules.posts else ""
         return self._told(state, step.client, client, Flight("", step.record, context, ""))
 
@@ -248,11 +248,11 @@ class World(NamedTuple):
     def _copy(self, state: State, step: Step) -> State:
         client = state.clients[step.client]
         if step.name == "backup":
-            client = client._replace(saved=(client.held, client.told))
+            client = client._replace(saved=(client.log, client.held, client.told))
         else:
-            held, told = client.saved
+            log, held, told = client.saved or ("", (), ())
             forgot = newest((*client.forgot, *client.told))
-            client = client._replace(held=held, told=told, flights=(), forgot=forgot)
+            client = client._replace(log=log, held=held, told=told, flights=(), forgot=forgot)
         return state._replace(clients=self._with(state.clients, step.client, client))
 
     def _violated(self, name: str, text: str) -> None:

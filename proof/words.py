@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from proof.protocol import boot_of, version_of
 from proof.state import STATEMENT, State, Step
-from proof.world import Violation, World
+from proof.world import LETTERS, Violation, World
 
 NAMES = ("Alice", "Bob", "Carol")
 
@@ -35,7 +35,8 @@ class Teller:
         return said
 
     def _boot(self, record: str) -> str:
-        return "boot " + "ABCDEFGHIJKLMNOP"[self._boots.index(boot_of(record))]
+        number = self._boots.index(boot_of(record))
+        return f"boot {LETTERS[number] if number < len(LETTERS) else number + 1}"
 
     def _record(self, record: str) -> str:
         return f"version {version_of(record)} of {self._boot(record)}"

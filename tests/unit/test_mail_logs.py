@@ -493,10 +493,10 @@ def test_what_another_boot_said_is_shown_until_it_is_answered_to() -> None:
     known.answered(context(7, 2), instance=b"B", shown=None)
     assert known.shown(b"B") == context(7, 2)
     # Late, and of a lower version: nothing says yet that both are of one history.
-    known.take(context(5, 1))
+    known.take(context(5, 1), instance=b"A")
     assert (known.newest, known.shown(b"B"), known.shown(b"A")) == (context(7, 2), context(5, 1), context(7, 2))
     assert Contexts(known.saved).saved == known.saved == context(5, 1) + context(7, 2)
-    known.take(context(6, 1))
+    known.take(context(6, 1), instance=b"A")
     known.answered(context(8, 2), instance=b"B", shown=context(5, 1))
     assert known.shown(b"B") == context(6, 1), "a newer one of that boot is not proved by an older one"
     known.answered(context(9, 2), instance=b"B", shown=context(6, 1))
@@ -508,7 +508,7 @@ def test_every_context_that_is_kept_can_contradict() -> None:
     known = Contexts(context(5, 1) + context(7, 2))
     for contradiction in (context(5, 3), context(5, 1, digest=1), context(7, 1)):
         with pytest.raises(RollbackError, match="two histories"):
-            known.take(contradiction)
+            known.take(contradiction, instance=b"")
     assert known.saved == context(5, 1) + context(7, 2)
 
 
@@ -516,7 +516,7 @@ def test_every_context_that_is_kept_can_contradict() -> None:
 def test_contexts_of_many_boots_are_bounded() -> None:
     known = Contexts()
     for boot in range(MAX_HELD + 1):
-        known.take(context(boot + 1, boot))
+        known.take(context(boot + 1, boot), instance=bytes([boot]))
     assert len(known.saved) == MAX_HELD * CONTEXT_SIZE
     assert known.saved.startswith(context(2, 1))
     for saved in (bytes(CONTEXT_SIZE + 1), bytes(CONTEXT_SIZE * (MAX_HELD + 1))):

@@ -169,7 +169,7 @@ class KnownLog:
     def learn(self, claims: InstanceClaims, context: bytes) -> None:
         """The context that came with posted mail of this log. Raises RollbackError."""
         if context and claims.log_id == self._log:
-            self.contexts.take(context)
+            self.contexts.take(context, instance=claims.digest())
 
     def _break(self, instance: AttestationResult, reason: str, evidence: tuple[SignedStatement, ...]) -> None:
         if self._bad_boot == instance.claims.boot_nonce:

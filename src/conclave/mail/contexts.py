@@ -42,7 +42,7 @@ class Contexts:
         contexts = [saved[at : at + CONTEXT_SIZE] for at in range(0, len(saved), CONTEXT_SIZE)]
         # By boot. Versions stand first, big-endian, so that the greatest of contexts is the newest.
         self._held = {_boot_of(context): context for context in contexts if context != NO_CONTEXT}
-        # Which boot an instance is, once it answered.
+        # Which boot an instance is, once it said something.
         self._boots: dict[bytes, bytes] = {}
 
     @property
@@ -73,8 +73,8 @@ class Contexts:
         """Whether this instance is known to be of the boot that said it, or it says nothing."""
         return context == NO_CONTEXT or _boot_of(context) == self._boots.get(instance)
 
-    def take(self, context: bytes) -> None:
-        """Learn a context. An older one is late, and no news.
+    def take(self, context: bytes, *, instance: bytes) -> None:
+        """Learn what an instance (its claims digest) said. An older context is late, and no news.
 
         Raises:
             RollbackError: it contradicts what this client knows; nothing changed.
@@ -91,6 +91,10 @@ class Contexts:
             self._held[boot] = context
             if len(self._held) > MAX_HELD:
                 del self._held[_boot_of(min(self._held.values()))]
+        self._boots.pop(instance, None)
+        self._boots[instance] = boot
+        if len(self._boots) > MAX_HELD:
+            del self._boots[next(iter(self._boots))]
 
     def answered(self, context: bytes, *, instance: bytes, shown: bytes | None) -> None:
         """Learn the context of an answer; of what its mail had shown of another boot, that it is in the same history.
@@ -98,12 +102,8 @@ class Contexts:
         Raises:
             RollbackError: as `take`.
         """
-        self.take(context)
+        self.take(context, instance=instance)
         boot = _boot_of(context)
-        self._boots.pop(instance, None)
-        self._boots[instance] = boot
-        if len(self._boots) > MAX_HELD:
-            del self._boots[next(iter(self._boots))]
         if shown is not None and _boot_of(shown) != boot and self._held.get(_boot_of(shown), shown)[:8] <= shown[:8]:
             self._held.pop(_boot_of(shown), None)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from itertools import pairwise
 from typing import Final
@@ -21,6 +22,11 @@ from conclave.host.stores import BlobStore
 
 LOG: Final = "state/log/"
 SNAPSHOTS: Final = "state/snapshots/"
+# A host that was away while another one continued the log, made a snapshot and deleted what was before it would find no
+# blob where its next one goes. So each looks for snapshots this often, and deletes only what has been superfluous for
+# longer than that and an operation together take.
+LOOK_SECONDS: Final = 5.0
+GRACE_SECONDS: Final = 60.0
 # Blobs that are read or deleted at one time.
 _AT_ONCE: Final = 8
 _LOG_NAME: Final = re.compile(re.escape(LOG) + "([0-9]{20})")
@@ -30,8 +36,16 @@ _SNAPSHOT_NAME: Final = re.compile(re.escape(SNAPSHOTS) + "([0-9]{20})-([0-9a-f]
 class BlobStates:
     """See `StateStore`. The blob store stays open when this is closed."""
 
-    def __init__(self, blobs: BlobStore) -> None:
-        """Touches nothing yet."""
+    def __init__(self, blobs: BlobStore, *, grace_seconds: float = GRACE_SECONDS) -> None:
+        """Touches nothing yet.
+
+        Args:
+            grace_seconds: how long what is superfluous stays; 0 where no other host can be.
+        """
+        self._grace = grace_seconds
+        self._looked = -LOOK_SECONDS
+        # What was superfluous, and since when this handle knows.
+        self._old: dict[str, float] = {}
         self._blobs = blobs
         self._begun: tuple[Snapshot, int] | None = None
         # Where the log ends, once this handle knows, and what it wrote last.
@@ -71,6 +85,7 @@ class BlobStates:
             self._last = await self._end()
         if items[0][0] != self._last + 1:
             raise StoreConflict(f"the log ends with version {self._last}, version {items[0][0]} does not follow")
+        await self._look(self._last)
         await self._create(f"{LOG}{items[0][0]:020d}", pack(items))
         self._last, self._written = items[-1][0], list(items)
 
@@ -89,6 +104,9 @@ class BlobStates:
             if await self._blobs.get(_chunk_name(snapshot, 0)) is not None:
                 return
             raise StoreConflict("a snapshot's manifest follows no chunk of it")
+        due = [_chunk_name(snapshot, index) for index in range(1, self._begun[1] + 1)]
+        if not set(due) <= set(await self._blobs.list(SNAPSHOTS)):
+            raise StoreConflict("another host deleted chunks of the snapshot")
         await self._create(_chunk_name(snapshot, 0), manifest)
         self._begun = None
 
@@ -101,11 +119,21 @@ class BlobStates:
             due = newest[0].version + 1
             names = await self._log()
             old += [name for name, following in pairwise(names) if _first(following) <= due]
-        for some in _some(old):
+        now = time.monotonic()
+        self._old = {name: self._old.get(name, now) for name in old}
+        for some in _some([name for name, since in self._old.items() if now - since >= self._grace]):
             await asyncio.gather(*map(self._blobs.delete, some))
 
     async def close(self) -> None:
         """See `StateStore`."""
+
+    async def _look(self, last: int) -> None:
+        now = time.monotonic()
+        if now - self._looked >= LOOK_SECONDS:
+            newest = await self._newest()
+            if newest is not None and newest[0].version > last:
+                raise StoreConflict("another host continued this log, and made a snapshot of it")
+            self._looked = now
 
     async def _create(self, name: str, data: bytes) -> None:
         """What is there already, and the same, was written by an attempt whose answer was lost."""

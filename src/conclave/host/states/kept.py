@@ -84,7 +84,7 @@ async def kept_state(url: str) -> AsyncIterator[KeptState]:
         blobs = open_store(url, alone=True)
     except StoreUnavailable as error:
         raise StoreUnavailable("a host uses this store: stop it first") if str(error) == IN_USE else error from None
-    states = open_state(url, blobs)
+    states = open_state(url, blobs, alone=True)
     try:
         if directory is None and not await blobs.list(_BLOBS):
             raise StoreUnavailable("no state in this store: is it the one that a host was given as --store?")

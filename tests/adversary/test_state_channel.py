@@ -11,6 +11,7 @@ import pytest
 from tests._state import boot_header, commit, record, snapshot
 
 from conclave._framing import Frame, FrameReader, Kind, pack
+from conclave.errors import TransportError
 from conclave.host.journal import Journal
 from conclave.host.link import Link
 from conclave.host.outbox import Outbox
@@ -115,6 +116,7 @@ BAD = {
 }
 
 
+@pytest.mark.spec("CHAN-17", "CHAN-20")
 @pytest.mark.parametrize("case", BAD)
 def test_what_cannot_be_ends_the_boot(case: str) -> None:
     loads, frames = BAD[case]
@@ -131,5 +133,20 @@ def test_what_cannot_be_ends_the_boot(case: str) -> None:
         # The host works on for the next boot.
         async with channel(store) as c:
             assert (await c.load())[-1].payload == bytes([What.END])
+
+    asyncio.run(work())
+
+
+def test_whoever_sends_much_learns_that_the_enclave_is_gone() -> None:
+    async def work() -> None:
+        async with channel() as c:
+            while c.link._drained is None:
+                c.link.tell(Kind.STORED, 1, bytes(1 << 20))
+                await asyncio.sleep(0)
+            waiting = asyncio.create_task(c.link.drained())
+            await asyncio.sleep(0)
+            c.socket.close()
+            with pytest.raises(TransportError):
+                await asyncio.wait_for(waiting, 5)
 
     asyncio.run(work())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -85,9 +86,16 @@ def test_a_write_whose_later_sectors_alone_reached_the_disk(tmp_path: Path) -> N
     assert found(tmp_path / "state") == contents(ITEMS[:2])
     # Who only looks changes nothing.
     assert log.read_bytes() == bytes(whole)
-    written(tmp_path / "state", ITEMS[2:3])
-    assert found(tmp_path / "state") == contents(ITEMS[:3])
-    assert log.stat().st_size == first + len(pack(ITEMS[2:3]))
+
+    async def work(store: FileStates) -> None:
+        await store.append(ITEMS[2:3])
+        await store.append(ITEMS[3:4])
+        # As a host that is killed now leaves it.
+        shutil.copytree(tmp_path / "state", tmp_path / "killed")
+
+    run(tmp_path / "state", work)
+    assert found(tmp_path / "killed") == found(tmp_path / "state") == contents(ITEMS[:4])
+    assert log.stat().st_size == first + len(pack(ITEMS[2:3])) + len(pack(ITEMS[3:4]))
 
 
 @pytest.mark.spec("STORE-23", "STORE-20")
@@ -258,9 +266,11 @@ def test_a_write_that_fails_is_as_if_it_had_not_been(
     calls = Calls(monkeypatch)
     large: list[Item] = [(1, b"L" * 3000), (2, b"M" * 3000)]
     for again, after in ((large, large), ([(1, b"s")], [(1, b"s")])):
-        place = tmp_path / str(len(again))
+        place, killed = tmp_path / str(len(again)), tmp_path / f"killed-{len(again)}"
 
-        async def work(store: FileStates, again: list[Item] = again) -> None:
+        async def work(
+            store: FileStates, again: list[Item] = again, place: Path = place, killed: Path = killed
+        ) -> None:
             await store.append(ITEMS[:1])
             full = OSError(errno.ENOSPC, "no space")
             for _ in range(2):
@@ -272,9 +282,12 @@ def test_a_write_that_fails_is_as_if_it_had_not_been(
             await store.append(again)
             # What the failed synchronisation may have dropped is written again.
             assert any(made.startswith("pwrite") for made in calls.made)
+            await store.append([(again[-1][0] + 1, b"next")])
+            # As a host that is killed now leaves it.
+            shutil.copytree(place, killed)
 
         run(place, work)
-        assert found(place) == contents([ITEMS[0], *after])
+        assert found(killed) == found(place) == [*contents([ITEMS[0], *after]), b"next"]
 
 
 @pytest.mark.spec("STORE-26")

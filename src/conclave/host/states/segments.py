@@ -138,8 +138,6 @@ class Segments:
                         raise _missing(due)
                     yield found.number, found.data
                     due += 1
-            if due < following:
-                raise _missing(due)
         if due <= self.last:
             raise _missing(due)
 

@@ -116,7 +116,7 @@ def test_chaos_without_malice_is_no_alarm_and_everything_runs_once(seed: int) ->
     assert [boot.count(body) for body in asked] == [1] * len(asked)
 
 
-@pytest.mark.spec("MAIL-60")
+@pytest.mark.spec("MAIL-60", "T-46")
 def test_the_chaos_would_notice_a_rollback() -> None:
     """T-46: what a client was told of is missing (the client's side of it is in unit/test_client_logs.py)."""
     stored: list[bytes] = []
@@ -131,7 +131,7 @@ def test_the_chaos_would_notice_a_rollback() -> None:
     assert item.refused.kind == ReplyKind.HALTED
 
 
-@pytest.mark.spec("MAIL-59")
+@pytest.mark.spec("MAIL-59", "T-45")
 def test_hostile_clients_cannot_halt_an_enclave_nor_be_noticed_by_others() -> None:
     """Forged, stale, foreign, other clients' and future contexts: none halts the boot, or costs it memory."""
     stored: list[bytes] = []

@@ -116,6 +116,8 @@ class Calls:
     def forget_clients(self) -> None:
         """Leave what the enclave has of them."""
         self._clients.clear()
+        self._next.clear()
+        del self._reader
 
     def _take(self, kind: int, request: int, *payload: bytes) -> None:
         if kind not in (Kind.REPLY, Kind.DONE):

@@ -341,13 +341,18 @@ def _growth(state: bool) -> float:
     child = os.fork()
     if child == 0:
 
+        def fresh() -> State | None:
+            if not state:
+                return None
+            log = Log.begin(key=_key, bundle_id=BUNDLE, level=0)
+            return State(log, lambda *frame: None, full=lambda: True)
+
         async def grow() -> float:
             tracemalloc.start()
-            log = Log.begin(key=_key, bundle_id=BUNDLE, level=0)
-            kept = State(log, lambda *frame: None, full=lambda: True) if state else None
-            Calls(32, kept, channels=1)
+            # What is made once is no client's.
+            Calls(32, fresh(), channels=1)
             before = _held()
-            many = Calls(32, kept, channels=CLIENTS)
+            many = Calls(32, fresh(), channels=CLIENTS)
             many.forget_clients()
             return (_held() - before) / CLIENTS
 

@@ -118,7 +118,7 @@ def test_chaos_without_malice_is_no_alarm_and_everything_runs_once(seed: int) ->
 
 @pytest.mark.spec("MAIL-60", "T-46")
 def test_the_chaos_would_notice_a_rollback() -> None:
-    """T-46: what a client was told of is missing (the client's side of it is in unit/test_client_logs.py)."""
+    """What a client was told of is missing (the client's side of it is in unit/test_client_logs.py)."""
     stored: list[bytes] = []
     boot, process = Boot(stored), Process(SigningKey.generate())
     process.meet(boot)

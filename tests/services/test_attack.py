@@ -79,6 +79,17 @@ def test_every_action_happens_and_is_withstood(hosting: Hosting, action: str, va
     assert run.failure is None, run
     assert run.cut_short is None
     assert told(run), "it did nothing"
+    # Clients try again, or look at the instance again, but where the enclave alone has to bear it.
+    borne = (
+        action in ("duplicate", "reorder", "store")
+        or variant in ("same-frame", "all")
+        or (action, variant)
+        == (
+            "replay",
+            "request",
+        )
+    )
+    assert (run.requests == 9) == borne
 
 
 def test_an_honest_operator_does_nothing(hosting: Hosting) -> None:

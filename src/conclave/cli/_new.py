@@ -137,6 +137,7 @@ An enclave that averages numbers of several people and shows no single one.
 python -m pytest                    # needs pytest
 conclave run @MODULE@.py            # build, launch, serve; writes @MODULE@.constraint
 python client.py 12 15 9            # in another terminal
+conclave attack @MODULE@.py         # under a host that does its worst
 ```
 
 `conclave run` is for development: the simulated TEE protects nothing from whoever owns the machine. What you

@@ -273,7 +273,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert found["found"]["schedule_text"] == "1:fork:this:0"
     assert found["found"]["statement"].startswith("assert told >= counted")
     nothing = conclave(poll, "--seed", "1", "--actions", "alter,truncate", status=0)
-    assert "NOTHING FOUND in 1 schedules (seed 1)" in nothing.stdout
+    assert "NOTHING FOUND in one schedule (seed 1)" in nothing.stdout
     assert "workload: poll_workload.py" in nothing.stderr
     assert "no such action: burn" in conclave(poll, "--actions", "burn", status=1).stderr
     assert "without --seeds" in conclave(poll, "--seed", "1", "--seeds", "2", status=1).stderr

@@ -25,7 +25,8 @@ def lines(hunt: Hunt, *, again: str = "", remarks: Iterable[str] = ()) -> Iterat
         remarks: what else an author may want to know.
     """
     if hunt.found is None:
-        yield f"NOTHING FOUND in {hunt.runs} schedules{_seeds(hunt)}, {hunt.seconds:.0f} s"
+        runs = "one schedule" if hunt.runs == 1 else f"{hunt.runs} schedules"
+        yield f"NOTHING FOUND in {runs}{_seeds(hunt)}, {hunt.seconds:.0f} s"
         yield f"requests    {hunt.requests} with an honest operator"
         yield f"actions     {', '.join(hunt.actions)}"
         if hunt.cut_short:

@@ -69,6 +69,12 @@ def test_the_pipeline_is_what_the_guide_shows(name: str) -> None:
     assert example.partition('."""\n')[2].split() == shown.partition("\n")[2].split()
 
 
+def test_the_poll_is_what_the_guide_shows() -> None:
+    (shown,) = [b for b in blocks("docs/guide/barrier.md", "python") if b.startswith("# poll.py\n")]
+    settings, _, rest = (ROOT / "examples" / "poll" / "poll.py").read_text().partition('"""')
+    assert (settings + rest.partition('"""\n')[2]).split() == shown.partition("\n")[2].split()
+
+
 @pytest.mark.slow
 def test_hello(tmp_path: Path) -> None:
     for name in ("hello.py", "hello_client.py"):

@@ -111,7 +111,7 @@ class Reader:
         shown = URL if port is None else f"http://127.0.0.1:{port[1]}"
         # One server a port: the next one on it takes its place.
         self._stop(shown)
-        self.urls.pop(shown, None)
+        before = self.urls.pop(shown, shown)
         server = self._servers[shown] = subprocess.Popen(
             ["bash", "-c", f"exec {self._here(PORT.sub('', command))} --port 0"],
             cwd=self.place,
@@ -132,7 +132,7 @@ class Reader:
                 break
         assert shown in self.urls, f"{command}: it did not start\n{said}"
         for file in self.place.glob("*.py"):
-            file.write_text(self._here(file.read_text()))
+            file.write_text(file.read_text().replace(before, self.urls[shown]))
         return said
 
     def _compare(self, said: str, expected: str) -> None:

@@ -183,7 +183,7 @@ def test_the_demo() -> None:
         "Everything went as told",
     ):
         assert told in done.stdout
-    assert done.stdout.count("✓") == 16
+    assert done.stdout.count("✓") == 17
     assert "✗" not in done.stdout
     assert "Traceback" not in done.stderr
 

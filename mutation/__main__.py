@@ -19,6 +19,7 @@ from mutation.mutants import Mutant, mutants
 from mutation.runner import EQUIVALENT, KILLED, failing_test, read
 
 _VECTORS = "tests/vectors/test_evidence_vectors.py"
+_WITNESS = ["tests/vectors/test_witness_vectors.py", "tests/unit/test_witness.py", "tests/adversary/test_witness.py"]
 # By the longest beginning of a file's name.
 _FAST = {
     "attestation": [
@@ -61,6 +62,7 @@ _FAST = {
     "mail": [
         "tests/unit/test_mail_checks.py",
         "tests/unit/test_mail.py",
+        "tests/unit/test_mail_logs.py",
         "tests/unit/test_strands.py",
         "tests/adversary/test_sessions.py",
         "tests/unit/test_mail_streams.py",
@@ -68,7 +70,9 @@ _FAST = {
         "tests/unit/test_peers.py",
         "tests/unit/test_posts.py",
         "tests/unit/test_client_core.py",
+        "tests/unit/test_client_logs.py",
         "tests/adversary/test_mail.py",
+        "tests/adversary/test_mail_logs.py",
         "tests/adversary/test_traffic.py",
     ],
     "mail/padding.py": ["tests/unit/test_padding.py", "tests/unit/test_mail_checks.py"],
@@ -92,7 +96,11 @@ _FAST = {
         "tests/unit/test_pace.py",
         "tests/unit/test_box.py",
         "tests/unit/test_client_state.py",
+        "tests/unit/test_client_logs.py",
     ],
+    "persistence": ["tests/unit/persistence", "tests/vectors/test_state_vectors.py"],
+    "persistence/witness.py": _WITNESS,
+    "witness": _WITNESS,
     "_codec.py": ["tests/unit/test_claims.py", "tests/vectors/test_claims_vectors.py"],
     "_framing.py": ["tests/unit/test_framing.py", "tests/unit/test_batches.py", "tests/adversary/test_host_channel.py"],
     "_mailheader.py": [

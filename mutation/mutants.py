@@ -1,4 +1,4 @@
-"""Each check of the verifier, of mail and of bundles, taken out one at a time.
+"""Each check of the verifier, of mail, of bundles and of state, taken out one at a time.
 
 A mutant is the source with one check gone: a refusal that never happens, one
 operand of it that never counts, a call of a verifying function dropped, an
@@ -37,6 +37,13 @@ FILES = (
     "bundle/archive.py",
     "bundle/manifest.py",
     "client/core.py",
+    "persistence/records.py",
+    "persistence/replay.py",
+    "persistence/context.py",
+    "persistence/log.py",
+    "persistence/snapshots.py",
+    "persistence/witness.py",
+    "witness/steps.py",
 )
 _CHECKING = re.compile(r"_?(verify|check)")
 _REMEMBERING = re.compile(r"(self\._(seen|above)|term\.ids)\.add\(")

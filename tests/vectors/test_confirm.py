@@ -23,6 +23,14 @@ from conclave.mail.session import EnclaveSession
 VECTORS = Path(__file__).parents[2] / "vectors"
 PLACE = VECTORS / "confirm"
 DIGEST = bytes(range(64))
+# The script that reads an area's vectors, and what it is given before them.
+SCRIPTS = {
+    "mail": ["mail.mjs", "confirm"],
+    "post": ["post.mjs", "confirm"],
+    "state": ["state.mjs"],
+    "witness": ["witness.mjs"],
+}
+CANONICAL = ["canonical.mjs", f"conclave-{conclave.__version__}"]
 
 pytestmark = pytest.mark.slow
 
@@ -64,13 +72,10 @@ def test_every_vector_is_confirmed_or_out_of_reach() -> None:
     areas = {path.parent.name for path in VECTORS.glob("*/*.json")} - {"confirm", "evidence"}
     everything = files(*areas)
     reachable = [p for p in everything if not ids([p]) <= out_of_reach()]
-    mails = [p for p in reachable if p.parent.name == "mail"]
-    posts = [p for p in reachable if p.parent.name == "post"]
-    states = [p for p in reachable if p.parent.name == "state"]
-    others = [p for p in reachable if p.parent.name not in ("mail", "post", "state")]
-    found = confirmed(node("mail.mjs", "confirm", *mails)) | confirmed(node("post.mjs", "confirm", *posts))
-    found |= confirmed(node("state.mjs", *states))
-    found |= confirmed(node("canonical.mjs", f"conclave-{conclave.__version__}", *others))
+    found: set[str] = set()
+    for area in sorted(areas):
+        script, *first = SCRIPTS.get(area, CANONICAL)
+        found |= confirmed(node(script, *first, *(p for p in reachable if p.parent.name == area)))
     assert found | out_of_reach() == ids(everything)
     assert not found & out_of_reach()
     assert len(found) > 90
@@ -88,6 +93,10 @@ def test_every_vector_is_confirmed_or_out_of_reach() -> None:
         ("state", "change", "digest"),
         ("state", "mark", "mark"),
         ("state", "log-snapshot", "digest"),
+        ("witness", "answer", "data"),
+        ("witness", "answer", "nonce"),
+        ("witness", "anchor", "log_id"),
+        ("witness", "roster", "digest"),
     ],
 )
 def test_a_changed_vector_is_not_confirmed(area: str, case: str, field: str, tmp_path: Path) -> None:
@@ -96,11 +105,9 @@ def test_a_changed_vector_is_not_confirmed(area: str, case: str, field: str, tmp
     vector = json.loads(path.read_text())
     vector[field] = vector[field][:-1] + ("0" if vector[field][-1] != "0" else "1")
     path.write_text(json.dumps(vector))
-    script, first = (f"{area}.mjs", "confirm") if area in ("mail", "post") else ("canonical.mjs", "conclave-0")
-    if area == "state":
-        script, first = "state.mjs", path
+    script, *first = SCRIPTS.get(area, CANONICAL)
     request = [] if area != "mail" or case == "request" else [tmp_path / area / "request.json"]
-    done = node(script, first, *request, path)
+    done = node(script, *first, *request, path)
     assert done.returncode != 0
     assert f"{area}/{case}" in done.stderr
 

@@ -29,6 +29,11 @@ export function decode(data) {
   const u8 = (least) => sized(1, least, "readUInt8");
   const u16 = (least) => sized(2, least, "readUInt16BE");
   const u32 = (least) => sized(4, least, "readUInt32BE");
+  const u64 = () => {
+    const value = take(8).readBigUInt64BE(0);
+    need(value >= 2n ** 32n, "a number that has a shorter form");
+    return value;
+  };
   const text = (size) => {
     const raw = take(size), value = raw.toString("utf8");
     need(Buffer.from(value, "utf8").equals(raw), "not UTF-8");
@@ -54,6 +59,7 @@ export function decode(data) {
       case 0xcc: return u8(128);
       case 0xcd: return u16(2 ** 8);
       case 0xce: return u32(2 ** 16);
+      case 0xcf: return u64();
       case 0xd9: return text(u8(32));
       case 0xda: return text(u16(2 ** 8));
       case 0xdc: return array(u16(16));

@@ -93,6 +93,7 @@ def requests() -> dict[str, Fields]:
     first, later = step(None, FIRST), step(FIRST, LATER)
     head = {"version": 1, "log_key": LOG.public, "nonce": NONCE}
     back = step(LATER, FIRST)
+    last, beyond = (step(LATER, LATER | {"version": version}) for version in (2**63 - 1, 2**63))
 
     def case(kind: str, spec: str, comment: str, expect: str, data: bytes) -> Fields:
         return {"kind": kind, "spec": spec, "comment": comment, "expect": expect, "data": data}
@@ -106,6 +107,8 @@ def requests() -> dict[str, Fields]:
         "advance-first": case("advance", "WIT-3", "The first step of a log.", "ok", pack(advance(first))),
         "advance-later": case("advance", "WIT-3", "From one state to a later one.", "ok", pack(advance(later))),
         "advance-back": case("advance", "WIT-3", "To an older version.", "format", pack(advance(back))),
+        "advance-last": case("advance", "WIT-1", "To the last version there is.", "ok", pack(advance(last))),
+        "advance-beyond": case("advance", "WIT-1", "To a version of 64 bits.", "format", pack(advance(beyond))),
         "advance-stranger": case(
             "advance", "WIT-3", "Signed by another log's key.", "signature", pack(advance(later, signer=OTHER_LOG))
         ),
@@ -177,6 +180,13 @@ def anchors() -> dict[str, Fields]:
         "anchor-purpose": case("WIT-16", "One of two signed as answers are.", "signature", anchor(good["a"], b_signs)),
         "anchor-state": case("WIT-16", "Another state.", "signature", anchor(good["a"], good["b"], version=301)),
         "anchor-log": case("WIT-16", "Another log.", "binding", anchor(good["a"], good["b"], log_id=bytes(32))),
+        "anchor-short": case(
+            "WIT-1", "A log id of 31 bytes.", "format", anchor(good["a"], good["b"], log_id=LOG_ID[1:])
+        ),
+        "anchor-beyond": case("WIT-1", "A version of 64 bits.", "format", anchor(good["a"], good["b"], version=2**63)),
+        "anchor-cut": case(
+            "WIT-1", "A signature of 63 bytes.", "format", anchor(good["a"], good["b"], ("c", good["c"][1][1:]))
+        ),
         "anchor-old": case("WIT-16", "An older state.", "binding", anchor(good["a"], good["b"], version=299)),
         "anchor-more": case("WIT-16", "A byte behind it.", "format", anchor(good["a"], good["b"]), b"\0"),
     }
@@ -201,7 +211,7 @@ def shown(value: object) -> object:
 
 def main(place: Path) -> None:
     for name, case in {**requests(), **answers(), **anchors(), **rosters()}.items():
-        (place / f"{name}.json").write_text(json.dumps({"id": name, **shown(case)}, indent=1) + "\n")  # type: ignore[dict-item]
+        (place / f"{name}.json").write_text(json.dumps({"id": f"witness/{name}", **shown(case)}, indent=1) + "\n")  # type: ignore[dict-item]
 
 
 if __name__ == "__main__":

@@ -259,7 +259,7 @@ class Countersignature(Record, frozen=True):
     """One witness's signature, 64 bytes, and the witness's name."""
 
     witness: str
-    signature: bytes
+    signature: _Bytes64
 
 
 class Anchor(Record, frozen=True):
@@ -275,10 +275,10 @@ class Anchor(Record, frozen=True):
         countersignatures: one for each witness.
     """
 
-    log_id: bytes
-    version: int
-    boot: bytes
-    digest: bytes
+    log_id: _Bytes32
+    version: _Version
+    boot: _Bytes16
+    digest: _Bytes32
     countersignatures: list[Countersignature]
 
     @classmethod

@@ -43,10 +43,14 @@ class Target(Enclave):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     @rpc
-    def key(self, policy: str, context: bytes) -> bytes:
+    def key(self, policy: str, context: bytes, level: int) -> bytes:
         # What a hostile author does: it asks for itself, past the driver's own checks.
         tee = self._context._evidence.__self__
-        return tee._ask(3, policy.encode() + b"\\0" + context, 131)
+        return tee._ask(3, policy.encode() + b"\\0" + level.to_bytes(2, "big") + context, 131)
+
+    @rpc
+    def ask(self, payload: bytes) -> bytes:
+        return self._context._evidence.__self__._ask(3, payload, 131)
 
     @rpc
     def quote(self, report_data: bytes) -> bytes:
@@ -326,7 +330,7 @@ def test_signatures_harvested_through_the_challenge_are_challenges_only(wire: Wi
 
 
 @pytest.mark.slow
-@pytest.mark.spec("T-08", "PLAT-1", "PLAT-2", "CLM-1")
+@pytest.mark.spec("T-08", "PLAT-1", "PLAT-2", "PLAT-3", "CLM-1")
 def test_a_program_gets_its_own_keys_and_its_own_name_only(
     author: Callable[..., Bundle], serve: Callable[..., HostServer], only: Callable[[Bundle], str]
 ) -> None:
@@ -342,18 +346,32 @@ def test_a_program_gets_its_own_keys_and_its_own_name_only(
         "evil": author("target", header % (1, 1) + SOURCE + "\n# evil\n", signing_key=other_key),
     }
     keys: dict[str, dict[str, bytes]] = {}
+    lower: dict[str, dict[str, bytes]] = {}
     for name, bundle in programs.items():
         with serve(bundle) as server, Client(server.url, constraint=only(bundle)) as client:
-            keys[name] = {p: client.call("key", p, b"context", returns=bytes) for p in ("code", "signer", "product")}
-            assert client.call("key", "code", b"context", returns=bytes) == keys[name]["code"]
-            assert client.call("key", "code", b"other", returns=bytes) != keys[name]["code"]
-            assert len(client.call("key", "code", bytes(256), returns=bytes)) == 32
+            own = bundle.manifest.revocation_level
+
+            def key_of(policy: str, context: bytes = b"context", *, level: int = own, via: Client = client) -> bytes:
+                return via.call("key", policy, context, level, returns=bytes)
+
+            keys[name] = {policy: key_of(policy) for policy in ("code", "signer", "product")}
+            assert key_of("code") == keys[name]["code"]
+            assert key_of("code", b"other") != keys[name]["code"]
+            assert len(key_of("code", bytes(256))) == 32
             with pytest.raises(CallError):
-                client.call("key", "code", bytes(257), returns=bytes)
+                key_of("code", bytes(257))
+            # Of another level only the keys that older releases of its author have; never a newer one's.
+            lower[name] = {p: key_of(p, level=0) for p in ("signer", "product")}
+            for policy, level in (("signer", own + 1), ("product", own + 1), ("signer", 65535), ("code", 1 - own)):
+                with pytest.raises(CallError):
+                    key_of(policy, level=level)
+            for payload in (b"signer", b"signer\0", b"signer\0\0", b"", b"\0\0"):
+                with pytest.raises(CallError):
+                    client.call("ask", payload, returns=bytes)
             # Nothing but the three policies gives a key, least of all another's name.
             for policy in ("", "CODE", "code ", "machine", programs["victim"].code.hex()):
                 with pytest.raises(CallError):
-                    client.call("key", policy, b"context", returns=bytes)
+                    key_of(policy)
             # It may ask for any report data, but its own name stands beside it.
             victim = programs["victim"]
             quote = parse_quote(client.call("quote", bytes(64), returns=bytes))
@@ -367,6 +385,11 @@ def test_a_program_gets_its_own_keys_and_its_own_name_only(
     assert keys["other product"]["product"] != of_victim["product"]
     for name in ("older level", "evil"):
         assert not set(keys[name].values()) & set(of_victim.values())
+    older = {policy: keys["older level"][policy] for policy in ("signer", "product")}
+    assert lower["victim"] == lower["same author"] == lower["older level"] == older
+    assert lower["other product"]["signer"] == older["signer"]
+    assert lower["other product"]["product"] != older["product"]
+    assert not set(lower["evil"].values()) & set(older.values())
 
 
 @given(st.lists(st.tuples(st.sampled_from(list(Kind)), st.integers(0, 2**64 - 1), st.binary(max_size=300))), st.data())

@@ -30,7 +30,7 @@ from conclave.testing import TeeConformance
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 
-pytestmark = pytest.mark.spec("DRV-1", "DRV-2", "DRV-3", "DRV-4")
+pytestmark = pytest.mark.spec("DRV-1", "DRV-2", "DRV-3", "DRV-4", "DRV-29")
 
 
 def intel(processor: Any, evidence: Evidence) -> EvidenceClaims:

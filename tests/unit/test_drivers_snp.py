@@ -25,7 +25,7 @@ from conclave.attestation import snp
 from conclave.enclave.drivers import Mounted
 from conclave.enclave.drivers.certificates import hints, parse_table
 from conclave.enclave.drivers.sevguest import SevGuest
-from conclave.enclave.drivers.tee import bound_parts, check_echo, key_from, policy_root
+from conclave.enclave.drivers.tee import bound_parts, check_echo, key_from, offered_to, policy_root
 from conclave.enclave.drivers.tsm import Reports, SnpTee
 from conclave.errors import PlatformError, UnsupportedPolicy
 
@@ -84,14 +84,14 @@ def test_the_request_byte_for_byte(path: Path) -> None:
         ctypes.memmove(response, bytes(32) + b"k" * 32, 64)
 
     path.write_bytes(b"")
-    found = SevGuest(path, ioctl=ioctl).roots(level=2, tcb=0x1122334455667788, bound={"code": b"b"})
+    found = SevGuest(path, ioctl=ioctl).roots(level=2, tcb=0x1122334455667788, bound={("code", 0): b"b"})
     request = os.read(reader, 100)
     os.close(reader)
     os.close(writer)
     assert request == bytes.fromhex("00000000 00000000 2900000000000000 02000000 00000000 8877665544332211")
     # And what is made of the answer.
     root = policy_root(Secret(b"k" * 32), tee="snp", policy="code", bound=b"b")
-    assert key_from(found["code"], b"c") == key_from(root, b"c")
+    assert key_from(found["code", 0], b"c") == key_from(root, b"c")
 
 
 @pytest.mark.spec("DRV-19")
@@ -152,7 +152,9 @@ def test_no_keys_and_why(path: Path) -> None:
 
 
 @pytest.mark.spec("DRV-19", "DRV-6")
-@pytest.mark.parametrize("answer", [b"", b"\0", b"\0" + bytes(95), b"\0" + bytes(97), b"\1" + b"x" * 96])
+@pytest.mark.parametrize(
+    "answer", [b"", b"\0", b"\0" + bytes(11 * 32 - 1), b"\0" + bytes(11 * 32 + 1), b"\1" + b"x" * 96]
+)
 def test_half_an_answer_is_none(path: Path, answer: bytes) -> None:
     guest = Guest(path)
     guest.guest._answer = lambda *arguments: answer  # type: ignore[method-assign]
@@ -169,7 +171,7 @@ def test_a_status_counts_and_so_does_a_key_of_zeros(path: Path, status: int, key
 
     path.write_bytes(b"")
     with pytest.raises(PlatformError, match="derives no key"):
-        SevGuest(path, ioctl=ioctl).roots(level=0, tcb=0, bound={"code": b"b"})
+        SevGuest(path, ioctl=ioctl).roots(level=0, tcb=0, bound={("code", 0): b"b"})
 
 
 @pytest.mark.spec("DRV-1")
@@ -211,12 +213,33 @@ def test_a_device_that_can_only_be_read_is_in_reach(path: Path) -> None:
 @pytest.mark.spec("DRV-3")
 def test_what_each_policy_binds() -> None:
     parts = bound_parts(PROGRAM)
-    assert parts == {
-        "code": PROGRAM.bundle_id,
-        "signer": b"\5" * 32 + b"\0\4",
-        "product": b"\5" * 32 + b"\0\3\0\4",
-    }
-    assert set(bound_parts(Mounted(PROGRAM.code, bytes(32), 3, 4))) == {"code"}
+    assert len(parts) == 11
+    assert parts["code", 4] == PROGRAM.bundle_id
+    for level in range(5):
+        assert parts["signer", level] == b"\5" * 32 + bytes((0, level))
+        assert parts["product", level] == b"\5" * 32 + b"\0\3" + bytes((0, level))
+    unsigned = Mounted(PROGRAM.code, bytes(32), 3, 4)
+    assert set(bound_parts(unsigned)) == {("code", 4)}
+    assert (offered_to(PROGRAM), offered_to(unsigned)) == (("code", "signer", "product"), ("code",))
+
+
+@pytest.mark.spec("DRV-29")
+def test_keys_of_higher_levels_never_enter_this_process(path: Path) -> None:
+    guest = Guest(path)
+    key = guest.key("signer")
+    assert {level for _, level in guest.tee._roots} == {0, 1, 2, 3, 4}
+    newer = Mounted(b"\6" * 32, PROGRAM.signer, PROGRAM.product_id, 5)
+    upgraded = Guest(path, mounted=newer)
+    assert upgraded.key("signer", newer) != key
+    assert upgraded.tee.sealing_key("signer", level=4) == key
+
+
+@pytest.mark.spec("DRV-29")
+def test_more_levels_than_a_pipe_holds(path: Path) -> None:
+    newest = Mounted(PROGRAM.code, PROGRAM.signer, PROGRAM.product_id, 2612)
+    guest = Guest(path, mounted=newest)
+    guest.key("signer", newest)
+    assert guest.tee.sealing_key("signer", level=4) == Guest(path).key("signer")
 
 
 # Certificates ----------------------------------------------------------------------------

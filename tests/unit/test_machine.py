@@ -414,6 +414,22 @@ def test_policies_that_nobody_can_have(place: Path) -> None:
             machine.sealing_key(policy, **IDENTITY)
 
 
+@pytest.mark.spec("PLAT-3")
+def test_a_key_of_a_lower_level_is_that_levels(place: Path) -> None:
+    machine = Machine.open(place, now=NOW)
+    for policy in ("signer", "product"):
+        keys = [machine.sealing_key(policy, **(IDENTITY | {"revocation_level": level})) for level in range(5)]
+        assert [machine.sealing_key(policy, **IDENTITY, level=level) for level in range(4)] == keys[:4]
+        assert machine.sealing_key(policy, **IDENTITY) == keys[3]
+        for level in (4, 65535, -1):
+            with pytest.raises(UnsupportedPolicy, match=f"of revocation level 3 has no key of level {level}"):
+                machine.sealing_key(policy, **IDENTITY, level=level)
+    assert machine.sealing_key("code", **IDENTITY, level=3) == machine.sealing_key("code", **IDENTITY)
+    for level in (2, 4):
+        with pytest.raises(UnsupportedPolicy, match="under that policy"):
+            machine.sealing_key("code", **IDENTITY, level=level)
+
+
 # Encodings of the PKI that are written by hand.
 
 

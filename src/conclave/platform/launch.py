@@ -34,6 +34,7 @@ _MAX_OUTPUT: Final = 16 * 1024 * 1024
 _READ_SIZE: Final = 65536
 _CHANNEL_BUFFER: Final = 2 * 1024 * 1024
 _MAX_CONTEXT: Final = 256
+_LEVEL_SIZE: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +290,10 @@ class _Platform:
                 )
                 return pack(PlatformKind.EVIDENCE_IS, request, quote)
             if kind is PlatformKind.SEALING_KEY:
-                policy, _, context = payload.partition(b"\0")
+                policy, _, rest = payload.partition(b"\0")
+                if len(rest) < _LEVEL_SIZE:
+                    raise PlatformError("a request for a sealing key names a policy and a revocation level")
+                level, context = int.from_bytes(rest[:_LEVEL_SIZE], "big"), rest[_LEVEL_SIZE:]
                 if len(context) > _MAX_CONTEXT:
                     raise PlatformError(f"the context of a sealing key has at most {_MAX_CONTEXT} bytes")
                 key = self._machine.sealing_key(
@@ -299,6 +303,7 @@ class _Platform:
                     product_id=bundle.manifest.product_id,
                     revocation_level=bundle.manifest.revocation_level,
                     context=context,
+                    level=level,
                 )
                 return pack(PlatformKind.SEALING_KEY_IS, request, key)
         except Error as error:

@@ -3,7 +3,7 @@
 Runs in the simulated platform alone. A directory is a machine: deleting it
 destroys the machine, and whoever can read it is the processor.
 
-Spec: spec/claims.md section 2 (CLM-1), spec/host-channel.md section 3 (PLAT-1, PLAT-2),
+Spec: spec/claims.md section 2 (CLM-1), spec/host-channel.md section 3 (PLAT-1 to PLAT-3),
 spec/tcb.md section 2 (TCB-1 to TCB-6).
 """
 
@@ -226,21 +226,31 @@ class Machine:
         product_id: int,
         revocation_level: int,
         context: bytes,
+        level: int | None = None,
     ) -> bytes:
         """32 bytes that only a program with the same identity gets on this machine.
 
         `code` binds the exact program, `signer` its author, `product` author and
-        product. The revocation level is mixed into the latter two.
+        product. A revocation level is mixed into the latter two.
+
+        Args:
+            level: the one that is meant; None: the program's own.
 
         Raises:
-            UnsupportedPolicy: another policy, or an unsigned bundle asks for its
-                author's key, which every unsigned bundle would share.
+            UnsupportedPolicy: another policy, an unsigned bundle asks for its author's key,
+                which every unsigned bundle would share, or a program for a key of a higher level than its own.
         """
-        level = revocation_level.to_bytes(2, "big")
+        wanted = revocation_level if level is None else level
+        # An older release never gets a newer one's key: that is what raising the level is for.
+        if not 0 <= wanted <= revocation_level or (policy == "code" and wanted != revocation_level):
+            raise UnsupportedPolicy(
+                f"a program of revocation level {revocation_level} has no key of level {wanted} under that policy"
+            )
+        mixed = wanted.to_bytes(2, "big")
         bound = {
             "code": code,
-            "signer": signer + level,
-            "product": signer + product_id.to_bytes(2, "big") + level,
+            "signer": signer + mixed,
+            "product": signer + product_id.to_bytes(2, "big") + mixed,
         }
         if policy not in bound:
             raise UnsupportedPolicy("the policies are code, signer and product")

@@ -3,7 +3,7 @@
 For tests. Subclass `TeeConformance` in a test module as `Test…`, say how a machine is
 launched, and pytest finds the rest; nothing here needs pytest itself.
 
-Spec: spec/drivers.md section 1 (DRV-1 to DRV-6).
+Spec: spec/drivers.md section 1 (DRV-1 to DRV-6, DRV-29).
 """
 
 from __future__ import annotations
@@ -154,6 +154,32 @@ class TeeConformance:
                 elif policy != "code" or other.code != PROGRAM.code:
                     equal = tee.sealing_key(policy) == mine[policy]
                     assert equal == (policy in same.get(name, set())), (name, policy)
+
+    def test_a_newer_release_has_the_keys_of_older_ones(self) -> None:
+        """By author, and by author and product; each level's own key, in whichever release."""
+        levels = [self.started(_program(f"release {n}", revocation_level=n)) for n in range(4)]
+        for policy in sorted(self.policies - {"code"}):
+            keys = [tee.sealing_key(policy, b"context") for tee in levels]
+            assert len(set(keys)) == len(keys)
+            for own, tee in enumerate(levels):
+                asked = [tee.sealing_key(policy, b"context", level=level) for level in range(own + 1)]
+                assert asked == keys[: own + 1], (policy, own)
+                assert tee.sealing_key(policy, b"other", level=0) != keys[0]
+            stranger = self.started(_program("release 3", signer="somebody else", revocation_level=3))
+            assert stranger.sealing_key(policy, b"context", level=0) not in keys
+            other = self.started(_program("release 3", product_id=2, revocation_level=3))
+            assert (other.sealing_key(policy, b"context", level=0) == keys[0]) == (policy == "signer")
+
+    def test_levels_of_which_a_program_has_no_key(self) -> None:
+        """Above its own, or another than its own of what is bound to exact code, and none that there is."""
+        tee, own = self.started(), PROGRAM.revocation_level
+        for policy in sorted(self.policies):
+            assert tee.sealing_key(policy, level=own) == tee.sealing_key(policy)
+            for level in (own + 1, 65535, 65536, -1, *((0, own - 1) if policy == "code" else ())):
+                assert "KDS" in str(_refused(partial(tee.sealing_key, policy, level=level), UnsupportedPolicy))
+        for policy in {*POLICIES, "machine"} - self.policies:
+            for level in (0, own, own + 1):
+                assert "KDS" in str(_refused(partial(tee.sealing_key, policy, level=level), UnsupportedPolicy))
 
     def test_policies_that_cannot_be_bound(self) -> None:
         """Are refused by name, with the way out."""

@@ -20,6 +20,7 @@ from conclave.enclave.drivers.tee import (
     Mounted,
     check_context,
     check_echo,
+    check_level,
     check_report_data,
     key_from,
     policy_root,
@@ -46,7 +47,7 @@ class GramineTee:
         # Report data is one value for the whole process, so writing it and reading the
         # quote over it must not be interleaved by two threads.
         self._lock = threading.Lock()
-        self._bundle_id: bytes | None = None
+        self._mounted: Mounted | None = None
 
     def identity(self, mounted: Mounted) -> Identity:
         """The mounted bundle: it stands in the manifest, so MRENCLAVE covers it.
@@ -58,7 +59,7 @@ class GramineTee:
         if kind != b"dcap":
             shown = kind.decode("ascii", "replace") if kind.isalnum() else "unknown"
             raise PlatformError(f"Gramine's attestation type is {shown!r}; the manifest must say dcap")
-        self._bundle_id = mounted.bundle_id
+        self._mounted = mounted
         return Identity(tee=self.kind, bundle_id=mounted.bundle_id, sandbox="none")
 
     def check_closed(self) -> None:
@@ -73,7 +74,7 @@ class GramineTee:
         check_echo(fields.sgx_report_data(quote), report_data, quote)
         return Evidence(self.kind, quote)
 
-    def sealing_key(self, policy: str, context: bytes = b"") -> bytes:
+    def sealing_key(self, policy: str, context: bytes = b"", *, level: int | None = None) -> bytes:
         """See `Tee.sealing_key`; SGX binds to the exact runtime and bundle, and to the processor.
 
         The processor also has a key by MRSIGNER: that is whoever signed the manifest,
@@ -82,12 +83,13 @@ class GramineTee:
         check_context(context)
         if policy != "code":
             raise unsupported(policy, tee="SGX", offers="binds keys to the exact program alone (policy 'code')")
-        if self._bundle_id is None:
+        if self._mounted is None:
             raise RuntimeError("identity comes first")
+        check_level(policy, level, self._mounted.revocation_level)
         key = self._read(_KEY, _MAX_WORD)
         if len(key) != _KEY_SIZE:
             raise PlatformError(f"Gramine's sealing key has {len(key)} bytes, not {_KEY_SIZE}")
-        root = policy_root(Secret(key), tee=self.kind, policy=policy, bound=self._bundle_id)
+        root = policy_root(Secret(key), tee=self.kind, policy=policy, bound=self._mounted.bundle_id)
         return key_from(root, context)
 
     def _write(self, name: str, data: bytes) -> None:

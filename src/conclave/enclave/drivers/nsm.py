@@ -149,7 +149,7 @@ class NitroTee:
         check_echo(user_data(document), report_data, document)
         return Evidence(self.kind, document)
 
-    def sealing_key(self, policy: str, context: bytes = b"") -> bytes:
+    def sealing_key(self, policy: str, context: bytes = b"", *, level: int | None = None) -> bytes:
         """See `Tee.sealing_key`; there is none."""
         check_context(context)
         raise unsupported(policy, tee="Nitro", offers="has no sealing keys")

@@ -55,13 +55,13 @@ class SevGuest:
                 return True
         return False
 
-    def roots(self, *, level: int, tcb: int, bound: Mapping[str, bytes]) -> dict[str, Secret]:
-        """The key of each policy, derived in a child process that ends before this returns.
+    def roots(self, *, level: int, tcb: int, bound: Mapping[tuple[str, int], bytes]) -> dict[tuple[str, int], Secret]:
+        """The key of each policy and revocation level, derived in a child process that ends before this returns.
 
         Args:
             level: the VMPL this guest runs at.
             tcb: the committed TCB version to mix in.
-            bound: what each policy binds.
+            bound: what each policy binds, by policy and revocation level.
 
         Raises:
             PlatformError: the device is missing or refuses. Nothing was derived.
@@ -81,14 +81,14 @@ class SevGuest:
         why, keys = answer[:1], answer[1:]
         if why != b"\0" or len(keys) != _ROOT_SIZE * len(bound):
             raise PlatformError(keys.decode("ascii", "replace")[:200] or "the process that derives keys died")
-        return {policy: Secret(keys[n * _ROOT_SIZE :][:_ROOT_SIZE]) for n, policy in enumerate(bound)}
+        return {use: Secret(keys[n * _ROOT_SIZE : (n + 1) * _ROOT_SIZE]) for n, use in enumerate(bound)}
 
-    def _answer(self, level: int, tcb: int, bound: Mapping[str, bytes]) -> bytes:
+    def _answer(self, level: int, tcb: int, bound: Mapping[tuple[str, int], bytes]) -> bytes:
         try:
             key = self._device_key(level, tcb)
         except PlatformError as error:
             return b"\1" + str(error).encode("ascii", "replace")
-        roots = (policy_root(key, tee="snp", policy=policy, bound=part) for policy, part in bound.items())
+        roots = (policy_root(key, tee="snp", policy=policy, bound=part) for (policy, _), part in bound.items())
         return b"\0" + b"".join(root.insecure_reveal() for root in roots)
 
     def _device_key(self, level: int, tcb: int) -> Secret:

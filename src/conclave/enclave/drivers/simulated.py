@@ -3,26 +3,26 @@
 Runs inside the enclave, over the platform channel (fd 4), which the host never
 holds. The platform is the TEE here: trusted as the processor is.
 
-Spec: spec/host-channel.md section 3 (PLAT-1, PLAT-2).
+Spec: spec/host-channel.md section 3 (PLAT-1 to PLAT-3).
 """
 
 from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from conclave import _codec
 from conclave._framing import FrameReader, PlatformKind, pack
 from conclave.enclave.drivers.tee import (
-    POLICIES,
     Evidence,
     Identity,
     Mounted,
-    bound_parts,
     check_context,
+    check_level,
     check_report_data,
+    offered_to,
     unsupported,
 )
 from conclave.errors import PlatformError
@@ -41,11 +41,11 @@ class SimulatedTee:
         self._channel = channel
         self._reader = FrameReader(PlatformKind, max_payload=_MAX_ANSWER)
         self._lock = threading.Lock()
-        self._offered: Collection[str] = POLICIES
+        self._mounted: Mounted | None = None
 
     def identity(self, mounted: Mounted) -> Identity:
         """The bundle the platform measured and launched."""
-        self._offered = bound_parts(mounted)
+        self._mounted = mounted
         answer = self._ask(PlatformKind.IDENTITY, b"", PlatformKind.IDENTITY_IS)
         return _codec.decode(Identity, answer, max_size=4096, what="platform identity")
 
@@ -57,12 +57,16 @@ class SimulatedTee:
         check_report_data(report_data)
         return Evidence("sgx", self._ask(PlatformKind.EVIDENCE, report_data, PlatformKind.EVIDENCE_IS))
 
-    def sealing_key(self, policy: str, context: bytes = b"") -> bytes:
+    def sealing_key(self, policy: str, context: bytes = b"", *, level: int | None = None) -> bytes:
         """See `Tee.sealing_key`; this TEE binds to each policy."""
         check_context(context)
-        if policy not in self._offered:
-            raise unsupported(policy, tee="the simulated TEE", offers=f"binds keys to {', '.join(self._offered)} alone")
-        request = policy.encode() + b"\0" + context
+        if self._mounted is None:
+            raise RuntimeError("identity comes first")
+        offered = offered_to(self._mounted)
+        if policy not in offered:
+            raise unsupported(policy, tee="the simulated TEE", offers=f"binds keys to {', '.join(offered)} alone")
+        wanted = check_level(policy, level, self._mounted.revocation_level)
+        request = policy.encode() + b"\0" + wanted.to_bytes(2, "big") + context
         return self._ask(PlatformKind.SEALING_KEY, request, PlatformKind.SEALING_KEY_IS)
 
     def _ask(self, kind: PlatformKind, payload: bytes, expected: PlatformKind) -> bytes:

@@ -2,7 +2,7 @@
 
 Runs inside the enclave. Nothing here touches a device.
 
-Spec: spec/drivers.md section 1 (DRV-1 to DRV-4).
+Spec: spec/drivers.md section 1 (DRV-1 to DRV-4, DRV-29).
 """
 
 from __future__ import annotations
@@ -103,15 +103,17 @@ class Tee(Protocol):
             PlatformError: the TEE refuses, or answered something else than was asked.
         """
 
-    def sealing_key(self, policy: str, context: bytes = b"") -> bytes:
+    def sealing_key(self, policy: str, context: bytes = b"", *, level: int | None = None) -> bytes:
         """A 32-byte key that only programs with the same identity get on this machine.
 
         Args:
             policy: `code`, `signer` or `product`: which part of the identity binds.
             context: up to 256 bytes of domain separation.
+            level: the key that programs of this revocation level have, which is none above
+                the program's own; None: its own. Lower ones with `signer` and `product` alone.
 
         Raises:
-            UnsupportedPolicy: this TEE cannot bind a key to that.
+            UnsupportedPolicy: this TEE cannot bind a key to that, or the program may not have the key of that level.
         """
 
 
@@ -125,6 +127,27 @@ def check_context(context: bytes) -> None:
     """Raises ValueError if there are more than 256 bytes."""
     if len(context) > MAX_CONTEXT:
         raise ValueError(f"the context of a sealing key has at most {MAX_CONTEXT} bytes, not {len(context)}")
+
+
+def check_level(policy: str, level: int | None, own: int) -> int:
+    """The level whose key is meant.
+
+    Raises:
+        UnsupportedPolicy: one that a program of level `own` has no key of, now or ever.
+    """
+    if level is None or level == own:
+        return own
+    if policy == "code":
+        raise UnsupportedPolicy(
+            f"policy 'code' binds keys to one exact program, and its revocation level is {own}, not {level}; "
+            "bind what outlives a release to 'signer' or 'product', or take its key from the KDS"
+        )
+    if not 0 <= level < own:
+        raise UnsupportedPolicy(
+            f"a program of revocation level {own} has sealing keys of the levels 0 to {own}, and none of {level}; "
+            "start a release of that level, or take the key from the KDS"
+        )
+    return level
 
 
 def check_echo(echo: bytes | None, report_data: bytes, evidence: bytes) -> None:
@@ -148,16 +171,25 @@ def unsupported(policy: str, *, tee: str, offers: str) -> UnsupportedPolicy:
 # Sealing keys ------------------------------------------------------------------------
 
 
-def bound_parts(mounted: Mounted) -> dict[str, bytes]:
-    """What each policy binds: the exact bundle, its author, its author and product.
+def offered_to(mounted: Mounted) -> Sequence[str]:
+    """The policies by which a key can be bound to that bundle.
 
     An unsigned bundle has no author to bind to: every unsigned bundle would share the key.
     """
-    level = mounted.revocation_level.to_bytes(2, "big")
-    parts = {"code": mounted.bundle_id}
+    return POLICIES if any(mounted.signer) else POLICIES[:1]
+
+
+def bound_parts(mounted: Mounted) -> dict[tuple[str, int], bytes]:
+    """What each policy binds: the exact bundle, its author, its author and product.
+
+    By policy and revocation level: the bundle's own, and with an author all below it.
+    """
+    own, product = mounted.revocation_level, mounted.product_id.to_bytes(2, "big")
+    parts = {("code", own): mounted.bundle_id}
     if any(mounted.signer):
-        parts["signer"] = mounted.signer + level
-        parts["product"] = mounted.signer + mounted.product_id.to_bytes(2, "big") + level
+        for level in range(own + 1):
+            parts["signer", level] = mounted.signer + level.to_bytes(2, "big")
+            parts["product", level] = mounted.signer + product + level.to_bytes(2, "big")
     return parts
 
 

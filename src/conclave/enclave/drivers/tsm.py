@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 
@@ -32,6 +32,7 @@ from conclave.enclave.drivers.tee import (
     bound_parts,
     check_context,
     check_echo,
+    check_level,
     check_report_data,
     key_from,
     unsupported,
@@ -166,7 +167,8 @@ class SnpTee:
         self.places = places
         self._reports = reports
         self._guest = guest
-        self._roots: dict[str, Secret] = {}
+        self._roots: Mapping[tuple[str, int], Secret] = {}
+        self._level = 0
         self._no_keys = "gave none to this runtime"
 
     def identity(self, mounted: Mounted) -> Identity:
@@ -175,6 +177,7 @@ class SnpTee:
         if report.host_data == NO_BUNDLE:
             raise PlatformError("HOST_DATA is empty; the guest must be launched with the bundle id in it")
         if _crypto.same(report.host_data, mounted.bundle_id):
+            self._level = mounted.revocation_level
             self._derive(report, mounted)
         return Identity(tee=self.kind, bundle_id=report.host_data, sandbox="none")
 
@@ -200,14 +203,14 @@ class SnpTee:
         check_echo(fields.SnpReport(report).report_data, report_data, report)
         return Evidence(self.kind, report, certificates.hints(table))
 
-    def sealing_key(self, policy: str, context: bytes = b"") -> bytes:
+    def sealing_key(self, policy: str, context: bytes = b"", *, level: int | None = None) -> bytes:
         """See `Tee.sealing_key`; SEV-SNP binds to this runtime, processor and TCB besides."""
         check_context(context)
-        root = self._roots.get(policy)
-        if root is None:
-            offers = f"binds keys to {' and '.join(self._roots)} alone" if self._roots else self._no_keys
+        if (policy, self._level) not in self._roots:
+            offered = dict.fromkeys(policy for policy, _ in self._roots)
+            offers = f"binds keys to {' and '.join(offered)} alone" if offered else self._no_keys
             raise unsupported(policy, tee="SEV-SNP", offers=offers)
-        return key_from(root, context)
+        return key_from(self._roots[policy, check_level(policy, level, self._level)], context)
 
     def _report(self, data: bytes) -> tuple[bytes, bytes]:
         return self._reports.report(data, provider=self.provider, leveled=True)
@@ -260,7 +263,7 @@ class TdxTee:
         check_echo(fields.TdQuote(quote).report_data, report_data, quote)
         return Evidence(self.kind, quote)
 
-    def sealing_key(self, policy: str, context: bytes = b"") -> bytes:
+    def sealing_key(self, policy: str, context: bytes = b"", *, level: int | None = None) -> bytes:
         """See `Tee.sealing_key`; there is none."""
         check_context(context)
         raise unsupported(policy, tee="TDX", offers="has no sealing keys")

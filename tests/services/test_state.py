@@ -39,6 +39,10 @@ class Ledger(Enclave):
         starts = self.map.of(int)
         starts["starts"] = starts.get("starts", 0) + 1
 
+    async def on_stop(self):
+        stops = self.map.of(int)
+        stops["stops"] = stops.get("stops", 0) + 1
+
     @rpc
     def add(self, name: str, amount: int) -> int:
         counts = self.map.of(int)
@@ -176,7 +180,7 @@ def test_what_handlers_changed_outlives_the_enclave(bundle: Bundle, start: Start
     for turn in range(1, 4):
         with start() as server, client(server, bundle, ada) as c:
             assert c.call("add", "a", turn) == sum(range(turn + 1))
-            assert c.call("get", "starts") == turn
+            assert (c.call("get", "starts"), c.call("get", "stops")) == (turn, turn - 1)
             logs.add(c.verify().claims.log_id)
     assert len(logs) == 1
 

@@ -208,13 +208,19 @@ class Service:
 
     async def stop(self) -> None:
         """The author's `on_stop`, as long as it may take. Whatever it raises ends nothing else."""
+        work = None if self._state is None else self._state.begin()
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 stopping = self._enclave.on_stop()
                 if stopping is not None:
                     await stopping
+            if work is not None and self._transactions is not None and not self._mailbox.halted:
+                self._transactions.commit(work)
         except BaseException:
             self._report()
+        finally:
+            if work is not None and self._state is not None:
+                self._state.end(work)
 
     def announce(self, request: int = 0) -> None:
         """Send claims and evidence to the host."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from conclave.enclave.drivers import Mounted, Tee
 from conclave.errors import StateError, WrongKeyError
 from conclave.mail._wire import version_of
 from conclave.persistence.context import Context, SignedStatement
-from conclave.persistence.log import Change, Log, Stored
+from conclave.persistence.log import Change, Log, Stored, What
 from conclave.persistence.map import PersistentMap
 from conclave.persistence.snapshots import PLACE
 from conclave.persistence.table import Transaction
@@ -71,10 +72,12 @@ class Work:
 class State:
     """One log, and what this boot adds to it. On the enclave's loop but for reads."""
 
-    def __init__(self, log: Log, send: Send, *, full: Callable[[], bool]) -> None:
+    def __init__(self, log: Log, send: Send, *, full: Callable[[], bool], written: int = 0, snapshot: int = 0) -> None:
         """Write this boot's record: from now on the log is its own.
 
         Args:
+            written: bytes of records since the last snapshot.
+            snapshot: bytes of that snapshot.
             send: queues one frame to the host.
             full: whether the host has to read before more is made for it than must be.
         """
@@ -97,7 +100,7 @@ class State:
         self._halted = False
         # Told which version a client has seen, whenever it shows one.
         self.seen: Callable[[bytes, int], None] = lambda identity, version: None
-        self._written = self._snapshot_size = 0
+        self._written, self._snapshot_size = written, snapshot
         self._snapshot: Iterator[bytes] | None = None
         # Up to which version the host says that its store has it; digests of that one and of later ones.
         self._durable, self._first = -1, log.version + 1
@@ -320,15 +323,18 @@ class Loaded:
     Attributes:
         early: frames of other kinds that came before its end.
         rest: bytes that came behind it, and are no whole frame.
+        sizes: bytes of what came, by `What`.
     """
 
     log: Log
     early: tuple[Frame, ...]
     rest: bytes
+    sizes: Counter[int]
 
     def begin(self, send: Send, *, full: Callable[[], bool]) -> State:
         """Go on with it: this boot's record is the next."""
-        return State(self.log, send, full=full)
+        # What had to be replayed for want of a snapshot counts for the next one.
+        return State(self.log, send, full=full, written=self.sizes[What.ENTRY], snapshot=self.sizes[What.CHUNK])
 
 
 def load(channel: socket.socket, tee: Tee, mounted: Mounted, policy: str) -> Loaded:
@@ -349,12 +355,13 @@ def load(channel: socket.socket, tee: Tee, mounted: Mounted, policy: str) -> Loa
         return own if level == mounted.revocation_level else Secret(tee.sealing_key(policy, CONTEXT, level=level))
 
     channel.sendall(pack(Kind.LOAD, _LOAD))
-    stored = _stored(channel, reader, early)
+    sizes: Counter[int] = Counter()
+    stored = _stored(channel, reader, early, sizes)
     log = Log.restore(stored, key=key, bundle_id=mounted.bundle_id, level=mounted.revocation_level)
-    return Loaded(log, tuple(early), reader.rest())
+    return Loaded(log, tuple(early), reader.rest(), sizes)
 
 
-def _stored(channel: socket.socket, reader: FrameReader, early: list[Frame]) -> Iterator[Stored]:
+def _stored(channel: socket.socket, reader: FrameReader, early: list[Frame], sizes: Counter[int]) -> Iterator[Stored]:
     """What the host gives, up to its end."""
     while True:
         size = channel.recv_into(reader.space())
@@ -372,6 +379,7 @@ def _stored(channel: socket.socket, reader: FrameReader, early: list[Frame]) -> 
                 raise StateError("the host says that its store cannot be read; nothing was changed, start again later")
             if what == _END:
                 early.extend(frames[at + 1 :])
+            sizes[what] += len(frame.payload)
             yield what, frame.payload[1:]
             if what == _END:
                 return

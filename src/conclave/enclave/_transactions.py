@@ -72,7 +72,7 @@ class Transactions:
                         run = contextvars.copy_context().run
                         result = await asyncio.get_running_loop().run_in_executor(self._pool, run, handler, *arguments)
                     # One that only read was right when it began.
-                    if not work.transaction.changes() or not work.transaction.conflicts():
+                    if work.transaction.only_read or not work.transaction.conflicts():
                         self._finish(channel, request, work, result)
                         return
                 finally:

@@ -176,6 +176,11 @@ class Transaction:
                 self._ended.append(own)
         looked.done = True
 
+    @property
+    def only_read(self) -> bool:
+        """Whether nothing was set or deleted, not even to what it was."""
+        return not self._own
+
     def changes(self) -> list[tuple[str, bytes | None]]:
         """What a commit now would change of the table, in order of keys; None removes."""
         newest = self._table.get

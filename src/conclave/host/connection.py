@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Final, cast
 import httptools
 
 from conclave._mailheader import MAX_MAIL
-from conclave.host import heads
 from conclave.host.exchange import OTHER, READ_AHEAD, ROUTES, Body, Exchange, Gone, Headers, refusal, route, target
+from conclave.host.heads import END, MAX_SIZE, Head
 
 if TYPE_CHECKING:
     from conclave.host.server import Server
 
 METHODS: Final = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE"})
+_SMALL: Final = 8 * 1024
+_END_SIZE: Final = len(END)
 # More than this waits in the kernel's buffers, not here.
 _HIGH_WATER: Final = 1024 * 1024
 
@@ -166,31 +168,37 @@ class Connection(asyncio.Protocol):
             data = self._rest(data)
         elif not self._line and not self._in_head and self._writing:
             # Between two requests.
-            end = data.find(heads.END, 0, heads.MAX_SIZE) + len(heads.END)
+            end = data.find(END, 0, MAX_SIZE) + _END_SIZE
             head = data[:end]
-            known = self._server.heads.find(head)
-            if known is None or self._server.collected + known.length > self._limits.collected_bytes:
+            server = self._server
+            known = server.heads.find(head)
+            if known is None or server.collected + known.length > self._limits.collected_bytes:
                 self._head = head
             else:
                 data = self._known(known, data, end)
-        if data and not self._deaf:
+        if not data:
+            # Nothing came but the one request.
+            return
+        if not self._deaf:
             self._parse(data)
         if len(self._line) > 1:
             self.flow()
 
-    def _known(self, head: heads.Head, data: bytes, start: int) -> bytes:
+    def _known(self, head: Head, data: bytes, start: int) -> bytes:
         """Take a request whose head was read before; what came after it."""
-        exchange = Exchange(self, b"POST", b"/mail", "1.1", head.headers, keep_alive=True, collects=True)
+        headers, length = head
+        exchange = Exchange(self, b"POST", b"/mail", "1.1", headers, keep_alive=True, collects=True)
         self._fresh = False
         self._age = self._received = 0
         self._line.append(exchange)
-        end = start + head.length
+        end = start + length
         if end <= len(data):
             exchange.complete = exchange.started = True
-            self._hand_over(exchange, memoryview(data)[start:end])
+            # Views cost more than a copy of a small mail.
+            self._hand_over(exchange, data[start:end] if length < _SMALL else memoryview(data)[start:end])
             return data[end:] if end < len(data) else b""
         self._building = exchange
-        self._left = head.length
+        self._left = length
         return self._rest(data[start:])
 
     def _rest(self, data: bytes) -> bytes:

@@ -137,10 +137,12 @@ class Exchange:
     task: asyncio.Task[None] | None = None
     # One is made for every request: what it begins with stands here once.
     complete = started = begun = answered = expects = False
+    # The client has closed its connection.
+    gone = False
     status = 0
     _body: Body = b""
     _head = b""
-    _bare = _chunked = _gone = _read = False
+    _bare = _chunked = _read = False
     _wake: asyncio.Future[None] | None = None
 
     def __init__(
@@ -180,7 +182,7 @@ class Exchange:
 
     def lost(self) -> None:
         """The client has gone."""
-        self._gone = True
+        self.gone = True
         self._awake()
         on_gone, self.on_gone = self.on_gone, None
         if on_gone is not None:
@@ -190,11 +192,6 @@ class Exchange:
     def held(self) -> int:
         """How much of the body waits here."""
         return len(self._body)
-
-    @property
-    def gone(self) -> bool:
-        """Whether the client has closed its connection."""
-        return self._gone
 
     def take(self) -> Body:
         """The body as it came so far."""
@@ -217,14 +214,14 @@ class Exchange:
         Raises:
             Gone: the client left in the middle of its request.
         """
-        while not (self._body or self.complete or self._gone):
+        while not (self._body or self.complete or self.gone):
             self.go_on()
             await self._wait()
-        if self._gone and not self.complete:
+        if self.gone and not self.complete:
             # An application that takes a disconnect for the end of the body would act on half of it.
             raise Gone("the client has closed its connection before its request was whole")
         if self._read:
-            while not (self._gone or self.answered):
+            while not (self.gone or self.answered):
                 await self._wait()
             return {"type": "http.disconnect"}
         body = bytes(self.take())
@@ -241,7 +238,7 @@ class Exchange:
 
     def answer(self, status: int, content_type: bytes, parts: Sequence[bytes]) -> None:
         """Send a whole answer. To a client that has gone, nothing is sent."""
-        if self._gone:
+        if self.gone:
             return
         self.status = status
         size = sum(map(len, parts))
@@ -260,7 +257,8 @@ class Exchange:
     def _done(self) -> None:
         self.answered = True
         self.on_gone = None
-        self._awake()
+        if self._wake is not None:
+            self._awake()
         self.wire.finished(self)
 
     async def send(self, message: Message) -> None:
@@ -269,7 +267,7 @@ class Exchange:
         Raises:
             Gone: the client has closed its connection.
         """
-        if self._gone:
+        if self.gone:
             raise Gone("the client has closed its connection")
         if message["type"] == "http.response.start" and not self.begun:
             self.begun = True
@@ -336,7 +334,7 @@ class Exchange:
             return
         finally:
             self.task = None
-        if not (self.answered or self._gone):
+        if not (self.answered or self.gone):
             self.wire.failed(self, None)
 
     def scope(self) -> Scope:

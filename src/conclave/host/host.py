@@ -489,9 +489,10 @@ class Host:
         elif scope["type"] == "http":
             await self._routes.serve(scope, receive, send)
 
-    def mail(self, data: Body, exchange: Exchange) -> bool:
+    @property
+    def mail(self) -> Callable[[Body, Exchange], bool]:
         """The short way of `POST /mail`, for `Server(host, mail=host.mail)`; see `Routes.take`."""
-        return self._routes.take(data, exchange)
+        return self._routes.take
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

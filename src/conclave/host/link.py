@@ -12,13 +12,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
+from conclave._chunkheader import CHUNK_MAGIC
 from conclave._framing import Frame, FrameReader, Kind, head
 from conclave._memory import keep_memory
 from conclave.errors import FormatError, TransportError
 from conclave.host.counts import Counts
 from conclave.host.exchange import Body
 from conclave.host.gate import Gate, Keep, State
-from conclave.host.streams import MOST_WAITING, is_chunk, weight
+from conclave.host.streams import FRAME_WEIGHT, MOST_WAITING
 
 MAX_ASKS: Final = 8192
 # Answers that nobody took yet; above it the enclave has to wait.
@@ -50,7 +51,8 @@ class Ask:
     # What the other frames weigh: chunks are bounded by the credit of each stream.
     held = 0
     done = False
-    _waiter: Callable[[Ask], None] | None = None
+    # Called once, when there are frames or will be none.
+    waiter: Callable[[Ask], None] | None = None
 
     def __init__(self, request: int, link: Link) -> None:
         self.request = request
@@ -60,31 +62,29 @@ class Ask:
     def end(self) -> None:
         """The enclave is gone, or the request given up."""
         self.done = True
-        self.tell()
-
-    def tell(self) -> None:
-        """Wake whoever waits."""
-        waiter, self._waiter = self._waiter, None
+        waiter, self.waiter = self.waiter, None
         if waiter is not None:
             waiter(self)
 
-    def when_answered(self, work: Callable[[Ask], None]) -> None:
-        """Have that called, once, when there are frames or will be none."""
-        self._waiter = work
+    def drop(self) -> None:
+        """Give it up, see `Link.drop`."""
+        self.link.drop(self)
 
     def take(self) -> list[Frame]:
         """The frames since the last time."""
-        frames, self.frames, self.chunks = self.frames, [], 0
-        size, self.held = self.held, 0
-        if size:
-            self.link.taken(size)
+        frames = self.frames
+        self.frames = []
+        self.chunks = 0
+        if self.held:
+            self.link.taken(self.held)
+            self.held = 0
         return frames
 
     async def more(self) -> list[Frame]:
         """Wait for frames; those since the last call. Empty: the enclave is gone."""
         if not self.frames and not self.done:
             arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiter = lambda ask: None if arrived.done() else arrived.set_result(None)
+            self.waiter = lambda ask: None if arrived.done() else arrived.set_result(None)
             await arrived
         return self.take()
 
@@ -172,30 +172,32 @@ class Link(asyncio.BufferedProtocol):
         answered = []
         asks = self._asks
         for frame in frames:
-            request = frame.request
+            kind, request, payload = frame.kind, frame.request, frame.payload
             ask = asks.get(request)
-            if ask is None or frame.kind in _ASKING:
+            if ask is None or kind in _ASKING:
                 # The request id is then the enclave's own, and says nothing of ours.
-                if request == 0 or frame.kind in _ASKING:
+                if request == 0 or kind in _ASKING:
                     self._unasked(frame)
                 continue
-            if is_chunk(frame):
+            if payload.startswith(CHUNK_MAGIC):
                 ask.chunks += 1
                 if ask.chunks > MOST_WAITING:
                     self.close()
                     return
             else:
-                size = weight(frame)
+                size = FRAME_WEIGHT + len(payload)
                 ask.held += size
                 self._held += size
             # Whoever waits is told once all that arrived together is taken.
             ask.frames.append(frame)
             answered.append(ask)
-            if frame.kind in _FINAL:
+            if kind in _FINAL:
                 ask.done = True
                 del asks[request]
         for ask in answered:
-            ask.tell()
+            waiter, ask.waiter = ask.waiter, None
+            if waiter is not None:
+                waiter(ask)
         self._flow()
 
     def taken(self, size: int) -> None:
@@ -223,10 +225,11 @@ class Link(asyncio.BufferedProtocol):
             raise TransportError("the enclave is not running")
         if len(self._asks) >= MAX_ASKS or self._transport.get_write_buffer_size() + self._waiting > MAX_UNREAD:
             raise TransportError("too many requests are waiting for the enclave")
-        request, self._next = self._next, self._next + 1
-        ask = Ask(request, self)
-        self._asks[request] = ask
-        self.counts.mails += kind == _MAIL
+        request = self._next
+        self._next = request + 1
+        ask = self._asks[request] = Ask(request, self)
+        if kind == _MAIL:
+            self.counts.mails += 1
         self._send(kind, request, payload)
         return ask
 
@@ -275,9 +278,10 @@ class Link(asyncio.BufferedProtocol):
 
     def _send(self, kind: Kind, request: int, payload: Body) -> None:
         # One write for many requests: under load a crossing costs a fraction.
-        self._out += (head(kind, request, len(payload)), payload)
-        self._waiting += len(payload)
-        if len(self._out) >= 2 * _BATCH or self._waiting >= _BATCH_SIZE:
+        size, out = len(payload), self._out
+        out += (head(kind, request, size), payload)
+        self._waiting += size
+        if len(out) >= 2 * _BATCH or self._waiting >= _BATCH_SIZE:
             self._flush()
         elif not self._scheduled:
             self._scheduled = True

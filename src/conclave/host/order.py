@@ -64,12 +64,13 @@ class Reorder:
         if counter > order.next and counter - order.next <= WINDOW:
             return False
         if counter == order.next:
-            self._advance(order)
+            order.next += 1
+            if order.early:
+                self._call(order)
         return True
 
-    def _advance(self, order: _Order) -> None:
-        order.next += 1
-        waiter = order.early.pop(order.next, None) if order.early else None
+    def _call(self, order: _Order) -> None:
+        waiter = order.early.pop(order.next, None)
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
@@ -85,5 +86,5 @@ class Reorder:
         except TimeoutError:
             order.early.pop(counter, None)
         if counter >= order.next:
-            order.next = counter
-            self._advance(order)
+            order.next = counter + 1
+            self._call(order)

@@ -113,8 +113,8 @@ class Routes:
             ask = link.ask(_MAIL, data)
         except (FormatError, TransportError):
             return False
-        exchange.on_gone = partial(link.drop, ask)
-        ask.when_answered(partial(self._answered, exchange, session_id))
+        exchange.on_gone = ask.drop
+        ask.waiter = partial(self._answered, exchange, session_id)
         return True
 
     def _answered(self, exchange: Exchange, session_id: bytes, ask: Ask) -> None:

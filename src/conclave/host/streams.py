@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 PORTION: Final = MAX_CHUNKS // 2
 # Chunks of one stream that wait in the host at most; the end, and a sign of life, need no credit.
 MOST_WAITING: Final = MAX_CHUNKS + 2
-# What a frame costs beside its payload.
-_FRAME: Final = 128
+# What a frame costs here beside its payload: one without is not free.
+FRAME_WEIGHT: Final = 128
 
 
 def is_chunk(frame: Frame) -> bool:
@@ -74,8 +74,8 @@ class Reply:
 
 
 def weight(frame: Frame) -> int:
-    """What a frame costs here: one without a payload is not free."""
-    return _FRAME + len(frame.payload)
+    """What a frame costs here."""
+    return FRAME_WEIGHT + len(frame.payload)
 
 
 def answered(frames: list[Frame]) -> bool:

@@ -309,6 +309,8 @@ async def _serve(channel: socket.socket, start: _Start, loaded: Loaded | None) -
     output = _Output(loop, channel)
     manifest = start.manifest
     state = None if loaded is None else loaded.begin(output.send, full=lambda: output.full)
+    if state is not None:
+        state.broken = output.closed.set
     try:
         service = Service(
             enclave=start.cls(),

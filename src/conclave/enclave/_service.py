@@ -221,6 +221,9 @@ class Service:
         finally:
             if work is not None and self._state is not None:
                 self._state.end(work)
+        if self._state is not None:
+            # There is no tick any more that would.
+            self._state.flush()
 
     def announce(self, request: int = 0) -> None:
         """Send claims and evidence to the host."""
@@ -425,6 +428,9 @@ class Service:
     def _mail(self, frame: Frame) -> None:
         if self._release is not None:
             self._release.arrived(frame.request)
+        if self._state is not None:
+            # What mail itself changes, as acknowledgements do, is small, and any number of mails may come together.
+            self._state.make_room(0)
         try:
             received = self._mailbox.receive(frame.payload, frame.request)
         except Error as error:
@@ -545,7 +551,7 @@ class Service:
             if self._state is not None:
                 work = self._state.work
                 channel.check(request.sequence, body, envelope, last=False, waiting=len(work.replies))
-                work.add(len(body))
+                work.add(len(body) + len(envelope))
                 work.replies.append((body, envelope))
                 return
             self._at_home(lambda: self._reply(channel, request, ReplyKind.MAIL, body, envelope=envelope, last=False))

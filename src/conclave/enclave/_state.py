@@ -12,6 +12,7 @@ import asyncio
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
@@ -34,6 +35,8 @@ CONTEXT: Final = b"state/1"
 MAX_TRANSACTION: Final = 15 * 1024 * 1024
 # Above it a record is sealed, before another transaction is added.
 _FULL: Final = 2 * 1024 * 1024
+# Of a row in a record, beside its key and value.
+_ROW: Final = 16
 # Of the host's other frames, so many may come before it has given the state.
 _MAX_EARLY: Final = 256
 # So much is written at least before a snapshot, and then as much as the last one took.
@@ -97,7 +100,9 @@ class State:
         # Frames that wait for it.
         self._held: list[tuple[int, int, tuple[bytes, ...]]] = []
         self._scheduled = self._ticks = False
-        self._halted = False
+        self._halted = self._broken = False
+        # Told that nothing leaves any more: the boot has to end.
+        self.broken: Callable[[], None] = lambda: None
         # Told which version a client has seen, whenever it shows one.
         self.seen: Callable[[bytes, int], None] = lambda identity, version: None
         self._written, self._snapshot_size = written, snapshot
@@ -143,12 +148,23 @@ class State:
             self._work.set(None)
 
     def make_room(self, size: int) -> None:
-        """Seal what is committed, if so much more would make a large record of it."""
+        """Seal what waits, if so much more would make a large record of it. Never while a transaction is half put."""
         if self._size and self._size + size > _FULL:
+            # Also what needs no record of its own: together with more it might not fit one.
+            self._due = True
             self.flush()
+
+    def demand(self) -> None:
+        """Raises StateError: this boot commits nothing any more."""
+        if self._halted or self._broken:
+            raise StateError(
+                "this boot has stopped: nothing is committed any more; the next one goes on from its records"
+            )
 
     def commit(self, work: Work, posted: list[Posted], size: int) -> None:
         """What a run changed is there for all that come after it, and goes into the next record.
+
+        There is room for it (`make_room`), and nothing may fail any more: `whole`.
 
         Args:
             size: of all that leaves with it.
@@ -156,13 +172,26 @@ class State:
         changes = work.transaction.changes()
         # Before they are applied: a reader less for whom the old values were kept.
         work.transaction.release()
-        self.make_room(size)
         self._due = True
         self._size += size
         self._changes += changes
         self._posted += posted
         self.log.table.apply(changes)
         self._schedule()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """What is done within is done whole, or this boot ends: a state that no record describes answers nobody."""
+        try:
+            yield
+        except BaseException:
+            self._break()
+            raise
+
+    def _break(self) -> None:
+        self._broken = True
+        self._held.clear()
+        self.broken()
 
     # What mail keeps (`mail.memory.Memory`) --------------------------------------------
 
@@ -184,6 +213,7 @@ class State:
         else:
             self.log.rows[key] = value
             self._size += len(value)
+        self._size += len(key) + _ROW
         if not lazily:
             self._due = True
             self._schedule()
@@ -221,6 +251,8 @@ class State:
 
     def send(self, kind: int, request: int, *payload: bytes) -> None:
         """Queue a frame behind the record of what was committed before it."""
+        if self._broken:
+            return
         self._held.append((kind, request, payload))
         self._schedule()
 
@@ -238,8 +270,11 @@ class State:
     def flush(self) -> None:
         """Seal what was committed as one record, and let go of what waits for it."""
         self._scheduled = False
+        if self._broken:
+            return
         if self._due and not self._halted:
-            self._seal()
+            with self.whole():
+                self._seal()
         held, self._held = self._held, []
         for kind, request, payload in held:
             self._send(kind, request, *map(now, payload))
@@ -275,7 +310,12 @@ class State:
         assert self._snapshot is not None
         loop = asyncio.get_running_loop()
         if not self._full():
-            chunk = next(self._snapshot, None)
+            try:
+                chunk = next(self._snapshot, None)
+            except BaseException:
+                # The next one is another; this one stays incomplete.
+                self._snapshot = None
+                raise
             if chunk is None or self._halted:
                 self._snapshot = None
                 return

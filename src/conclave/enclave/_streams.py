@@ -374,6 +374,9 @@ class Streams:
             padding: of the method.
         """
         answers = (NONE, 0, counter, 0)
+        if self._transactions is not None:
+            # Its handler reads what this batch has committed.
+            self._transactions.seal()
 
         def refuse(kind: ReplyKind, body: bytes = b"", padding: Padding = padding) -> None:
             reply = Reply(kind, FLAG_LAST | FLAG_OUTSIDE, *answers, body, padding=padding, echo=request.version)
@@ -414,8 +417,10 @@ class Streams:
         stream.task.add_done_callback(lambda _: self._forget(stream))
 
     def stop(self) -> None:
-        """End all streams."""
+        """End all streams: whatever their handlers do with that, nothing of it leaves any more."""
         for stream in list(self._by_route.values()):
+            stream.end(self._failure(RuntimeError("cancelled")))
+            stream.fail("this boot has stopped")
             if stream.task is not None:
                 stream.task.cancel()
 

@@ -71,8 +71,9 @@ class Transactions:
                     else:
                         run = contextvars.copy_context().run
                         result = await asyncio.get_running_loop().run_in_executor(self._pool, run, handler, *arguments)
-                    # One that only read was right when it began.
-                    if work.transaction.only_read or not work.transaction.conflicts():
+                    # One that only read was right when it began. One that wrote what another has written
+                    # meanwhile was not, though it changes nothing; nor is mail in another order than its state.
+                    if (work.transaction.only_read and not work.plans) or not work.transaction.conflicts():
                         self._finish(channel, request, work, result)
                         return
                 finally:
@@ -83,17 +84,23 @@ class Transactions:
 
     def _finish(self, channel: Channel, request: Request, work: Work, result: Any) -> None:
         kind, body = self._answers.outcome(request, result)
-        # Nothing of it may fail once it is committed.
-        channel.check(request.sequence, body, b"", last=True, waiting=len(work.replies))
+        # Nothing of it may fail once it is committed. Replies of others came since these were checked.
+        channel.check(request.sequence, body, b"", last=not work.replies, waiting=max(0, len(work.replies) - 1))
         self.commit(work, size=len(body))
-        self._answers.replies(channel, request, work, kind, body)
+        with self._state.whole():
+            self._answers.replies(channel, request, work, kind, body)
 
     def commit(self, work: Work, *, size: int = 0) -> None:
-        """Raises OverloadedError, DoesNotFit: nothing was committed."""
+        """Raises OverloadedError, DoesNotFit, StateError: nothing was committed."""
+        self._state.demand()
         size += work.size + work.transaction.size_bytes
         if size > MAX_TRANSACTION:
             raise DoesNotFit(f"changes, replies and posted mail of {size} bytes, more than {MAX_TRANSACTION}")
-        self._state.commit(work, self._posts().take_all(work.plans) if work.plans else [], size)
+        # Before mail is numbered: its numbers are of the same record.
+        self._state.make_room(size)
+        posted = self._posts().take_all(work.plans) if work.plans else []
+        with self._state.whole():
+            self._state.commit(work, posted, size)
 
     def atomically(self, function: Callable[[], T]) -> T:
         """Run a function as a handler runs, on the loop."""
@@ -107,6 +114,10 @@ class Transactions:
 
     # Streams -------------------------------------------------------------------------
 
+    def seal(self) -> None:
+        """What was committed is in a record: a stream's head, encrypted at once, tells of no older one."""
+        self._state.flush()
+
     def begin_stream(self, context: contextvars.Context) -> Work:
         """A stream's handler begins in that context: it reads one version of the map for as long as it runs."""
         return context.run(self._state.begin)
@@ -119,7 +130,7 @@ class Transactions:
             Conflict: it read what another has changed; a stream cannot be run again.
         """
         if answers_by_stream:
-            if work.transaction.changes() or work.plans:
+            if not work.transaction.only_read or work.plans:
                 raise RuntimeError("a handler that answers by a stream changes nothing in self.map, and posts nothing")
         elif work.transaction.conflicts():
             raise Conflict("another call changed what this one had read, and a stream is not run again; try again")

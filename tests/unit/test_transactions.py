@@ -1,0 +1,246 @@
+"""Transactions of an enclave that keeps state: all or nothing, in one record, and never one lost to another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import timedelta
+
+import pytest
+from tests._boots import Boot, Caller, result
+
+from conclave._framing import Frame, Kind
+from conclave.enclave import Enclave, Mail, rpc
+from conclave.errors import StateError
+from conclave.mail import ReplyKind, RequestKind
+from conclave.mail._wire import version_of
+from conclave.persistence.context import Context
+from conclave.rpc.interface import encode_call
+
+pytestmark = pytest.mark.anyio
+MIB = 1024 * 1024
+
+
+class Desk(Enclave):
+    persistence = "code"
+
+    def on_start(self) -> None:
+        self.go = asyncio.Event()
+        self.runs = 0
+
+    @rpc
+    def put(self, key: str, value: int) -> int:
+        self.map.of(int)[key] = value
+        return value
+
+    @rpc
+    def read(self, key: str) -> int:
+        return self.map.of(int).get(key, 0)
+
+    @rpc
+    async def raised(self, key: str) -> int:
+        self.runs += 1
+        counts = self.map.of(int)
+        before = counts.get(key, 0)
+        await self.go.wait()
+        counts[key] = before + 1
+        return before + 1
+
+    @rpc
+    async def told(self, key: str) -> int:
+        self.runs += 1
+        value = self.map.of(int).get(key, 0)
+        await self.go.wait()
+        self.post(self.sender, str(value).encode(), topic="a")
+        return value
+
+    @rpc
+    def large(self, size: int) -> int:
+        self.map["large"] = bytes(size)
+        self.post(self.sender, b"with it", topic="t")
+        return size
+
+    @rpc
+    async def stubborn(self) -> int:
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.atomically(lambda: self.map.of(int).update(after=1))
+        return 1
+
+    @rpc
+    async def watch(self, key: str) -> AsyncIterator[int]:
+        yield self.map.of(int).get(key, 0)
+
+    async def on_mail(self, mail: Mail) -> bytes:
+        self.map.of(int)[str(mail.sequence)] = 1
+        for _ in range(int(mail.body)):
+            mail.reply(b"r" * 12_000 if mail.envelope else b"r", envelope=mail.envelope)
+        await self.go.wait()
+        return b"last"
+
+
+async def begin(stored: list[bytes] | None = None) -> Boot:
+    boot = Boot(Desk, [] if stored is None else stored)
+    await boot.service.start()
+    return boot
+
+
+async def settle(boot: Boot) -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+    boot.service.flush()
+
+
+async def test_two_who_write_the_same_over_the_same_are_both_counted() -> None:
+    boot = await begin()
+    one, other = Caller(boot, "a"), Caller(boot, "b")
+    (first, at), (second, then) = one.call("raised", "n"), other.call("raised", "n")
+    await settle(boot)
+    boot.enclave.go.set()  # type: ignore[attr-defined]
+    await settle(boot)
+    one.take(at)
+    other.take(then)
+    assert sorted([result(first), result(second)]) == [1, 2]
+    assert boot.enclave.runs == 3  # type: ignore[attr-defined]
+
+
+async def test_mail_of_what_another_has_changed_meanwhile_is_of_the_new_state() -> None:
+    boot = await begin()
+    one, other = Caller(boot, "a"), Caller(boot, "b")
+    item, at = one.call("told", "n")
+    await settle(boot)
+    other.call("put", "n", 5)
+    boot.service.flush()
+    boot.enclave.go.set()  # type: ignore[attr-defined]
+    await settle(boot)
+    one.take(at)
+    assert result(item) == 5
+
+
+async def test_numbers_of_mail_are_in_the_record_of_their_mail() -> None:
+    """Otherwise a crash between the two records would leave a number that no mail ever has."""
+    boot = await begin()
+    caller = Caller(boot)
+    # Two in one batch, the second too large to go along with the first.
+    caller.call("put", "n", 1)
+    caller.call("large", 3 * MIB)
+    boot.service.flush()
+    for change in boot.changes:
+        assert any(key.startswith(b"p") for key, _ in change.mail) == bool(change.posts)
+    assert sum(len(change.posts) for change in boot.changes) == 1
+
+
+async def test_replies_for_which_there_is_no_room_any_more_undo_all_of_it() -> None:
+    """Both were let reply when there was room, and only one of them finds it when it ends."""
+    boot = await begin()
+    caller = Caller(boot)
+    items = []
+    for _ in range(2):
+        item = caller.conversation.add(RequestKind.MAIL, b"1500")
+        items.append((item, boot.mail(item.encrypted)))
+    await settle(boot)
+    boot.enclave.go.set()  # type: ignore[attr-defined]
+    await settle(boot)
+    for _, route in items:
+        caller.take(route)
+    kinds = [item.replies[-1].kind for item, _ in items]
+    assert kinds == [ReplyKind.MAIL, ReplyKind.CALL_ERROR]
+    assert [len(item.replies) for item, _ in items] == [1501, 1]
+    assert dict(boot.state.log.table.snapshot().scan()).keys() == {"0"}
+    assert not boot.broken
+
+
+async def test_envelopes_count_among_what_leaves_with_a_transaction() -> None:
+    boot = await begin()
+    caller = Caller(boot)
+    boot.enclave.go.set()  # type: ignore[attr-defined]
+    item = caller.conversation.add(RequestKind.MAIL, b"1100", envelope=bytes(4096))
+    route = boot.mail(item.encrypted)
+    await settle(boot)
+    caller.take(route)
+    assert item.replies[-1].kind == ReplyKind.CALL_ERROR
+    assert not boot.broken
+    assert len(boot.state.log.table) == 0
+
+
+async def test_any_number_of_acknowledgements_fit_records() -> None:
+    """A client may acknowledge more at one time than one record holds, and nothing else be done meanwhile."""
+    boot = await begin()
+    caller = Caller(boot)
+    for mail in range(80):
+        for number in range(1000):
+            # As a mail does that acknowledges the replies to a thousand requests.
+            boot.state.put(b"q" + mail.to_bytes(4, "big") + number.to_bytes(4, "big") + bytes(290), None, lazily=True)
+        boot.mail(caller.conversation.cover().encrypted)
+    item, route = caller.call("put", "n", 1)
+    boot.service.flush()
+    caller.take(route)
+    assert result(item) == 1
+    assert not boot.broken
+
+
+async def test_a_stream_begins_with_a_context_of_all_that_it_reads() -> None:
+    boot = await begin()
+    writer, reader = Caller(boot, "a"), Caller(boot, "b")
+    writer.call("put", "n", 5)
+    # In the same batch, before anything is sealed.
+    _, mail, _, _ = reader.conversation.open_stream(encode_call("watch", ["n"]), upload=False)
+    route = boot.mail(mail)
+    boot.service.flush()
+    boot.service.handle(Frame(Kind.CREDIT, route, (8).to_bytes(4, "big")))
+    await settle(boot)
+    head = reader.session.decrypt(boot.answers[route][0])
+    assert head.kind == ReplyKind.STREAM
+    assert version_of(head.context) == boot.state.log.version
+
+
+async def test_what_an_enclave_with_ticks_does_last_is_in_a_record() -> None:
+    class Ticks(Enclave):
+        persistence = "code"
+        release_every = timedelta(seconds=60)
+
+        def on_stop(self) -> None:
+            self.atomically(lambda: self.map.of(int).update(last=1))
+
+    boot = Boot(Ticks, stored := [])
+    await boot.service.start()
+    await boot.service.stop()
+    boot.service.flush()
+    assert dict(Boot(Ticks, stored).state.log.table.snapshot().scan()) == {"last": b"\1"}
+
+
+async def test_nothing_is_committed_after_a_halt() -> None:
+    boot = await begin()
+    caller = Caller(boot)
+    caller.call("stubborn")
+    await settle(boot)
+    stored, version = len(boot.stored), boot.state.log.version
+    boot.service._stop(Context(9, bytes(16), bytes(32), b""))
+    await settle(boot)
+    assert (len(boot.stored), boot.state.log.version, len(boot.state.log.table)) == (stored, version, 0)
+    with pytest.raises(StateError, match="this boot has stopped"):
+        boot.service.atomically(lambda: None)
+
+
+@pytest.mark.parametrize("where", ["apply", "record"])
+async def test_a_state_that_no_record_describes_answers_nobody(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    boot = await begin()
+    caller = Caller(boot)
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    if where == "apply":
+        monkeypatch.setattr(boot.state.log.table.__class__, "apply", no_memory)
+    else:
+        boot.state.log.record = no_memory  # type: ignore[method-assign,assignment]
+    left = len(boot.left)
+    caller.call("put", "n", 1)
+    with suppress(MemoryError):
+        boot.service.flush()
+    caller.call("read", "n")
+    boot.service.flush()
+    assert boot.broken
+    assert boot.left[left:] == []

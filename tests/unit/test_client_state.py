@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from conclave import _crypto
+from conclave.attestation import Constraint
 from conclave.client import Client, Identity, _state
 from conclave.client._state import ClientState, Unanswered
+from conclave.client.core import ClientCore
 from conclave.errors import FormatError, StateError, VerificationError, WrongKeyError
 from conclave.mail import Pending
 
@@ -175,6 +177,33 @@ def test_one_process_at_a_time(tmp_path: Path, me: Identity) -> None:
     with pytest.raises(StateError, match="not open here"):
         save(state, 0)
     ClientState(tmp_path / "s", me).close()
+
+
+@pytest.mark.spec("MAIL-53")
+def test_a_child_process_writes_nothing(tmp_path: Path, me: Identity) -> None:
+    """Also where something waits for the next record, as a context that came with a stream does."""
+    core = ClientCore(
+        constraint=Constraint.parse("C:" + "0" * 64),
+        identity=me,
+        state=ClientState(tmp_path / "s", me),
+    )
+    state = core.state
+    assert state is not None
+    save(state, 0)
+    state.contexts = bytes(72)
+    before = (tmp_path / "s").read_bytes()
+    child = os.fork()
+    if child == 0:
+        core.forked()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (tmp_path / "s").read_bytes() == before
+    save(state, 1)
+    save(state, 2)
+    state.close()
+    again = ClientState(tmp_path / "s", me)
+    assert again.left == [request(0), request(1), request(2)]
+    again.close()
 
 
 @pytest.mark.spec("MAIL-53")

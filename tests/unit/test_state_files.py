@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -254,6 +255,49 @@ def test_one_write_and_one_synchronisation(tmp_path: Path, monkeypatch: pytest.M
     run(tmp_path / "state", work)
     # Nothing but items is left of it when it is closed.
     assert (tmp_path / "state" / log).stat().st_size == len(pack(ITEMS[:1])) + len(pack(ITEMS[1:9]))
+
+
+@pytest.mark.spec("STORE-22")
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_file_whose_name_is_not_durable_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """Neither by the handle that began it, nor by one that finds it after a kill."""
+    real, failing, made = segments.sync_directory, [False], list[str]()
+    write = segments.os.pwrite
+
+    def synchronise(directory: Path) -> None:
+        if failing[0]:
+            raise OSError(errno.EIO, "no")
+        made.append("names")
+        real(directory)
+
+    def written(*arguments: Any) -> int:
+        made.append("data")
+        return write(*arguments)
+
+    monkeypatch.setattr(segments, "sync_directory", synchronise)
+    monkeypatch.setattr(segments.os, "pwrite", written)
+    second = tmp_path / "second"
+
+    async def work(store: FileStates) -> None:
+        await store.append(ITEMS[:1])
+        await store.put_chunk(Snapshot(b"s" * 16, 0), 1, b"chunk")
+        failing[0] = True
+        with pytest.raises(StoreUnavailable):
+            await store.append(ITEMS[1:2])
+        failing[0] = False
+        made.clear()
+        if killed:
+            shutil.copytree(tmp_path / "state", second)
+        else:
+            await store.append(ITEMS[1:2])
+
+    run(tmp_path / "state", work)
+    if killed:
+        made.clear()
+        run(second, lambda store: store.append(ITEMS[1:2]))
+    assert made[:2] == ["names", "data"]
 
 
 @pytest.mark.spec("STORE-24")

@@ -241,6 +241,10 @@ class ClientState:
         if self._file >= 0 and self.contexts != self._noted:
             with suppress(StateError):
                 self._write(_Change())
+        self.forked()
+
+    def forked(self) -> None:
+        """Leave the file to the parent process, which goes on writing to it: a record from here would damage it."""
         for descriptor in (self._file, self._lock):
             if descriptor >= 0:
                 os.close(descriptor)

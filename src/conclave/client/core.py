@@ -479,7 +479,8 @@ class ClientCore:
     def forked(self) -> None:
         """Begin anew in a child process: the topics, and what waits in them, stay its parent's."""
         self._topics, self._resuming = {}, []
-        self.close()
+        if self.state is not None:
+            self.state.forked()
 
     # Mail ----------------------------------------------------------------------------
 

@@ -65,6 +65,8 @@ class Segments:
             if name.startswith(PREFIX) and len(name) == len(PREFIX) + _DIGITS and name[len(PREFIX) :].isdigit()
         )
         self.last, self._written = NONE_YET, []
+        # The names of files that a killed writer had begun: what is appended there must not go with its name.
+        sync_directory(self.directory)
         if not self.firsts:
             return
         first = self.firsts[-1]
@@ -167,10 +169,15 @@ class Segments:
             self._newest = None
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         file = os.open(self._path(first), flags, 0o600)
+        try:
+            sync_directory(self.directory)
+        except BaseException:
+            # Nothing is written to a file that may lose its name.
+            os.close(file)
+            raise
         self._newest, self._roll = _Newest(file, 0, 0), False
         if first not in self.firsts:
             self.firsts.append(first)
-        sync_directory(self.directory)
         return self._newest
 
     @staticmethod

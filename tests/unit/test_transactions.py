@@ -211,6 +211,33 @@ async def test_what_an_enclave_with_ticks_does_last_is_in_a_record() -> None:
     assert dict(Boot(Ticks, stored).state.log.table.snapshot().scan()) == {"last": b"\1"}
 
 
+async def test_what_an_enclave_does_last_loses_nobodys_update() -> None:
+    class Ends(Enclave):
+        persistence = "code"
+
+        def on_start(self) -> None:
+            self.go = asyncio.Event()
+
+        @rpc
+        def put(self, value: int) -> None:
+            self.map.of(int)["n"] = value
+
+        async def on_stop(self) -> None:
+            before = self.map.of(int).get("n", 0)
+            await self.go.wait()
+            self.map.of(int)["n"] = before + 1
+
+    boot = Boot(Ends, stored := [])
+    await boot.service.start()
+    stopping = asyncio.create_task(boot.service.stop())
+    await settle(boot)
+    Caller(boot).call("put", 5)
+    boot.service.flush()
+    boot.enclave.go.set()  # type: ignore[attr-defined]
+    await stopping
+    assert dict(Boot(Ends, stored).state.log.table.snapshot().scan()) == {"n": b"\5"}
+
+
 async def test_nothing_is_committed_after_a_halt() -> None:
     boot = await begin()
     caller = Caller(boot)

@@ -202,7 +202,7 @@ class Service:
         if self._starting is not None:
             assert self._state is not None
             assert self._transactions is not None
-            self._transactions.commit(self._starting)
+            self._transactions.commit_once(self._starting)
             self._state.end(self._starting)
             self._state.flush()
 
@@ -215,7 +215,7 @@ class Service:
                 if stopping is not None:
                     await stopping
             if work is not None and self._transactions is not None and not self._mailbox.halted:
-                self._transactions.commit(work)
+                self._transactions.commit_once(work)
         except BaseException:
             self._report()
         finally:

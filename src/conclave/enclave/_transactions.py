@@ -102,6 +102,12 @@ class Transactions:
         with self._state.whole():
             self._state.commit(work, posted, size)
 
+    def commit_once(self, work: Work) -> None:
+        """Commit what cannot be run again. Raises Conflict; and as `commit`."""
+        if work.transaction.conflicts():
+            raise Conflict("another call changed what this one had read, and it is not run again; try again")
+        self.commit(work)
+
     def atomically(self, function: Callable[[], T]) -> T:
         """Run a function as a handler runs, on the loop."""
         work = self._state.begin()
@@ -132,10 +138,8 @@ class Transactions:
         if answers_by_stream:
             if not work.transaction.only_read or work.plans:
                 raise RuntimeError("a handler that answers by a stream changes nothing in self.map, and posts nothing")
-        elif work.transaction.conflicts():
-            raise Conflict("another call changed what this one had read, and a stream is not run again; try again")
         else:
-            self.commit(work)
+            self.commit_once(work)
 
     def end(self, work: Work) -> None:
         """The handler is over."""

@@ -106,6 +106,8 @@ def _packed(modules: Iterable[str]) -> set[str]:
 
 _ORDINARY = "from conclave.enclave import _runtime, _sandbox"
 _WITH_PEERS = "from conclave.enclave import _callers, _peers"
+_WITH_STATE = "from conclave.enclave import _state, _transactions; from conclave.mail import memory"
+_WITH_WITNESSES = "from conclave.enclave import _anchors"
 _WITH_ASGI = "from conclave.enclave import asgi"
 
 
@@ -130,6 +132,15 @@ def test_trusted_closure_of_peers() -> None:
     assert {m for m in more if m.split(".")[0] == "conclave"} == _packed(PEER_MODULES)
     # Of the client it is the part that does no IO.
     assert not {m for m in _loads(_ORDINARY, _WITH_PEERS, "assert 'httpx2' not in sys.modules").split() if "httpx" in m}
+
+
+def test_trusted_closure_of_state() -> None:
+    """TRUSTED_CLOSURE_STATE.txt lists what more an enclave loads whose state persists, witnesses included."""
+    ordinary = set(_loads(_ORDINARY).split())
+    more = [m for m in _loads(_ORDINARY, _WITH_STATE, _WITH_WITNESSES).split() if m not in ordinary]
+    listed = (ROOT / "TRUSTED_CLOSURE_STATE.txt").read_text().split()
+    assert more == listed, "what state loads changed; review it, then write it to TRUSTED_CLOSURE_STATE.txt"
+    assert {m for m in more if m.split(".")[0] == "conclave"} == _packed(STATE_MODULES)
 
 
 @pytest.mark.spec("ASGI-2")

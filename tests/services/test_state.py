@@ -244,7 +244,10 @@ def test_a_handler_reads_one_version(bundle: Bundle, start: Start) -> None:
 def test_streams_and_the_map(bundle: Bundle, start: Start) -> None:
     with start() as server, client(server, bundle) as c:
         with c.call_stream("total", upload=[1, 2, 3], items=int, returns=int) as stream:
+            before = c._core.log.contexts.version
             assert stream.result() == 6
+            # Whoever was told of it knows the state that has it.
+            assert c._core.log.contexts.version > before
         assert c.call("get", "total") == 6
         with c.call_stream("listed", False, returns=str) as stream:
             assert list(stream) == ["starts", "total"]

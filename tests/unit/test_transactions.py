@@ -14,7 +14,8 @@ from conclave._framing import Frame, Kind
 from conclave.enclave import Enclave, Mail, rpc
 from conclave.errors import StateError
 from conclave.mail import ReplyKind, RequestKind
-from conclave.mail._wire import version_of
+from conclave.mail._wire import CONTEXT_SIZE, version_of
+from conclave.mail.stream import Items
 from conclave.persistence.context import Context
 from conclave.rpc.interface import encode_call
 
@@ -68,6 +69,11 @@ class Desk(Enclave):
         except asyncio.CancelledError:
             self.atomically(lambda: self.map.of(int).update(after=1))
         return 1
+
+    @rpc
+    async def total(self, items: AsyncIterator[int]) -> int:
+        self.map.of(int)["total"] = sum([item async for item in items])
+        return self.map.of(int)["total"]
 
     @rpc
     async def watch(self, key: str) -> AsyncIterator[int]:
@@ -181,6 +187,7 @@ async def test_any_number_of_acknowledgements_fit_records() -> None:
     assert not boot.broken
 
 
+@pytest.mark.spec("MAIL-71")
 async def test_a_stream_begins_with_a_context_of_all_that_it_reads() -> None:
     boot = await begin()
     writer, reader = Caller(boot, "a"), Caller(boot, "b")
@@ -194,6 +201,29 @@ async def test_a_stream_begins_with_a_context_of_all_that_it_reads() -> None:
     head = reader.session.decrypt(boot.answers[route][0])
     assert head.kind == ReplyKind.STREAM
     assert version_of(head.context) == boot.state.log.version
+
+
+@pytest.mark.spec("MAIL-71")
+async def test_the_result_of_a_stream_has_a_context_of_what_the_stream_changed() -> None:
+    boot = await begin()
+    caller = Caller(boot)
+    _, mail, _, sealer = caller.conversation.open_stream(encode_call("total", []), upload=True)
+    route = boot.mail(mail)
+    boot.service.flush()
+    before = boot.state.log.version
+    chunk = b"".join(sealer.seal(b"\7", item=True, final=True))
+    boot.service.handle(Frame(Kind.CREDIT, route, (8).to_bytes(4, "big")))
+    boot.service.handle(Frame(Kind.CHUNKS, 99, len(chunk).to_bytes(4, "big") + chunk))
+    await settle(boot)
+    head, *chunks = boot.answers[route]
+    assert version_of(caller.session.decrypt(head).context) == before
+    opener, items = caller.session.stream_opener(int.from_bytes(head[24:32], "big")), Items()
+    (item,) = [item for data in chunks for item in items.add(opener.open(memoryview(data)))]
+    assert item[CONTEXT_SIZE:] == b"\7"
+    assert version_of(item) == boot.state.log.version == before + 1
+    caller.contexts.take(item[:CONTEXT_SIZE], instance=caller.boot.service.claims.digest())
+    # The record left first.
+    assert boot.left.index((Kind.COMMIT, 0), 1) < boot.left.index((Kind.DONE, route))
 
 
 async def test_what_an_enclave_with_ticks_does_last_is_in_a_record() -> None:

@@ -87,6 +87,11 @@ class Incoming:
         del buffer[:at]
         return heard
 
+    def result(self, item: bytes) -> bytes:
+        """The value in an item that is the call's result. Raises FormatError, RollbackError."""
+        with self._guard:
+            return self._opened.result(item)
+
     def _record(self, record: memoryview) -> None:
         try:
             if self._opener is None:
@@ -487,7 +492,8 @@ class AsyncStream(Generic[T]):
                 raise FormatError("the enclave answered with a stream, not with one result: iterate it")
         finally:
             await self.aclose()
-        value: T = decode_result(item, self._returns)
+        assert self._incoming is not None
+        value: T = decode_result(self._incoming.result(item), self._returns)
         return value
 
     async def aclose(self) -> None:

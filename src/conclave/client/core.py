@@ -41,7 +41,7 @@ from conclave.errors import (
     TransportError,
 )
 from conclave.mail import ClientSession, Conversation, Pending, Reply, ReplyKind, RequestKind, padme
-from conclave.mail._wire import MARK_SHIFT, strand_mark
+from conclave.mail._wire import CONTEXT_SIZE, MARK_SHIFT, strand_mark
 from conclave.mail.contexts import check_echo
 from conclave.mail.padding import Padding
 from conclave.mail.stream import ChunkSealer
@@ -198,6 +198,7 @@ class Opened:
         counter: of its mail, which names it.
         sealer: encrypts the upload.
         head: decrypts what answers the call. Raises FormatError, DecryptionError, RollbackError, StateError.
+        result: what is behind the state context of a result, which is learned. Raises FormatError, RollbackError.
         host: where it goes, with all that follows.
         closed: to be told if the enclave gave up the strand, and after how many requests.
     """
@@ -207,6 +208,7 @@ class Opened:
     counter: int
     sealer: ChunkSealer
     head: Callable[[bytes], Reply]
+    result: Callable[[bytes], bytes]
     host: int
     closed: Callable[[int], None]
 
@@ -573,7 +575,16 @@ class ClientCore:
         def head(data: bytes) -> Reply:
             return self.log.watch(instance, lambda: decrypt(data))
 
-        return Opened(session, mail, counter, sealer, head, self.hosts.current, closed)
+        def result(item: bytes) -> bytes:
+            if instance.claims.log_id is None:
+                return item
+            if len(item) < CONTEXT_SIZE:
+                raise FormatError("the enclave answered a stream with a result that has no state context")
+            context = item[:CONTEXT_SIZE]
+            self.log.watch(instance, lambda: self.log.learn(instance.claims, context))
+            return item[CONTEXT_SIZE:]
+
+        return Opened(session, mail, counter, sealer, head, result, self.hosts.current, closed)
 
     def stream_refused(self, status: int, *, topic: str) -> Steps[StreamError]:
         """The error of a stream call that the host refused; what comes after it finds the new instance."""

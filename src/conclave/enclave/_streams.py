@@ -216,10 +216,14 @@ class _Stream:
             elif now - self._turn > _TURN_SECONDS:
                 await asyncio.sleep(0)
 
-    async def finish(self, result: Any = None, *, value: bool) -> None:
-        """Send the result of a method that returns no stream, or only the end."""
+    async def finish(self, result: Any = None, *, value: bool, context: bytes = b"") -> None:
+        """Send the result of a method that returns no stream, or only the end.
+
+        Args:
+            context: of the state that it tells of; the head is from before.
+        """
         if value:
-            self._out.add(_encode(result))
+            self._out.add(context + _encode(result))
         await self._drain(lambda: bool(self._out), final=True)
         if self.sealer is not None and not self.sealer.ended:
             self._write(b"", final=True)
@@ -503,9 +507,11 @@ class Streams:
                     result = await result
                 if method.download is not None:
                     await _pump(stream, result)
+            context = b""
             if self._transactions is not None and stream.work is not None:
                 self._transactions.finish_stream(stream.work, answers_by_stream=method.download is not None)
-            await stream.finish(result, value=method.download is None)
+                context = self._transactions.told(stream.identity)
+            await stream.finish(result, value=method.download is None, context=context)
         except asyncio.CancelledError:
             if stream.failure is None:
                 stream.end(self._failure(RuntimeError("cancelled")))

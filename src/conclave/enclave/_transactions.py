@@ -141,6 +141,11 @@ class Transactions:
         else:
             self.commit_once(work)
 
+    def told(self, identity: bytes) -> bytes:
+        """The context that a client is given along with what was committed just now."""
+        self._state.flush()
+        return self._state.context(identity)
+
     def end(self, work: Work) -> None:
         """The handler is over."""
         self._state.end(work)

@@ -318,7 +318,9 @@ class Service:
     def _time(self) -> Clock:
         from conclave.enclave._clock import Clock
 
-        self._clock = self._clock or Clock()
+        if self._clock is None:
+            state = self._state
+            self._clock = Clock() if state is None else Clock(floor=state.log.floor, raised=state.raise_floor)
         return self._clock
 
     def _exchanges(self) -> Fetches:

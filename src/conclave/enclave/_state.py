@@ -95,6 +95,7 @@ class State:
         self._changes: list[tuple[str, bytes | None]] = []
         self._rows: dict[bytes, bytes | None] = {}
         self._posted: list[Posted] = []
+        self._floor = log.floor
         self._size = 0
         self._due = False
         # Frames that wait for it.
@@ -193,6 +194,10 @@ class State:
         self._held.clear()
         self.broken()
 
+    def raise_floor(self, seconds: int) -> None:
+        """Time is not before that, in seconds since 1970: said by the next record, whatever that is for."""
+        self._floor = max(self._floor, seconds)
+
     # What mail keeps (`mail.memory.Memory`) --------------------------------------------
 
     @property
@@ -284,6 +289,7 @@ class State:
             map=self._changes,
             mail=list(self._rows.items()),
             posts=[(posted.box, posted.number, sha256(posted.body)) for posted in self._posted],
+            floor=self._floor,
         )
         entry = self.log.record(change)
         parts = []

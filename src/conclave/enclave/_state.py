@@ -79,10 +79,10 @@ class State:
         """Write this boot's record: from now on the log is its own.
 
         Args:
-            written: bytes of records since the last snapshot.
-            snapshot: bytes of that snapshot.
             send: queues one frame to the host.
             full: whether the host has to read before more is made for it than must be.
+            written: bytes of records since the last snapshot.
+            snapshot: bytes of that snapshot.
         """
         self.log = log
         self._send = send

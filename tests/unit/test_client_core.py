@@ -204,6 +204,29 @@ def test_a_declared_error() -> None:
     with pytest.raises(CallError, match="on Sunday") as refused:
         instance.drive(call(core(instance)))
     assert refused.value.type_name == "Closed"
+    # It is asked once: what the author's code refused is no reason to try again.
+    assert len(instance.exchanges) == 1
+
+
+@pytest.mark.spec("BAR-7")
+@pytest.mark.parametrize("times", [1, 8, 9])
+def test_a_call_that_is_to_come_back_does_so_by_itself(times: int) -> None:
+    instance = Instance()
+    later = _codec.encode(CallFailure(type="ComeBack", message="ask again"))
+    result = instance.body
+
+    def host(exchange: Exchange) -> Answer:
+        to_come = len(instance.exchanges) <= times
+        instance.kind, instance.body = (ReplyKind.CALL_ERROR, later) if to_come else (ReplyKind.RESULT, result)
+        return instance.answer(exchange)
+
+    steps = call(core(instance))
+    if times > 8:
+        with pytest.raises(CallError, match="ask again"):
+            instance.drive(steps, host)
+    else:
+        assert instance.drive(steps, host) == 7
+    assert len(instance.exchanges) == min(times, 8) + 1
 
 
 def test_what_an_enclave_refuses() -> None:

@@ -444,6 +444,29 @@ def test_the_head_of_a_stream_is_checked_as_an_answer_is(world: World) -> None:
         world.drive(core.open_stream("method", [], topic="t", upload=False))
 
 
+@pytest.mark.spec("MAIL-59", "MAIL-62")
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"kind": wire.ReplyKind.RESULT, "flags": 1, "sequence": 1}, DecryptionError),
+        ({"answers": 7}, DecryptionError),
+        ({"echo": 0}, RollbackError),
+        ({"kind": wire.ReplyKind.CONTEXT}, StateError),
+    ],
+)
+def test_what_no_head_of_a_stream_is(world: World, changes: dict[str, Any], error: type[Exception]) -> None:
+    core = client()
+    world.drive(mail(core, b"one"))
+    opened = world.drive(core.open_stream("method", [], topic="t", upload=False))
+    received = world.boot.mailbox.receive(opened.mail, 1)
+    assert received.session is not None
+    head = Reply(wire.ReplyKind.STREAM, 3, 2**64 - 1, 0, opened.counter, 0, b"", echo=1)
+    with pytest.raises(error) as caught:
+        opened.head(received.session.encrypt(_changed(head, **changes)))
+    assert isinstance(caught.value, RollbackError) == (error is RollbackError)
+    assert opened.head(received.session.encrypt(head)).kind == wire.ReplyKind.STREAM
+
+
 def posted(world: World, core: ClientCore, number: int, *, context: bytes | None = None) -> bytes:
     log, body = world.boot.memory.log, b"posted %d" % number
     return make_post(

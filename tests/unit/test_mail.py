@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conclave import _crypto
@@ -302,6 +302,7 @@ def test_any_bytes_give_an_error_of_the_tree(data: bytes) -> None:
 
 
 @given(st.binary(max_size=300))
+@settings(deadline=None)
 def test_an_authentic_client_that_sends_nonsense_gets_an_error(data: bytes) -> None:
     pair = Pair()
     pair.box.receive(pair.request(), 1)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 from tests._log import Boot
 
 from conclave._crypto import DecryptionKey, SigningKey
+from conclave._mailheader import parse_mail
 from conclave.errors import DecryptionError, FormatError, RollbackError, SequenceError, StateError
-from conclave.mail import Bounds, ClientSession, Conversation, Pending, Reply, ReplyKind, RequestKind
+from conclave.mail import Bounds, ClientSession, Conversation, EnclaveSession, Pending, Reply, ReplyKind, RequestKind
 from conclave.mail import _wire as wire
 from conclave.mail.contexts import MAX_HELD, Contexts
 from conclave.mail.memory import Finished, LogRows
@@ -353,6 +355,8 @@ def test_a_context_that_this_history_lacks_halts_the_boot(what: str) -> None:
     (told,) = boot.receive(bystander.conversation.acknowledgement())
     reply = bystander.conversation.session.decrypt(told)  # type: ignore[union-attr]
     assert (reply.kind, reply.outside, reply.body) == (ReplyKind.HALTED, True, item.refused.body)
+    (told,) = boot.receive(bystander.conversation.acknowledgement())
+    assert bystander.conversation.receive(told) is None
     assert boot.count(b"four") == boot.count(b"three") == 0
 
 
@@ -373,6 +377,28 @@ def test_each_session_asks_once_for_a_statement() -> None:
         (answer,) = again.receive(device.ask(b"two").encrypted)
         device.conversation.receive(answer)
         again = Boot(stored)
+
+
+def test_only_what_asked_is_told_of_the_state() -> None:
+    _, boot, device = begun()
+    received = boot.mailbox.receive(device.ask(b"one").encrypted, 1)
+    assert received.statement
+    for changes in ({"session": None}, {"request": None}):
+        with pytest.raises(ValueError, match="asked for no statement"):
+            boot.mailbox.outside(msgspec.structs.replace(received, **changes), ReplyKind.STATEMENT, b"")
+
+
+@pytest.mark.spec("MAIL-67")
+def test_a_statement_is_heard_and_answers_nothing() -> None:
+    _, boot, device = begun()
+    heard: list[Reply] = []
+    device.conversation = Conversation(heard.append)
+    device.meet(boot)
+    item = device.ask(b"one")
+    statement, answer = boot.receive(item.encrypted)
+    assert device.conversation.receive(statement) is None
+    assert (item.refused, [reply.kind for reply in heard]) == (None, [ReplyKind.STATEMENT])
+    assert device.conversation.receive(answer) is item
 
 
 @pytest.mark.spec("MAIL-67", "MAIL-64")
@@ -409,25 +435,25 @@ def test_sessions_without_a_log_know_nothing_of_it() -> None:
 @pytest.mark.parametrize(
     ("kind", "flags", "sequence", "context", "echo"),
     [
-        (11, 1, 2**64 - 1, b"\1" * 72, 0),
-        (11, 1, 2**64 - 1, bytes(72), 1),
-        (11, 0, 2**64 - 1, bytes(72), 0),
-        (11, 1, 5, bytes(72), 0),
-        (12, 1, 2**64 - 1, b"\1" * 72, 0),
-        (12, 2, 2**64 - 1, b"\1" * 72, 0),
-        (12, 0, 2**64 - 1, bytes(72), 0),
-        (13, 0, 2**64 - 1, bytes(72), 0),
-        (0, 1, 0, bytes(72), 0),
+        (11, 1, 2**64 - 1, True, 0),
+        (11, 1, 2**64 - 1, False, 1),
+        (11, 0, 2**64 - 1, False, 0),
+        (11, 1, 5, False, 0),
+        (12, 1, 2**64 - 1, True, 0),
+        (12, 2, 2**64 - 1, True, 0),
+        (12, 0, 2**64 - 1, False, 0),
+        (13, 0, 2**64 - 1, False, 0),
+        (0, 1, 0, False, 0),
     ],
 )
-def test_replies_of_another_form(kind: int, flags: int, sequence: int, context: bytes, echo: int) -> None:
-    def packed(kind: int, flags: int, sequence: int, context: bytes, echo: int) -> bytes:
-        header = wire.PRIVATE.pack(kind, flags, 0, 0, sequence, 0, 0, 0) + context + wire.ECHO.pack(echo)
-        return header.ljust(256, b"\0")
+def test_replies_of_another_form(kind: int, flags: int, sequence: int, context: bool, echo: int) -> None:
+    def packed(kind: int, flags: int, sequence: int, context: bool, echo: int) -> bytes:
+        header = wire.PRIVATE.pack(kind, flags, 0, 0, sequence, 0, 0, 0) + bytes([context]) * 72
+        return (header + wire.ECHO.pack(echo)).ljust(256, b"\0")
 
-    wire.parse_reply(packed(0, 1, 0, b"\1" * 72, 7), b"", stateful=True)
-    wire.parse_reply(packed(12, 0, 2**64 - 1, b"\1" * 72, 7), b"", stateful=True)
-    wire.parse_reply(packed(11, 3, 2**64 - 1, bytes(72), 0), b"", stateful=True)
+    wire.parse_reply(packed(0, 1, 0, True, 7), b"", stateful=True)
+    wire.parse_reply(packed(12, 0, 2**64 - 1, True, 7), b"", stateful=True)
+    wire.parse_reply(packed(11, 3, 2**64 - 1, False, 0), b"", stateful=True)
     with pytest.raises(FormatError):
         wire.parse_reply(packed(kind, flags, sequence, context, echo), b"", stateful=True)
 
@@ -501,6 +527,53 @@ def test_what_another_boot_said_is_shown_until_it_is_answered_to() -> None:
     assert known.shown(b"B") == context(6, 1), "a newer one of that boot is not proved by an older one"
     known.answered(context(9, 2), instance=b"B", shown=context(6, 1))
     assert known.saved == context(9, 2)
+
+
+def ends(known: Contexts, said: list[bytes]) -> tuple[ClientSession, EnclaveSession]:
+    """Both ends of one session; the enclave's replies have the contexts that the test says."""
+    key, log_id = DecryptionKey.generate(), bytes(32)
+    client = ClientSession(
+        claims_digest=bytes(64),
+        encryption_key=key.public,
+        identity=SigningKey.generate(),
+        reply_key=REPLY_KEY.public,
+        topic="t",
+        log_id=log_id,
+        contexts=known,
+    )
+    opening = parse_mail(client.encrypt(wire.Request(RequestKind.MAIL, 0, 0, 0, b""))).opening
+    enclave = EnclaveSession(opening, key=key, claims_digest=bytes(64), log_id=log_id, context=lambda _: said.pop(0))
+    return client, enclave
+
+
+@pytest.mark.spec("MAIL-62")
+@pytest.mark.parametrize(("echo", "version"), [(4, 6), (5, 4)])
+def test_the_answer_to_a_cover_is_checked_as_any_is(echo: int, version: int) -> None:
+    client, enclave = ends(Contexts(context(5, 1)), [context(version, 2), context(6, 2)])
+    conversation = Conversation()
+    conversation.use(client, new_boot=False)
+    item = conversation.cover()
+
+    def answer(echo: int) -> bytes:
+        return enclave.encrypt(Reply(ReplyKind.COVER, 3, 2**64 - 1, 0, 1, 0, b"", echo=echo))
+
+    with pytest.raises(RollbackError, match="went back"):
+        conversation.receive(answer(echo))
+    assert not item.done
+    conversation.receive(answer(5))
+    assert item.done
+
+
+@pytest.mark.spec("MAIL-62")
+@pytest.mark.parametrize("swapped", [False, True])
+def test_versions_of_a_session_never_fall(swapped: bool) -> None:
+    client, enclave = ends(Contexts(), [context(6, 1), context(5, 1)])
+    replies = [enclave.encrypt(Reply(ReplyKind.MAIL, 1, number, 1, number, 1, b"")) for number in range(2)]
+    # In whatever order they come, the one that was sent later is of the older state.
+    first, second = reversed(replies) if swapped else replies
+    client.decrypt(first)
+    with pytest.raises(RollbackError, match="went back"):
+        client.decrypt(second)
 
 
 @pytest.mark.spec("MAIL-62")

@@ -323,18 +323,17 @@ class ClientSession:
         else:
             raise DecryptionError
         plaintext = key.decrypt(_NONCE.pack(mail.counter, 0), mail.ciphertext, mail.associated)
-        contexts = self._contexts
-        reply = _wire.parse_reply(plaintext, mail.envelope, stateful=contexts is not None)
-        told = contexts is not None and reply.kind not in BARE
-        if contexts is not None and told:
+        reply = _wire.parse_reply(plaintext, mail.envelope, stateful=self._contexts is not None)
+        told = None if reply.kind in BARE else self._contexts
+        if told is not None:
             self._order.check(mail.counter, _wire.version_of(reply.context))
             shown = self._shown.get(reply.echo)
-            contexts.answered(reply.context, instance=self._recipient, shown=shown)
+            told.answered(reply.context, instance=self._recipient, shown=shown)
             if shown is not None:
                 self._shown = {version: other for version, other in self._shown.items() if version > reply.echo}
         self._receive, self._salt, self._confirmed = key, mail.reply_salt, True
         self._seen.add(mail.counter)
-        if told:
+        if told is not None:
             self._order.add(mail.counter, _wire.version_of(reply.context), below=self._seen.below)
         return reply
 

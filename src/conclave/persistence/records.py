@@ -223,7 +223,8 @@ def unpad(plain: bytes, kind: type[T] | Any, what: str) -> T:
     """
     size = _SIZE.unpack_from(plain)[0] if len(plain) >= _SIZE.size else len(plain)
     end = _SIZE.size + size
-    if end > len(plain) or len(plain) != padme(end) or plain.count(0, end) != len(plain) - end:
+    # What would end behind the plaintext is padded to more than that, too.
+    if len(plain) != padme(end) or plain.count(0, end) != len(plain) - end:
         raise FormatError(f"{what} is not padded as this version pads")
     value: T = decode(kind, plain[_SIZE.size : end], max_size=MAX_PLAIN, what=what)
     return value

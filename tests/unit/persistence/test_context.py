@@ -18,6 +18,8 @@ from conclave.persistence.context import (
     History,
     SignedStatement,
     Statement,
+    context_head,
+    make_context,
     parse_statement,
 )
 
@@ -93,6 +95,14 @@ def test_a_context_is_one_clients_of_one_log() -> None:
         with pytest.raises(BadContext):
             log.check(bytes(changed), IDENTITY)
     assert (log.version, log.digest) == before
+
+
+@pytest.mark.spec("STATE-22")
+def test_another_boot_did_not_make_the_newest_version_even_with_its_digest() -> None:
+    log, _ = new_log()
+    head = context_head(log.version, boot(7), log.digest)
+    with pytest.raises(Forked):
+        log.check(make_context(log._context_key, log=log.log_id, identity=IDENTITY, head=head), IDENTITY)
 
 
 @pytest.mark.spec("STATE-23")

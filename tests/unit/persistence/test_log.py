@@ -74,6 +74,25 @@ def test_an_empty_store_is_a_new_log() -> None:
     assert parse_entry(log.boot_entry()).version == 0
 
 
+@pytest.mark.spec("STATE-30", "STATE-36")
+@pytest.mark.parametrize(
+    ("then", "why"),
+    [
+        ([], "has no end: a part of the state is missing"),
+        ([(5, b"")], "something of an unknown kind"),
+        ([(What.UNREADABLE, b"disk")], "its store cannot be read"),
+        ([(What.MANIFEST, b"")], "a record or the end was expected, and the host gave: manifest"),
+        ([(What.CHUNK, b"")], "a record or the end was expected, and the host gave: chunk"),
+        ([(What.END, b"x")], "holds 1 bytes, where it holds none"),
+    ],
+)
+def test_what_ends_a_store_is_its_end(then: list[tuple[int, bytes]], why: str) -> None:
+    _, entries = sealed(1)
+    with pytest.raises(StateError, match=why) as refused:
+        Log.restore([*stored(entries, end=False), *then], **OPTIONS)
+    assert "disk" not in str(refused.value)
+
+
 @pytest.mark.spec("STATE-2")
 def test_every_seal_takes_a_number() -> None:
     log, entries = sealed(3)

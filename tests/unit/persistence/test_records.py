@@ -113,11 +113,23 @@ def test_sizes_are_bounded_before_anything(parse: Callable[[bytes], object], lea
         parse(bytes(least.size))
 
 
-@pytest.mark.spec("STATE-6")
+@pytest.mark.spec("STATE-6", "STATE-13")
 def test_a_ciphertext_has_a_tag() -> None:
     header = records.HEADER.pack(b"CSR1", records.CHANGE, bytes(3), 1, 1, 15) + bytes(15)
     with pytest.raises(FormatError, match="says that it has 43 bytes, and has 43"):
         parse_entry(header)
+    header = snapshots.HEADER.pack(b"CSS1", snapshots.DATA, bytes(3), bytes(16), 1, 1, 1, 15) + bytes(15)
+    with pytest.raises(FormatError, match="says that it has 63 bytes, and has 63"):
+        parse_chunk(header)
+
+
+@pytest.mark.spec("STATE-13")
+def test_a_chunk_has_the_size_that_it_says() -> None:
+    chunk = snapshots.HEADER.pack(b"CSS1", snapshots.DATA, bytes(3), bytes(16), 1, 1, 1, 20) + bytes(20)
+    assert parse_chunk(chunk).index == 1
+    for wrong in (chunk[:-1], chunk + b"\0"):
+        with pytest.raises(FormatError, match=f"says that it has 68 bytes, and has {len(wrong)}"):
+            parse_chunk(wrong)
 
 
 @pytest.mark.spec("STATE-13")

@@ -63,6 +63,7 @@ _FAST = {
         "tests/unit/test_mail_checks.py",
         "tests/unit/test_mail.py",
         "tests/unit/test_mail_logs.py",
+        "tests/unit/test_padding.py",
         "tests/unit/test_strands.py",
         "tests/adversary/test_sessions.py",
         "tests/unit/test_mail_streams.py",

@@ -402,6 +402,7 @@ def test_a_countersignature_is_nothing_else() -> None:
         (PUBLIC, 1, "1 of 3"),
         (PUBLIC, 4, "at most all"),
         (dict(list(PUBLIC.items())[:2]), 1, "1 of 2"),
+        (dict(list(PUBLIC.items())[:2]), 1.5, "1.5 of 2"),
         ({"": "0" * 64}, 1, "a name has"),
         ({"A": "0" * 64}, 1, "a name has"),
         ({"-a": "0" * 64}, 1, "a name has"),

@@ -33,7 +33,7 @@ from conclave.enclave._service import Service
 from conclave.enclave.drivers import Mounted, Tee
 from conclave.enclave.drivers.simulated import SimulatedTee
 from conclave.enclave.sdk import Enclave
-from conclave.errors import BundleError, Error, FormatError
+from conclave.errors import BundleError, Error, FormatError, StateError
 from conclave.rpc.interface import Interface, interface_digest, interface_of
 
 if TYPE_CHECKING:
@@ -308,7 +308,11 @@ async def _serve(channel: socket.socket, start: _Start, loaded: Loaded | None) -
     channel.setblocking(False)
     output = _Output(loop, channel)
     manifest = start.manifest
-    state = None if loaded is None else loaded.begin(output.send, full=lambda: output.full)
+    try:
+        state = None if loaded is None else loaded.begin(output.send, full=lambda: output.full)
+    except StateError as error:
+        # Before author code: the words are the log's own.
+        _refuse(channel, str(error))
     if state is not None:
         state.broken = output.closed.set
     try:

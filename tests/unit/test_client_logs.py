@@ -467,6 +467,20 @@ def test_what_no_head_of_a_stream_is(world: World, changes: dict[str, Any], erro
     assert opened.head(received.session.encrypt(head)).kind == wire.ReplyKind.STREAM
 
 
+@pytest.mark.spec("MAIL-62")
+def test_the_result_of_a_stream_has_a_context(world: World) -> None:
+    core = client()
+    world.drive(mail(core, b"one"))
+    opened = world.drive(core.open_stream("method", [], topic="t", upload=False))
+    world.boot.memory.commit({"x": b"1"})
+    told = world.boot.memory.context(core.identity.public)
+    assert opened.result(told + b"seven") == b"seven"
+    assert core.log.contexts.version == 2
+    for short in (b"", told[:-1]):
+        with pytest.raises(FormatError, match="no state context"):
+            opened.result(short)
+
+
 def posted(world: World, core: ClientCore, number: int, *, context: bytes | None = None) -> bytes:
     log, body = world.boot.memory.log, b"posted %d" % number
     return make_post(

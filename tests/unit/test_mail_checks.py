@@ -148,7 +148,7 @@ def test_private_headers_of_requests_of_another_form(plain: bytes) -> None:
     "plain",
     [
         private(7, 0, 0, 0, 0, 0, 0, 0),
-        private(11, 0, 0, 0, 0, 0, 0, 0),
+        private(14, 0, 0, 0, 0, 0, 0, 0),
         private(0, 2, 0, 0, 0, 0, 0, 0),
         private(0, 4, 0, 0, 0, 0, 0, 0),
     ],

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from tests._kills.ledger import KEPT
-from tests._kills.world import HostLine, World
+from tests._kills.world import DEADLINE_SECONDS, HostLine, World
 
 from conclave.client import Identity
 from conclave.errors import CallError, TransportError
@@ -260,13 +260,15 @@ async def siege(world: World, *, kills: int, lines: int = 1, **config: Any) -> d
                 # Also between kills that never let a start come to its end.
                 await line.answered(10)
 
-    async with asyncio.TaskGroup() as clients:
+    async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as clients:
         for client in (client for some in crowds for client in some):
             clients.create_task(client.run(lambda: stopped))
         async with asyncio.TaskGroup() as killers:
             for line in hosts:
                 killers.create_task(kill(line))
         stopped = True
+        # A client that is never answered is found, too.
+        limit.reschedule(asyncio.get_running_loop().time() + DEADLINE_SECONDS)
     for some in crowds:
         figures.append(await settle(some))
     for line in hosts:

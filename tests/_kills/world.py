@@ -28,7 +28,7 @@ from conclave.platform.machine import Machine
 
 T = TypeVar("T")
 # A safety net far above what any machine needs.
-DEADLINE_SECONDS: Final = 300.0
+DEADLINE_SECONDS: Final = 120.0
 _client_core: Any = importlib.import_module("conclave.client.core")
 _GONE: Final = Answer(0, text="the host is not there")
 

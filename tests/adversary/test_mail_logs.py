@@ -116,6 +116,27 @@ def test_chaos_without_malice_is_no_alarm_and_everything_runs_once(seed: int) ->
     assert [boot.count(body) for body in asked] == [1] * len(asked)
 
 
+@pytest.mark.spec("MAIL-65", "DET-2")
+def test_ten_thousand_clients_that_never_come_back_are_no_alarm() -> None:
+    """And hold up nobody: one who stays is answered through restarts, and after each thousand of them."""
+    stored: list[bytes] = []
+    boot, faithful = Boot(stored), Process(SigningKey.generate())
+    for number in range(10):
+        for _ in range(1000):
+            passing = Process(SigningKey.generate())
+            passing.meet(boot)
+            # Its answer is lost with it.
+            boot.receive(passing.ask(b"once").encrypted)
+        faithful.meet(boot)
+        item = faithful.ask(b"%d" % number)
+        faithful.take(boot.receive(item.encrypted))
+        assert item.done
+        if number % 3 == 2:
+            boot = Boot(stored)
+    assert not boot.mailbox.halted
+    assert (boot.count(b"once"), boot.count(b"9")) == (10_000, 1)
+
+
 @pytest.mark.spec("MAIL-60", "T-46")
 def test_the_chaos_would_notice_a_rollback() -> None:
     """What a client was told of is missing (the client's side of it is in unit/test_client_logs.py)."""

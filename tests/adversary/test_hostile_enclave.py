@@ -216,7 +216,8 @@ def test_answers_to_nobody_are_dropped() -> None:
     stage = Stage()
     with stage.serve() as server, httpx2.Client(base_url=server.url, timeout=20) as http:
         assert stage.enclave is not None
-        for kind in Kind:
+        # One that commits what it never loaded keeps to no protocol, and is ended: see test_state_host.
+        for kind in set(Kind) - {Kind.LOAD, Kind.COMMIT, Kind.SNAPSHOT}:
             stage.enclave.sendall(pack(kind, 10**6, b"nobody asked"))
         stage.enclave.sendall(pack(Kind.REPLY, 0, b"no mail at all") * 1000)
         assert http.get("/instance").status_code == 200

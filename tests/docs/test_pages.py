@@ -121,7 +121,7 @@ class Reader:
         )
         assert server.stdout is not None
         last = {"conclave run": "written to", "conclave witness": "serving"}.get(
-            command[:16].rstrip(" -"), "constraint"
+            " ".join(command.split()[:2]), "constraint"
         )
         said = ""
         for line in server.stdout:

@@ -22,7 +22,7 @@ from conclave.client import Client, ConstantRate, _pace, fixed, padme
 from conclave.client._pace import MAX_IN_FLIGHT, Pace, TaskTicker, ThreadTicker, Turn, paced
 from conclave.client.core import Answer, Exchange
 from conclave.enclave import Enclave, rpc
-from conclave.enclave._release import Release
+from conclave.enclave._release import Release, seal_later
 from conclave.errors import OverloadedError, TransportError
 from conclave.mail import ClientSession, Conversation, Mailbox, Outcome, ReplyKind, RequestKind
 from conclave.rpc.interface import interface_of
@@ -351,7 +351,7 @@ def test_counters_tell_nothing_of_what_was_ready_first(one: list[int], other: li
         for request in range(5):
             held.release.arrived(request + 1)
         for request in ready:
-            held.release.send(Kind.DONE, request + 1, held.release.seal(session, None))  # type: ignore[arg-type]
+            held.release.send(Kind.DONE, request + 1, seal_later(session, None))  # type: ignore[arg-type]
         held.tick()
         seen.append(held.tick())
     assert seen[0] == seen[1] == [(Kind.DONE, n + 1, b"%d" % n) for n in range(5)]
@@ -395,7 +395,7 @@ class Observed:
         self.ready = ready
         key = DecryptionKey.generate()
         self.release = Release(timedelta(hours=1), self._to_host)
-        self.box = Mailbox(key=key, claims_digest=bytes(64), padding=fixed(2048), seal=self.release.seal)
+        self.box = Mailbox(key=key, claims_digest=bytes(64), padding=fixed(2048), seal=seal_later)
         self.clients = []
         for _ in range(3):
             conversation = Conversation()

@@ -15,8 +15,10 @@ import importlib
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -50,6 +52,8 @@ _BATCH_SIZE: Final = 128 * 1024
 # The kernel takes 1024 pieces at once.
 _PARTS: Final = 512
 _KEPT_MIB: Final = 8
+# So long a host may take to read why an enclave does not start.
+_LINGER_SECONDS: Final = 2.0
 
 
 class StartError(Error):
@@ -83,6 +87,12 @@ def main(find: Callable[[], Tee], close: Close | None = None) -> None:
 
 def _send_failed(channel: socket.socket, text: str) -> None:
     channel.sendall(pack(Kind.FAILED, 0, text.encode()[:4096]))
+    # A socket that is closed before all of it was read takes back what it sent last.
+    channel.settimeout(_LINGER_SECONDS)
+    until = time.monotonic() + _LINGER_SECONDS
+    with suppress(OSError):
+        while channel.recv(_READ_SIZE) and time.monotonic() < until:
+            pass
 
 
 class _Start:

@@ -52,8 +52,9 @@ _BATCH_SIZE: Final = 128 * 1024
 # The kernel takes 1024 pieces at once.
 _PARTS: Final = 512
 _KEPT_MIB: Final = 8
-# So long a host may take to read why an enclave does not start.
+# Of an enclave that does not start: how long it reads what a host still sends, and for what pause it takes it as over.
 _LINGER_SECONDS: Final = 2.0
+_PAUSE_SECONDS: Final = 0.03
 
 
 class StartError(Error):
@@ -88,7 +89,7 @@ def main(find: Callable[[], Tee], close: Close | None = None) -> None:
 def _send_failed(channel: socket.socket, text: str) -> None:
     channel.sendall(pack(Kind.FAILED, 0, text.encode()[:4096]))
     # A socket that is closed before all of it was read takes back what it sent last.
-    channel.settimeout(_LINGER_SECONDS)
+    channel.settimeout(_PAUSE_SECONDS)
     until = time.monotonic() + _LINGER_SECONDS
     with suppress(OSError):
         while channel.recv(_READ_SIZE) and time.monotonic() < until:

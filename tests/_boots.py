@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from tests._claims import claims_of
 
-from conclave._crypto import SUITE_ID, DecryptionKey, Secret, SigningKey, random_bytes
+from conclave._crypto import DecryptionKey, Secret, SigningKey, random_bytes
 from conclave._framing import Frame, Kind
 from conclave.attestation.claims import InstanceClaims
 from conclave.enclave import Enclave
@@ -54,24 +55,7 @@ class Boot:
         self.enclave = cls()
 
         def claims(encryption: bytes, signing: bytes) -> InstanceClaims:
-            return InstanceClaims(
-                version=1,
-                bundle_id=_ZERO,
-                code=_ZERO,
-                signer=_ZERO,
-                product_id=0,
-                revocation_level=0,
-                runtime="conclave-0",
-                sandbox="namespaces",
-                mode="release",
-                suite=SUITE_ID,
-                encryption_key=encryption,
-                signing_key=signing,
-                boot_nonce=random_bytes(32),
-                log_id=log.log_id,
-                kds_constraint=None,
-                interface=_ZERO,
-            )
+            return claims_of(encryption, signing, boot_nonce=random_bytes(32), log_id=log.log_id)
 
         self.service = Service(
             enclave=self.enclave,

@@ -10,13 +10,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests._claims import claims_of
 from tests._facts import evidence
 
 from conclave import _codec
-from conclave._crypto import SUITE_ID, DecryptionKey, SigningKey, random_bytes
+from conclave._crypto import DecryptionKey, SigningKey, random_bytes
 from conclave._mailheader import address_of
 from conclave.attestation import AttestationResult, Constraint
-from conclave.attestation.claims import InstanceClaims
 from conclave.client import Client, Identity
 from conclave.client._state import ClientState
 from conclave.client.core import Answer, ClientCore, Exchange, Pause, Resumed
@@ -49,24 +49,7 @@ class Instance:
 
     def result(self) -> AttestationResult:
         zero = bytes(32)
-        claims = InstanceClaims(
-            version=1,
-            bundle_id=zero,
-            code=zero,
-            signer=zero,
-            product_id=0,
-            revocation_level=0,
-            runtime="conclave-0",
-            sandbox="namespaces",
-            mode="release",
-            suite=SUITE_ID,
-            encryption_key=self.key.public,
-            signing_key=self.signing.public,
-            boot_nonce=zero,
-            log_id=None,
-            kds_constraint=None,
-            interface=zero,
-        )
+        claims = claims_of(self.key.public, self.signing.public)
         return AttestationResult(claims, DIGEST, "simulated", "INSECURE", (), evidence(), zero, NOW)
 
     def answer(self, exchange: Exchange) -> Answer:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests._claims import claims_of
 from tests._facts import evidence
 from tests._log import Boot
 
 from conclave import _codec, _crypto
-from conclave._crypto import SUITE_ID, SigningKey, random_bytes
+from conclave._crypto import SigningKey, random_bytes
 from conclave.attestation import AttestationResult, Constraint
-from conclave.attestation.claims import InstanceClaims
 from conclave.client import Client, Identity, SignedStatement
 from conclave.client import _state as saved_state
 from conclave.client._state import ClientState
@@ -54,23 +54,11 @@ class World:
         """Run another boot, from these records."""
         self.boot = Boot(self.stored if stored is None else stored)
         zero = bytes(32)
-        claims = InstanceClaims(
-            version=1,
-            bundle_id=zero,
-            code=zero,
-            signer=zero,
-            product_id=0,
-            revocation_level=0,
-            runtime="conclave-0",
-            sandbox="namespaces",
-            mode="release",
-            suite=SUITE_ID,
-            encryption_key=self.boot.key.public,
-            signing_key=self.boot.signing.public,
+        claims = claims_of(
+            self.boot.key.public,
+            self.boot.signing.public,
             boot_nonce=random_bytes(32),
             log_id=self.boot.log_id if log else None,
-            kds_constraint=None,
-            interface=zero,
         )
         self.info = random_bytes(8)
         self.results[self.info] = AttestationResult(

@@ -145,6 +145,7 @@ class Calls:
     def run(self, batches: list[bytes]) -> None:
         """Handle them."""
         for batch in batches:
+            self.service.hold()
             for frame in self.frames(batch):
                 self.service.handle(frame)
             self.service.flush()

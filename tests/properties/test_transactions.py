@@ -131,7 +131,7 @@ class Transactions(RuleBasedStateMachine):
 
     @rule(target=running)
     def transaction(self) -> Running:
-        it = Running(self.table.begin(), dict(self.model), dict(self.model))
+        it = Running(Transaction(self.table), dict(self.model), dict(self.model))
         self.views.append((it.real._reader, it.began))
         return it
 
@@ -192,9 +192,8 @@ class Transactions(RuleBasedStateMachine):
 
     @rule(it=consumes(running))
     def commit(self, it: Running) -> None:
-        conflicts, changes = it.real.conflicts(), it.real.changes()
-        self.abandon(it)
-        if conflicts:
+        if it.real.conflicts():
+            self.abandon(it)
             changed = {k for k in KEYS if it.began.get(k) != self.model.get(k)}
             assert it.read_any_of(changed, len(it.began) != len(self.model)), "a conflict without a cause"
             return
@@ -202,8 +201,8 @@ class Transactions(RuleBasedStateMachine):
         for step, gave in it.steps:
             assert take(serial, *step) == gave, "committed, but not as if it came after all before it"
         # Exactly what changes, and no more.
-        assert changes == [(k, serial.get(k)) for k in sorted(KEYS) if serial.get(k) != self.model.get(k)]
-        self.table.apply(changes)
+        assert it.real.commit() == [(k, serial.get(k)) for k in sorted(KEYS) if serial.get(k) != self.model.get(k)]
+        self.abandon(it)
         self.model = serial
 
     @rule(it=consumes(running))

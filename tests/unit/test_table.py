@@ -6,6 +6,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 
 import pytest
 
@@ -21,9 +22,9 @@ MIB = 1024 * 1024
 def commit(table: Table, transaction: Transaction) -> bool:
     """What the runtime does at the end of a handler."""
     good = not transaction.conflicts()
-    changes = transaction.changes() if good else []
+    if good:
+        transaction.commit()
     transaction.release()
-    table.apply(changes)
     return good
 
 
@@ -206,7 +207,7 @@ def test_short_readers_that_end_before_a_commit_keep_nothing_more() -> None:
     table = Table.load([("hot", b"first")])
     old = table.snapshot()
     for n in range(1000):
-        transaction = table.begin()
+        transaction = Transaction(table)
         transaction.set("hot", b"%d" % n)
         assert commit(table, transaction)
     assert table._undo == {"hot": [(1, b"first")]}
@@ -229,7 +230,7 @@ def test_what_a_commit_costs_does_not_grow_with_the_number_of_keys() -> None:
             key = f"{chance.randrange(count):07}"
             sys.settrace(count_lines)
             try:
-                transaction = table.begin()
+                transaction = Transaction(table)
                 transaction.set(key, transaction.get(key) or b"1")
                 transaction.set(key + "x", b"")
                 commit(table, transaction)
@@ -245,7 +246,7 @@ def test_what_a_commit_costs_does_not_grow_with_the_number_of_keys() -> None:
 
 def test_a_transaction_sees_its_own_changes_and_no_others() -> None:
     table = Table.load([("a", b"1"), ("b", b"2")])
-    first, second = table.begin(), table.begin()
+    first, second = Transaction(table), Transaction(table)
     first.set("c", b"3")
     first.delete("a")
     assert list(first.scan()) == [("b", b"2"), ("c", b"3")]
@@ -259,7 +260,7 @@ def test_a_transaction_sees_its_own_changes_and_no_others() -> None:
 
 def test_only_real_changes() -> None:
     table = Table.load([("a", b"1"), ("b", b"2")])
-    transaction = table.begin()
+    transaction = Transaction(table)
     transaction.set("a", b"1")
     transaction.set("new", b"")
     transaction.delete("new")
@@ -273,7 +274,7 @@ def test_only_real_changes() -> None:
 
 def test_a_value_set_back_to_what_it_was_is_a_change_if_it_is_another_now() -> None:
     table = Table.load([("a", b"1")])
-    transaction = table.begin()
+    transaction = Transaction(table)
     transaction.set("a", b"1")
     put(table, a=b"2")
     assert not transaction.conflicts()
@@ -282,7 +283,7 @@ def test_a_value_set_back_to_what_it_was_is_a_change_if_it_is_another_now() -> N
 
 def test_what_is_not_there_is_not_deleted() -> None:
     table = Table.load([("a", b"1")])
-    transaction = table.begin()
+    transaction = Transaction(table)
     transaction.delete("a")
     for key in ("a", "b"):
         with pytest.raises(KeyError):
@@ -324,7 +325,7 @@ def test_what_is_a_conflict(
     read: Callable[[Transaction], object], changed: dict[str, bytes | None], conflict: bool
 ) -> None:
     table = Table.load([("a", b"1"), ("b", b"2"), ("d", b"4")])
-    transaction = table.begin()
+    transaction = Transaction(table)
     kept = read(transaction)
     table.apply(changed.items())
     assert transaction.conflicts() is conflict
@@ -359,7 +360,7 @@ def test_what_scans_looked_at(ranges: list[Range], covered: str) -> None:
 
 def test_what_changed_and_changed_back_is_no_conflict() -> None:
     table = Table.load([("a", b"1")])
-    transaction = table.begin()
+    transaction = Transaction(table)
     assert list(transaction.scan())
     put(table, a=b"2", b=b"")
     assert transaction.conflicts()
@@ -369,7 +370,7 @@ def test_what_changed_and_changed_back_is_no_conflict() -> None:
 
 def test_write_skew_is_caught() -> None:
     table = Table.load([("alice", b"on call"), ("bob", b"on call")])
-    both = [table.begin(), table.begin()]
+    both = [Transaction(table), Transaction(table)]
     for transaction, leaves in zip(both, ("alice", "bob"), strict=True):
         if sum(value == b"on call" for _, value in transaction.scan()) > 1:
             transaction.set(leaves, b"off")
@@ -379,7 +380,7 @@ def test_write_skew_is_caught() -> None:
 
 def test_an_iteration_gives_what_was_there_when_it_began() -> None:
     table = Table.load([(key, key.encode()) for key in "aceg"])
-    transaction = table.begin()
+    transaction = Transaction(table)
     transaction.set("b", b"own")
     transaction.delete("c")
     seen = []
@@ -391,7 +392,7 @@ def test_an_iteration_gives_what_was_there_when_it_began() -> None:
     assert seen == [("a", b"a"), ("b", b"own"), ("e", b"e"), ("g", b"g")]
     assert [key for key, _ in transaction.scan()] == ["a+", "b+", "e+", "f", "g+"]
     # Also where nothing was changed before.
-    transaction = table.begin()
+    transaction = Transaction(table)
     for key, _ in transaction.scan():
         transaction.set("1" + key, b"")
         transaction.set(key + "1", b"")
@@ -400,7 +401,7 @@ def test_an_iteration_gives_what_was_there_when_it_began() -> None:
 
 def test_iterations_that_are_given_up_keep_nothing() -> None:
     table = Table.load([(str(n), b"") for n in range(9)])
-    transaction = table.begin()
+    transaction = Transaction(table)
     for n in range(1000):
         transaction.set("own", b"%d" % n)
         assert next(transaction.scan("own")) == ("own", b"%d" % n)
@@ -411,7 +412,7 @@ def test_iterations_that_are_given_up_keep_nothing() -> None:
 
 def test_the_limit_leaves_the_transaction_usable() -> None:
     table = Table()
-    transaction = table.begin()
+    transaction = Transaction(table)
     for n in range(14):
         transaction.set(chr(65 + n), bytes(MIB))
     with pytest.raises(ValueError, match=f"may change {MAX_CHANGES} bytes .* would make it {15 * MIB + 14 * 17 + 20}"):
@@ -425,7 +426,7 @@ def test_the_limit_leaves_the_transaction_usable() -> None:
 
 def test_the_limit_counts_bytes_of_keys_and_every_change() -> None:
     table = Table()
-    transaction = table.begin()
+    transaction = Transaction(table)
     transaction.set("é", b"123")
     assert transaction.size_bytes == 2 + 3 + 16
     transaction.set("é", b"1")
@@ -437,7 +438,7 @@ def test_the_limit_counts_bytes_of_keys_and_every_change() -> None:
 def test_clear_removes_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_module, "MAX_CHANGES", 50_000)
     few, many = (Table.load((f"{n:04}", b"") for n in range(count)) for count in (2000, 3000))
-    transaction = few.begin()
+    transaction = Transaction(few)
     transaction.set("own", bytes(40_000))
     transaction.delete("own")
     transaction.set("z", bytes(49_000))
@@ -446,7 +447,7 @@ def test_clear_removes_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert transaction.size_bytes == 2000 * 20 + 17 + 19
     assert commit(few, transaction)
     assert len(few) == 0
-    transaction = many.begin()
+    transaction = Transaction(many)
     with pytest.raises(ValueError, match="do it in several"):
         transaction.clear()
     assert (len(transaction), transaction.changes(), transaction.size_bytes) == (3000, [], 0)
@@ -499,31 +500,36 @@ def test_threads_read_one_state_while_another_commits(many_switches: None) -> No
     # Every commit moves one unit: whoever sees a mixture of commits sees another sum.
     names = [f"{n:02}" for n in range(40)]
     table = Table.load([(name, b"100") for name in names])
-    done, wrong, rounds = threading.Event(), [], []
+    wrong: list[object] = []
+    # What the committing thread began for readers, and what it has to end; nothing: there are no more.
+    begun: SimpleQueue[Transaction | None] = SimpleQueue()
+    ended: SimpleQueue[Transaction] = SimpleQueue()
 
     def read(which: int) -> None:
         try:
-            count = 0
-            while not done.is_set() or not count:
-                transaction = table.begin()
+            while (transaction := begun.get()) is not None:
                 if which % 2:
                     total = sum(int(transaction.get(name) or 0) for name in names)
                 else:
                     total = sum(int(value) for _, value in transaction.scan(reverse=bool(which % 4)))
                 if total != 4000:
                     wrong.append(total)
-                transaction.release()
-                count += 1
-            rounds.append(count)
+                ended.put(transaction)
         except BaseException as error:
             wrong.append(error)
 
     threads = [threading.Thread(target=read, args=(n,)) for n in range(4)]
     for thread in threads:
         thread.start()
-    chance = random.Random(1)
+    chance, reading, read_through = random.Random(1), 0, 0
     for _ in range(5000):
-        transaction = table.begin()
+        while reading < 6:
+            begun.put(Transaction(table))
+            reading += 1
+        while not ended.empty():
+            ended.get().release()
+            reading, read_through = reading - 1, read_through + 1
+        transaction = Transaction(table)
         source, target = chance.sample(names, 2)
         left = int(transaction.get(source) or 0) - 1
         if left:
@@ -535,11 +541,14 @@ def test_threads_read_one_state_while_another_commits(many_switches: None) -> No
             continue
         transaction.set(target, b"%d" % (int(transaction.get(target) or 0) + 1))
         assert commit(table, transaction)
-    done.set()
+    for _ in threads:
+        begun.put(None)
     for thread in threads:
         thread.join()
     assert not wrong
-    assert len(rounds) == 4
+    assert read_through
+    while not ended.empty():
+        ended.get().release()
     for _ in range(100):
         table.apply([])
     assert not table._undo

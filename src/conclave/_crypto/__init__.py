@@ -64,8 +64,10 @@ def random_bytes(size: int) -> bytes:
 
 def sha256(*parts: bytes | memoryview) -> bytes:
     """SHA-256 of the parts joined."""
-    digest = hashlib.sha256(*parts[:1])
-    for part in parts[1:]:
+    if len(parts) == 1:
+        return hashlib.sha256(parts[0]).digest()
+    digest = hashlib.sha256()
+    for part in parts:
         digest.update(part)
     return digest.digest()
 

@@ -380,6 +380,7 @@ async def _serve(channel: socket.socket, start: _Start, loaded: Loaded | None) -
             output.closed.set()
             return
         output.hold()
+        service.hold()
         for frame in frames:
             if not service.handle(frame):
                 output.closed.set()

@@ -263,6 +263,11 @@ class Service:
             self._send(Kind.ERROR, frame.request, b"format")
         return True
 
+    def hold(self) -> None:
+        """A batch begins, at whose end `flush` is called."""
+        if self._state is not None:
+            self._state.hold()
+
     def flush(self) -> None:
         """A batch is handled: what was committed leaves as one record, and what waited for it."""
         if self._state is not None and self._release is None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
@@ -44,6 +44,10 @@ _SNAPSHOT_BYTES: Final = 16 * 1024 * 1024
 _TOLD: Final = 8192
 _PAUSE_SECONDS: Final = 0.002
 _GIVE_UP: Final = "; start the one that wrote it, or give its state up: `conclave state reset`"
+# Version, size of the record.
+_COMMIT_HEAD: Final = struct.Struct(">QI")
+# Looking a member up costs more than the rest of sending a frame.
+_COMMIT: Final = Kind.COMMIT
 _LOAD: Final = 1
 _END, _UNREADABLE = 3, 4
 
@@ -70,6 +74,22 @@ class Work:
         if self.size + size > MAX_TRANSACTION:
             raise ValueError(f"replies and posted mail of one handler have at most {MAX_TRANSACTION} bytes together")
         self.size += size
+
+
+class Whole:
+    """What is done within is done whole, or this boot ends: a state that no record describes answers nobody."""
+
+    __slots__ = ("_break",)
+
+    def __init__(self, broken: Callable[[], None]) -> None:
+        self._break = broken
+
+    def __enter__(self) -> None:
+        """Nothing is done yet."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._break()
 
 
 class State:
@@ -102,6 +122,7 @@ class State:
         self._held: list[tuple[int, int, tuple[bytes, ...]]] = []
         self._scheduled = self._ticks = False
         self._halted = self._broken = False
+        self.whole = Whole(self._break)
         # Told that nothing leaves any more: the boot has to end.
         self.broken: Callable[[], None] = lambda: None
         # Told which version a client has seen, whenever it shows one.
@@ -137,7 +158,8 @@ class State:
             known: which version its client knows of.
         """
         # What a batch has committed is readable before it is sealed, and has the next version.
-        work = Work(self.log.table.begin(), self.log.version + self._due, known)
+        log = self.log
+        work = Work(Transaction(log.table), log.version + self._due, known)
         self._work.set(work)
         return work
 
@@ -170,24 +192,13 @@ class State:
         Args:
             size: of all that leaves with it.
         """
-        changes = work.transaction.changes()
-        # Before they are applied: a reader less for whom the old values were kept.
-        work.transaction.release()
         self._due = True
         self._size += size
-        self._changes += changes
-        self._posted += posted
-        self.log.table.apply(changes)
-        self._schedule()
-
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """What is done within is done whole, or this boot ends: a state that no record describes answers nobody."""
-        try:
-            yield
-        except BaseException:
-            self._break()
-            raise
+        self._changes += work.transaction.commit()
+        if posted:
+            self._posted += posted
+        if not self._scheduled:
+            self._schedule()
 
     def _break(self) -> None:
         self._broken = True
@@ -266,6 +277,10 @@ class State:
         self._ticks = True
         return self.flush
 
+    def hold(self) -> None:
+        """A batch begins, at whose end `flush` is called."""
+        self._scheduled = True
+
     def _schedule(self) -> None:
         """Seal at the end of this turn of the loop at the latest."""
         if not self._scheduled and not self._ticks:
@@ -278,34 +293,34 @@ class State:
         if self._broken:
             return
         if self._due and not self._halted:
-            with self.whole():
+            try:
                 self._seal()
-        held, self._held = self._held, []
-        for kind, request, payload in held:
-            self._send(kind, request, *map(now, payload))
+            except BaseException:
+                self._break()
+                raise
+        if self._held:
+            held, self._held = self._held, []
+            for kind, request, payload in held:
+                self._send(kind, request, *map(now, payload))
 
     def _seal(self) -> None:
-        change = Change(
-            map=self._changes,
-            mail=list(self._rows.items()),
-            posts=[(posted.box, posted.number, sha256(posted.body)) for posted in self._posted],
-            floor=self._floor,
-        )
-        entry = self.log.record(change)
-        parts = []
-        for posted in self._posted:
-            made = posted.make(context=self.log.context(posted.identity))
+        posted, mail = self._posted, list(self._rows.items())
+        posts = [(one.box, one.number, sha256(one.body)) for one in posted] if posted else []
+        entry = self.log.record(Change(self._changes, mail, posts, self._floor))
+        parts: list[bytes] = []
+        for one in posted:
+            made = one.make(context=self.log.context(one.identity))
             parts += [len(made).to_bytes(4, "big"), made]
         self._changes, self._rows, self._posted = [], {}, []
         self._size, self._due = 0, False
         self._commit_frame(entry, parts)
 
     def _commit_frame(self, entry: bytes, posts: list[bytes]) -> None:
-        head = self.log.version.to_bytes(8, "big") + len(entry).to_bytes(4, "big")
-        self._send(Kind.COMMIT, 0, head, entry, *posts)
-        self._digests[self.log.version] = self.log.digest
-        self._written += len(entry)
-        if self._snapshot is None and self._written >= max(_SNAPSHOT_BYTES, self._snapshot_size):
+        version, size = self.log.version, len(entry)
+        self._send(_COMMIT, 0, _COMMIT_HEAD.pack(version, size), entry, *posts)
+        self._digests[version] = self.log.digest
+        self._written += size
+        if self._written >= _SNAPSHOT_BYTES and self._written >= self._snapshot_size and self._snapshot is None:
             self._written = self._snapshot_size = 0
             self._snapshot = self.log.snapshot()
             # It is of now, when all that is in the table is in records.

@@ -87,7 +87,7 @@ class Transactions:
         # Nothing of it may fail once it is committed. Replies of others came since these were checked.
         channel.check(request.sequence, body, b"", last=not work.replies, waiting=max(0, len(work.replies) - 1))
         self.commit(work, size=len(body))
-        with self._state.whole():
+        with self._state.whole:
             self._answers.replies(channel, request, work, kind, body)
 
     def commit(self, work: Work, *, size: int = 0) -> None:
@@ -99,7 +99,7 @@ class Transactions:
         # Before mail is numbered: its numbers are of the same record.
         self._state.make_room(size)
         posted = self._posts().take_all(work.plans) if work.plans else []
-        with self._state.whole():
+        with self._state.whole:
             self._state.commit(work, posted, size)
 
     def commit_once(self, work: Work) -> None:

@@ -75,6 +75,7 @@ class Log:
         self._counter = 0
         # Whether `boot_entry` was made and no commit was broken off.
         self._ready = False
+        # What contexts say of the newest version, once one was asked for.
         self._head = b""
 
     @classmethod
@@ -149,7 +150,8 @@ class Log:
         # What a seal that was broken off leaves behind, nobody knows.
         self._ready = False
         entry = self._seal(plain, b"")
-        self.floor = max(self.floor, change.floor)
+        if change.floor > self.floor:
+            self.floor = change.floor
         self._ready = True
         return entry
 
@@ -185,6 +187,8 @@ class Log:
 
     def context(self, identity: bytes) -> bytes:
         """The newest version as a client (32 bytes: its identity key) is told of it: 72 bytes."""
+        if not self._head:
+            self._head = context_head(self.version, self.boot, self.digest)
         return make_context(self._context_key, log=self.log_id, identity=identity, head=self._head)
 
     def check(self, token: bytes, identity: bytes) -> Context | None:
@@ -238,7 +242,7 @@ class Log:
         )
         self.digest = digest_of(entry, log=self.log_id, version=version, previous=self.digest)
         self.version = version
-        self._head = context_head(version, self.boot, self.digest)
+        self._head = b""
         return entry
 
     def _chunk(self, plain: bytes, snapshot: bytes, index: int, version: int, boot: bytes = b"") -> bytes:

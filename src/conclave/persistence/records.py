@@ -37,8 +37,8 @@ LABEL_WRAP: Final = b"state/1 wrap"
 
 _SIZE: Final = struct.Struct(">I")
 _NUMBER: Final = struct.Struct(">Q")
+_NONCE: Final = struct.Struct(">Q4x")
 _ZERO: Final = b"\0\0\0"
-_NONCE_END: Final = bytes(4)
 
 T = TypeVar("T")
 
@@ -192,12 +192,12 @@ def open_entry(entry: Entry, kind: type[T], *, key: AeadKey, log: bytes, previou
 
 def digest_of(entry: bytes, *, log: bytes, version: int, previous: bytes) -> bytes:
     """The digest of a log up to and including this entry: over ciphertext, so it tells nothing of what is inside."""
-    return sha256(b"".join((LABEL_DIGEST, log, _NUMBER.pack(version), previous)), entry)
+    return sha256(b"".join((LABEL_DIGEST, log, _NUMBER.pack(version), previous, entry)))
 
 
 def nonce_of(counter: int) -> bytes:
     """The nonce of a seal: the boot's counter and zeros."""
-    return _NUMBER.pack(counter) + _NONCE_END
+    return _NONCE.pack(counter)
 
 
 def pad(value: object) -> bytes:

@@ -35,10 +35,6 @@ class Table(Versions[bytes]):
         """
         return cls(_rising(items))
 
-    def begin(self) -> Transaction:
-        """A transaction over what is committed now. The caller must release it."""
-        return Transaction(self)
-
 
 def _rising(items: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
     last: str | None = None
@@ -61,18 +57,17 @@ _Own = bytes | _Gone
 class Transaction:
     """Changes over a snapshot, and what was read for them.
 
-    For one thread at a time. Whoever wants it committed asks `conflicts`, takes `changes`, calls
-    `release` and has the changes applied, with no other commit between.
+    For one thread at a time. Whoever wants it committed asks `conflicts` and calls `commit`, with no
+    other commit between; who does not must `release` it.
     """
 
     __slots__ = (
-        "_delta",
         "_ended",
+        "_more",
         "_own",
         "_ranges",
         "_read",
         "_reader",
-        "_sized",
         "_table",
         "_versions",
         "size_bytes",
@@ -84,24 +79,19 @@ class Transaction:
         # Its changes; in order and with versions from the first scan on that has to show some.
         self._own: dict[str, _Own] = {}
         self._versions: Versions[_Own] | None = None
-        # What was looked for; what was scanned; whether the number of keys was asked for.
+        # What was looked for; what was scanned.
         self._read: set[str] = set()
         self._ranges: list[Range] = []
-        self._sized = False
-        # How many keys more there are than in the snapshot.
-        self._delta = 0
+        # How many keys more there are than in the snapshot, from when their number is first asked for.
+        self._more: int | None = None
         # Own snapshots of scans that ended.
         self._ended: list[Reader[_Own]] = []
         self.size_bytes = 0
 
-    @property
-    def commit(self) -> int:
-        """The commit of the table that this reads."""
-        return self._reader.commit
-
     def __len__(self) -> int:
-        self._sized = True
-        return len(self._reader) + self._delta
+        if self._more is None:
+            self._more = sum(self._adds(key, None, value) for key, value in self._own.items())
+        return len(self._reader) + self._more
 
     def __contains__(self, key: str) -> bool:
         return self.get(key) is not None
@@ -143,10 +133,11 @@ class Transaction:
         found = []
         for key, _ in self.scan():
             size += _cost(key, _GONE)
-            _admit(size)
+            if size > MAX_CHANGES:
+                raise _too_large(size)
             found.append(key)
         for key in found:
-            self._replace(key, _GONE, 0)
+            self._replace(key, self._own.get(key), _GONE)
         self.size_bytes = size
 
     def scan(self, low: str = "", high: str | None = None, *, reverse: bool = False) -> Iterator[tuple[str, bytes]]:
@@ -183,9 +174,23 @@ class Transaction:
 
     def changes(self) -> list[tuple[str, bytes | None]]:
         """What a commit now would change of the table, in order of keys; None removes."""
-        newest = self._table.get
-        own = [(key, None if value is _GONE else value) for key, value in self._own.items()]
-        return sorted((key, value) for key, value in own if newest(key) != value)
+        newest = self._table.current.get
+        changes: list[tuple[str, bytes | None]] = []
+        for key, own in self._own.items():
+            value = None if own is _GONE else own
+            if newest(key) != value:
+                changes.append((key, value))
+        if len(changes) > 1:
+            changes.sort()
+        return changes
+
+    def commit(self) -> list[tuple[str, bytes | None]]:
+        """Change the table, and tell what that changed, as `changes`. Nothing is read any more."""
+        changes = self.changes()
+        # Before: a reader less for whom the old values were kept.
+        self._reader.release()
+        self._table.apply(changes)
+        return changes
 
     def conflicts(self) -> bool:
         """Whether something that this read, or looked for and did not find, is another now."""
@@ -193,10 +198,11 @@ class Transaction:
             return False
         if any(map(self._differs, self._table.changed_lately() & self._read)):
             return True
-        if not self._ranges and not self._sized:
+        sized = self._more is not None
+        if not self._ranges and not sized:
             return False
         changed = self._table.changed_since(self._reader.commit)
-        if self._sized and self._size_differs(changed):
+        if sized and self._size_differs(changed):
             return True
         covered = covers(self._ranges)
         return any(covered(key) and self._differs(key) for key in changed)
@@ -206,24 +212,32 @@ class Transaction:
         self._reader.release()
 
     def _put(self, key: str, value: _Own) -> None:
-        size = _cost(key, value)
+        size = self.size_bytes + _cost(key, value)
         old = self._own.get(key)
         if old is not None:
             size -= _cost(key, old)
-        _admit(self.size_bytes + size)
-        self._replace(key, value, size)
+        if size > MAX_CHANGES:
+            raise _too_large(size)
+        if self._more is None and self._versions is None:
+            self._own[key] = value
+        else:
+            self._replace(key, old, value)
+        self.size_bytes = size
 
-    def _replace(self, key: str, value: _Own, size: int) -> None:
-        old = self._own.get(key)
-        was = self._reader.get(key) is not None if old is None else old is not _GONE
-        self._delta += (value is not _GONE) - was
-        self.size_bytes += size
+    def _replace(self, key: str, old: _Own | None, value: _Own) -> None:
+        if self._more is not None:
+            self._more += self._adds(key, old, value)
         if self._versions is None:
             self._own[key] = value
         else:
             while self._ended:
                 self._ended.pop().release()
             self._versions.apply(((key, value),))
+
+    def _adds(self, key: str, old: _Own | None, value: _Own) -> int:
+        """How many keys more that is."""
+        was = self._reader.get(key) is not None if old is None else old is not _GONE
+        return (value is not _GONE) - was
 
     def _differs(self, key: str) -> bool:
         return self._reader.get(key) != self._table.get(key)
@@ -241,12 +255,11 @@ def _cost(key: str, value: _Own) -> int:
     return _OVERHEAD + (len(key) if key.isascii() else len(key.encode())) + size
 
 
-def _admit(size: int) -> None:
-    if size > MAX_CHANGES:
-        raise ValueError(
-            f"a transaction may change {MAX_CHANGES} bytes (keys, values and {_OVERHEAD} for each change), "
-            f"and this would make it {size}; do it in several"
-        )
+def _too_large(size: int) -> ValueError:
+    return ValueError(
+        f"a transaction may change {MAX_CHANGES} bytes (keys, values and {_OVERHEAD} for each change), "
+        f"and this would make it {size}; do it in several"
+    )
 
 
 def _merged(

@@ -4,11 +4,12 @@ Pure. What a commit replaces is kept as long as a reader may ask for it: with no
 reader a commit costs nothing more, and after the oldest one ended, what only it
 could see goes, at once if it is little.
 
-One thread commits. Others may read: points without a lock, ranges with one held
-for a page. A point read is right because of two orders, on an interpreter that
-runs one thread at a time: a commit notes the old value before it puts the new
-one, and a reader looks at the newest before it looks at what was noted. So it
-either sees no change, or sees the note.
+One thread commits, and takes and releases snapshots. Others may read from these:
+points without a lock, ranges with one held for a page, as it is while the index
+changes. A point read is right because of two orders, on an interpreter that runs
+one thread at a time: a commit notes the old value before it puts the new one, and
+a reader looks at the newest before it looks at what was noted. So it either sees
+no change, or sees the note.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Versions(Generic[V]):
         self._noted: deque[tuple[int, str]] = deque()
         # How many readers see which commit, oldest first: they begin in order.
         self._readers: OrderedDict[int, int] = OrderedDict()
+        # Of the index.
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -66,33 +68,33 @@ class Versions(Generic[V]):
             changes: keys with their new values; None removes, and does nothing where nothing is.
         """
         current, undo = self.current, self._undo
-        with self._lock:
-            commit = self.commit + 1
-            newest = next(reversed(self._readers), None)
-            for key, value in changes:
-                old = current.get(key)
-                if old is None:
-                    if value is None:
-                        continue
-                    if key not in undo:
+        commit = self.commit + 1
+        newest = next(reversed(self._readers)) if self._readers else None
+        for key, value in changes:
+            old = current.get(key)
+            if old is None:
+                if value is None:
+                    continue
+                if key not in undo:
+                    with self._lock:
                         self._index.add(key)
-                if newest is not None:
-                    self._note(key, commit, old, newest)
-                if value is not None:
-                    current[key] = value
-                else:
-                    del current[key]
-                    if key not in undo:
+            if newest is not None:
+                self._note(key, commit, old, newest)
+            if value is not None:
+                current[key] = value
+            else:
+                del current[key]
+                if key not in undo:
+                    with self._lock:
                         self._index.remove(key)
-            self.commit = commit
-            if self._noted:
-                self._forget()
+        self.commit = commit
+        if self._noted:
+            self._forget()
 
     def snapshot(self) -> Reader[V]:
         """Read what is committed now, whatever comes. The caller must release it."""
-        with self._lock:
-            self._readers[self.commit] = self._readers.get(self.commit, 0) + 1
-            return Reader(self)
+        self._readers[self.commit] = self._readers.get(self.commit, 0) + 1
+        return Reader(self)
 
     def changed_lately(self) -> Set[str]:
         """All keys that changed after what the oldest reader sees, and maybe more. A view."""
@@ -101,11 +103,10 @@ class Versions(Generic[V]):
     def changed_since(self, commit: int) -> set[str]:
         """Keys that changed after a commit that some active reader sees."""
         found: set[str] = set()
-        with self._lock:
-            for number, key in reversed(self._noted):
-                if number <= commit:
-                    break
-                found.add(key)
+        for number, key in reversed(self._noted):
+            if number <= commit:
+                break
+            found.add(key)
         return found
 
     def _note(self, key: str, commit: int, old: V | None, newest: int) -> None:
@@ -134,12 +135,12 @@ class Versions(Generic[V]):
         return kept
 
     def _release(self, commit: int) -> None:
-        with self._lock:
-            left = self._readers[commit] - 1
-            if left:
-                self._readers[commit] = left
-                return
-            del self._readers[commit]
+        left = self._readers[commit] - 1
+        if left:
+            self._readers[commit] = left
+            return
+        del self._readers[commit]
+        if self._noted:
             self._forget()
 
     def _forget(self) -> None:
@@ -155,7 +156,8 @@ class Versions(Generic[V]):
             if versions[-1][0] <= oldest:
                 del self._undo[key]
                 if key not in self.current:
-                    self._index.remove(key)
+                    with self._lock:
+                        self._index.remove(key)
             elif versions[0][0] <= oldest:
                 self._undo[key] = versions[bisect_left(versions, (oldest + 1,)) :]
 
@@ -176,16 +178,13 @@ class Reader(Generic[V]):
     After `release` every read is a RuntimeError.
     """
 
-    __slots__ = ("_after", "_current", "_size", "_table", "_undo", "commit")
+    __slots__ = ("_current", "_size", "_table", "commit")
 
     def __init__(self, table: Versions[V]) -> None:
         self.commit = table.commit
         self._table = table
         self._current: dict[str, V] = table.current
-        self._undo = table._undo
         self._size = len(table.current)
-        # Less than every version of a later commit, greater than all others.
-        self._after = (table.commit + 1,)
 
     def __len__(self) -> int:
         return self._size
@@ -196,10 +195,11 @@ class Reader(Generic[V]):
     def get(self, key: str) -> V | None:
         """The value as of this snapshot; None if there was none. From any thread."""
         value = self._current.get(key)
-        versions = self._undo.get(key)
+        versions = self._table._undo.get(key)
         if versions is None:
             return value
-        at = bisect_left(versions, self._after)
+        # Less than every version of a later commit, greater than all others.
+        at = bisect_left(versions, (self.commit + 1,))
         return versions[at][1] if at < len(versions) else value
 
     def scan(self, low: str = "", high: str | None = None, *, reverse: bool = False) -> Iterator[tuple[str, V]]:
@@ -225,7 +225,7 @@ class Reader(Generic[V]):
     def _values(self, keys: list[str]) -> list[tuple[str, V]]:
         # The newest first, then what was noted: the order that `get` has.
         found = list(map(self._current.get, keys))
-        if self._undo:
+        if self._table._undo:
             found = list(map(self.get, keys))
         return [(key, value) for key, value in zip(keys, found, strict=True) if value is not None]
 

@@ -215,10 +215,9 @@ def _grow(newest: _Newest, needed: int) -> None:
 
 
 def _write(file: int, data: bytes, at: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, at)
-        view, at = view[written:], at + written
+    done = os.pwrite(file, data, at)
+    while done < len(data):
+        done += os.pwrite(file, memoryview(data)[done:], at + done)
 
 
 def _missing(version: int) -> StoreDamaged:

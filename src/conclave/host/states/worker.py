@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 from conclave.errors import StoreUnavailable
 from conclave.host.stores.local import told
 
+Argument = TypeVar("Argument")
 Value = TypeVar("Value")
 _Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
 _STOP: Final = None
@@ -37,19 +38,19 @@ class Worker:
         self._lately = 2 * QUICK_SECONDS
         self._with_thread = 0
 
-    async def run_quick(self, work: Callable[[], Value]) -> Value:
+    async def run_quick(self, work: Callable[[Argument], Value], argument: Argument) -> Value:
         """As `run`, of work that a fast disk does in no time: at once if it has lately."""
         if self._closed or self._with_thread or self._lately > QUICK_SECONDS:
-            return await self.run(lambda: self._timed(work))
+            return await self.run(lambda: self._timed(work, argument))
         try:
-            return self._timed(work)
+            return self._timed(work, argument)
         except Exception as error:
             raise told(error) from None
 
-    def _timed(self, work: Callable[[], Value]) -> Value:
+    def _timed(self, work: Callable[[Argument], Value], argument: Argument) -> Value:
         began = time.monotonic()
         try:
-            return work()
+            return work(argument)
         finally:
             self._lately += _WEIGHT * (time.monotonic() - began - self._lately)
 

@@ -19,7 +19,7 @@ from _common import emit, middle
 from sortedcontainers import SortedDict
 
 from conclave.persistence.map import PersistentMap
-from conclave.persistence.table import Table, Transaction
+from conclave.persistence.table import Table
 
 ROUNDS = 9
 SIZES = (1000, 160_000, 1_000_000)
@@ -43,13 +43,13 @@ class Ours:
         began = time.process_time()
         self._table = Table.load(items)
         self.load_seconds = time.process_time() - began
-        self._transaction = Transaction(self._table)
+        self._transaction = self._table.begin()
         self._map = PersistentMap(lambda: self._transaction)
 
     def again(self) -> None:
         """A new transaction, which has read and changed nothing."""
         self._transaction.release()
-        self._transaction = Transaction(self._table)
+        self._transaction = self._table.begin()
 
     def read(self, keys: list[str]) -> None:
         for key in keys:

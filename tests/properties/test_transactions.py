@@ -131,7 +131,7 @@ class Transactions(RuleBasedStateMachine):
 
     @rule(target=running)
     def transaction(self) -> Running:
-        it = Running(Transaction(self.table), dict(self.model), dict(self.model))
+        it = Running(self.table.begin(), dict(self.model), dict(self.model))
         self.views.append((it.real._reader, it.began))
         return it
 

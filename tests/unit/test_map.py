@@ -23,7 +23,7 @@ ITEMS = [("a", b"1"), ("b", b"2"), ("b/1", b"3"), ("b/2", b"4"), ("c", b"5"), ("
 
 @pytest.fixture
 def transaction() -> Transaction:
-    return Transaction(Table.load(ITEMS))
+    return Table.load(ITEMS).begin()
 
 
 @pytest.fixture

@@ -207,7 +207,7 @@ def test_short_readers_that_end_before_a_commit_keep_nothing_more() -> None:
     table = Table.load([("hot", b"first")])
     old = table.snapshot()
     for n in range(1000):
-        transaction = Transaction(table)
+        transaction = table.begin()
         transaction.set("hot", b"%d" % n)
         assert commit(table, transaction)
     assert table._undo == {"hot": [(1, b"first")]}
@@ -230,7 +230,7 @@ def test_what_a_commit_costs_does_not_grow_with_the_number_of_keys() -> None:
             key = f"{chance.randrange(count):07}"
             sys.settrace(count_lines)
             try:
-                transaction = Transaction(table)
+                transaction = table.begin()
                 transaction.set(key, transaction.get(key) or b"1")
                 transaction.set(key + "x", b"")
                 commit(table, transaction)
@@ -246,7 +246,7 @@ def test_what_a_commit_costs_does_not_grow_with_the_number_of_keys() -> None:
 
 def test_a_transaction_sees_its_own_changes_and_no_others() -> None:
     table = Table.load([("a", b"1"), ("b", b"2")])
-    first, second = Transaction(table), Transaction(table)
+    first, second = table.begin(), table.begin()
     first.set("c", b"3")
     first.delete("a")
     assert list(first.scan()) == [("b", b"2"), ("c", b"3")]
@@ -260,7 +260,7 @@ def test_a_transaction_sees_its_own_changes_and_no_others() -> None:
 
 def test_only_real_changes() -> None:
     table = Table.load([("a", b"1"), ("b", b"2")])
-    transaction = Transaction(table)
+    transaction = table.begin()
     transaction.set("a", b"1")
     transaction.set("new", b"")
     transaction.delete("new")
@@ -274,7 +274,7 @@ def test_only_real_changes() -> None:
 
 def test_a_value_set_back_to_what_it_was_is_a_change_if_it_is_another_now() -> None:
     table = Table.load([("a", b"1")])
-    transaction = Transaction(table)
+    transaction = table.begin()
     transaction.set("a", b"1")
     put(table, a=b"2")
     assert not transaction.conflicts()
@@ -283,7 +283,7 @@ def test_a_value_set_back_to_what_it_was_is_a_change_if_it_is_another_now() -> N
 
 def test_what_is_not_there_is_not_deleted() -> None:
     table = Table.load([("a", b"1")])
-    transaction = Transaction(table)
+    transaction = table.begin()
     transaction.delete("a")
     for key in ("a", "b"):
         with pytest.raises(KeyError):
@@ -325,7 +325,7 @@ def test_what_is_a_conflict(
     read: Callable[[Transaction], object], changed: dict[str, bytes | None], conflict: bool
 ) -> None:
     table = Table.load([("a", b"1"), ("b", b"2"), ("d", b"4")])
-    transaction = Transaction(table)
+    transaction = table.begin()
     kept = read(transaction)
     table.apply(changed.items())
     assert transaction.conflicts() is conflict
@@ -360,7 +360,7 @@ def test_what_scans_looked_at(ranges: list[Range], covered: str) -> None:
 
 def test_what_changed_and_changed_back_is_no_conflict() -> None:
     table = Table.load([("a", b"1")])
-    transaction = Transaction(table)
+    transaction = table.begin()
     assert list(transaction.scan())
     put(table, a=b"2", b=b"")
     assert transaction.conflicts()
@@ -370,7 +370,7 @@ def test_what_changed_and_changed_back_is_no_conflict() -> None:
 
 def test_write_skew_is_caught() -> None:
     table = Table.load([("alice", b"on call"), ("bob", b"on call")])
-    both = [Transaction(table), Transaction(table)]
+    both = [table.begin(), table.begin()]
     for transaction, leaves in zip(both, ("alice", "bob"), strict=True):
         if sum(value == b"on call" for _, value in transaction.scan()) > 1:
             transaction.set(leaves, b"off")
@@ -380,7 +380,7 @@ def test_write_skew_is_caught() -> None:
 
 def test_an_iteration_gives_what_was_there_when_it_began() -> None:
     table = Table.load([(key, key.encode()) for key in "aceg"])
-    transaction = Transaction(table)
+    transaction = table.begin()
     transaction.set("b", b"own")
     transaction.delete("c")
     seen = []
@@ -392,7 +392,7 @@ def test_an_iteration_gives_what_was_there_when_it_began() -> None:
     assert seen == [("a", b"a"), ("b", b"own"), ("e", b"e"), ("g", b"g")]
     assert [key for key, _ in transaction.scan()] == ["a+", "b+", "e+", "f", "g+"]
     # Also where nothing was changed before.
-    transaction = Transaction(table)
+    transaction = table.begin()
     for key, _ in transaction.scan():
         transaction.set("1" + key, b"")
         transaction.set(key + "1", b"")
@@ -401,7 +401,7 @@ def test_an_iteration_gives_what_was_there_when_it_began() -> None:
 
 def test_iterations_that_are_given_up_keep_nothing() -> None:
     table = Table.load([(str(n), b"") for n in range(9)])
-    transaction = Transaction(table)
+    transaction = table.begin()
     for n in range(1000):
         transaction.set("own", b"%d" % n)
         assert next(transaction.scan("own")) == ("own", b"%d" % n)
@@ -412,7 +412,7 @@ def test_iterations_that_are_given_up_keep_nothing() -> None:
 
 def test_the_limit_leaves_the_transaction_usable() -> None:
     table = Table()
-    transaction = Transaction(table)
+    transaction = table.begin()
     for n in range(14):
         transaction.set(chr(65 + n), bytes(MIB))
     with pytest.raises(ValueError, match=f"may change {MAX_CHANGES} bytes .* would make it {15 * MIB + 14 * 17 + 20}"):
@@ -426,7 +426,7 @@ def test_the_limit_leaves_the_transaction_usable() -> None:
 
 def test_the_limit_counts_bytes_of_keys_and_every_change() -> None:
     table = Table()
-    transaction = Transaction(table)
+    transaction = table.begin()
     transaction.set("é", b"123")
     assert transaction.size_bytes == 2 + 3 + 16
     transaction.set("é", b"1")
@@ -438,7 +438,7 @@ def test_the_limit_counts_bytes_of_keys_and_every_change() -> None:
 def test_clear_removes_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_module, "MAX_CHANGES", 50_000)
     few, many = (Table.load((f"{n:04}", b"") for n in range(count)) for count in (2000, 3000))
-    transaction = Transaction(few)
+    transaction = few.begin()
     transaction.set("own", bytes(40_000))
     transaction.delete("own")
     transaction.set("z", bytes(49_000))
@@ -447,7 +447,7 @@ def test_clear_removes_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert transaction.size_bytes == 2000 * 20 + 17 + 19
     assert commit(few, transaction)
     assert len(few) == 0
-    transaction = Transaction(many)
+    transaction = many.begin()
     with pytest.raises(ValueError, match="do it in several"):
         transaction.clear()
     assert (len(transaction), transaction.changes(), transaction.size_bytes) == (3000, [], 0)
@@ -524,12 +524,12 @@ def test_threads_read_one_state_while_another_commits(many_switches: None) -> No
     chance, reading, read_through = random.Random(1), 0, 0
     for _ in range(5000):
         while reading < 6:
-            begun.put(Transaction(table))
+            begun.put(table.begin())
             reading += 1
         while not ended.empty():
             ended.get().release()
             reading, read_through = reading - 1, read_through + 1
-        transaction = Transaction(table)
+        transaction = table.begin()
         source, target = chance.sample(names, 2)
         left = int(transaction.get(source) or 0) - 1
         if left:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from conclave._crypto import Secret, SigningKey, sha256
 from conclave._framing import Frame, FrameReader, Kind, Send, pack
@@ -52,22 +54,22 @@ _LOAD: Final = 1
 _END, _UNREADABLE = 3, 4
 
 
-class Work:
-    """What one run of a handler does, until it is committed or forgotten."""
+class Work(msgspec.Struct, eq=False):
+    """What one run of a handler does, until it is committed or forgotten.
 
-    __slots__ = ("ended", "known", "plans", "replies", "size", "transaction", "version")
+    Attributes:
+        version: of the state that it reads.
+        known: the version that its client knew of when it asked.
+        ended: a task that the handler left behind has it still.
+    """
 
-    def __init__(self, transaction: Transaction, version: int, known: int) -> None:
-        self.transaction = transaction
-        # The version that the client knew of when it asked.
-        self.known = known
-        # What it reads is of this state version.
-        self.version = version
-        self.replies: list[tuple[bytes, bytes]] = []
-        self.plans: list[Plan] = []
-        self.size = 0
-        # A task that the handler left behind has it still.
-        self.ended = False
+    transaction: Transaction
+    version: int
+    known: int
+    replies: list[tuple[bytes, bytes]] = []
+    plans: list[Plan] = []
+    size: int = 0
+    ended: bool = False
 
     def add(self, size: int) -> None:
         """So much more is to leave with it. Raises ValueError if that is too much."""
@@ -129,9 +131,9 @@ class State:
         self.seen: Callable[[bytes, int], None] = lambda identity, version: None
         self._written, self._snapshot_size = written, snapshot
         self._snapshot: Iterator[bytes] | None = None
-        # Up to which version the host says that its store has it; digests of that one and of later ones.
+        # Up to which version the host says that its store has it; digests of that one and of later ones, in order.
         self._durable, self._first = -1, log.version + 1
-        self._digests: dict[int, bytes] = {}
+        self._digests: deque[tuple[int, bytes]] = deque()
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._commit_frame(log.boot_entry(), [])
 
@@ -159,7 +161,7 @@ class State:
         """
         # What a batch has committed is readable before it is sealed, and has the next version.
         log = self.log
-        work = Work(Transaction(log.table), log.version + self._due, known)
+        work = Work(log.table.begin(), log.version + self._due, known)
         self._work.set(work)
         return work
 
@@ -318,7 +320,7 @@ class State:
     def _commit_frame(self, entry: bytes, posts: list[bytes]) -> None:
         version, size = self.log.version, len(entry)
         self._send(_COMMIT, 0, _COMMIT_HEAD.pack(version, size), entry, *posts)
-        self._digests[version] = self.log.digest
+        self._digests.append((version, self.log.digest))
         self._written += size
         if self._written >= _SNAPSHOT_BYTES and self._written >= self._snapshot_size and self._snapshot is None:
             self._written = self._snapshot_size = 0
@@ -353,8 +355,8 @@ class State:
     def committed(self, payload: bytes) -> None:
         """The host says up to which version the store has it. Its word: for order, never for safety."""
         self._durable = max(self._durable, min(int.from_bytes(payload[:8], "big"), self.log.version))
-        for version in [version for version in self._digests if version < self._durable]:
-            del self._digests[version]
+        while self._digests[0][0] < self._durable:
+            self._digests.popleft()
         waiting, self._waiting = self._waiting, []
         for version, future in waiting:
             if version > self._durable:
@@ -369,7 +371,7 @@ class State:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append((version, future))
             await future
-        return Context(self._durable, self.log.boot, self._digests[self._durable], b"")
+        return Context(self._durable, self.log.boot, self._digests[0][1], b"")
 
     def halt(self) -> None:
         """Seal nothing any more, but what was committed before: this history is not the one that clients have seen."""

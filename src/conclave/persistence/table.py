@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Set
 from enum import Enum
 from typing import Final
 
+import msgspec
+
 from conclave.persistence.ranges import Range, covers
 from conclave.persistence.versions import Reader, Versions
 
@@ -35,6 +37,10 @@ class Table(Versions[bytes]):
         """
         return cls(_rising(items))
 
+    def begin(self) -> Transaction:
+        """A transaction over what is committed now. The caller must commit or release it."""
+        return Transaction(self, self.snapshot())
+
 
 def _rising(items: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
     last: str | None = None
@@ -54,39 +60,26 @@ _GONE: Final = _Gone.GONE
 _Own = bytes | _Gone
 
 
-class Transaction:
-    """Changes over a snapshot, and what was read for them.
+class Transaction(msgspec.Struct, eq=False):
+    """Changes over a snapshot, and what was read for them. Made by `Table.begin`.
 
     For one thread at a time. Whoever wants it committed asks `conflicts` and calls `commit`, with no
-    other commit between; who does not must `release` it.
+    other commit between.
     """
 
-    __slots__ = (
-        "_ended",
-        "_more",
-        "_own",
-        "_ranges",
-        "_read",
-        "_reader",
-        "_table",
-        "_versions",
-        "size_bytes",
-    )
-
-    def __init__(self, table: Table) -> None:
-        self._table = table
-        self._reader: Reader[bytes] = table.snapshot()
-        # Its changes; in order and with versions from the first scan on that has to show some.
-        self._own: dict[str, _Own] = {}
-        self._versions: Versions[_Own] | None = None
-        # What was looked for; what was scanned.
-        self._read: set[str] = set()
-        self._ranges: list[Range] = []
-        # How many keys more there are than in the snapshot, from when their number is first asked for.
-        self._more: int | None = None
-        # Own snapshots of scans that ended.
-        self._ended: list[Reader[_Own]] = []
-        self.size_bytes = 0
+    _table: Table
+    _reader: Reader[bytes]
+    # Its changes; in order and with versions from the first scan on that has to show some.
+    _own: dict[str, _Own] = {}
+    _versions: Versions[_Own] | None = None
+    # What was looked for; what was scanned.
+    _read: set[str] = set()
+    _ranges: list[Range] = []
+    # How many keys more there are than in the snapshot, from when their number is first asked for.
+    _more: int | None = None
+    # Own snapshots of scans that ended.
+    _ended: list[Reader[_Own]] = []
+    size_bytes: int = 0
 
     def __len__(self) -> int:
         if self._more is None:

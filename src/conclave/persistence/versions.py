@@ -20,6 +20,8 @@ from collections.abc import Iterable, Iterator, Set
 from threading import Lock
 from typing import Final, Generic, NoReturn, TypeVar
 
+import msgspec
+
 from conclave.persistence.keys import SortedKeys, after
 
 V = TypeVar("V")
@@ -94,7 +96,7 @@ class Versions(Generic[V]):
     def snapshot(self) -> Reader[V]:
         """Read what is committed now, whatever comes. The caller must release it."""
         self._readers[self.commit] = self._readers.get(self.commit, 0) + 1
-        return Reader(self)
+        return Reader(self.commit, self, self.current, len(self.current))
 
     def changed_lately(self) -> Set[str]:
         """All keys that changed after what the oldest reader sees, and maybe more. A view."""
@@ -172,19 +174,16 @@ class _Released(dict[str, NoReturn]):
 _RELEASED: Final = _Released()
 
 
-class Reader(Generic[V]):
+class Reader(msgspec.Struct, Generic[V], eq=False):
     """One commit of a table, read while later ones happen. Made by `Versions.snapshot`.
 
     After `release` every read is a RuntimeError.
     """
 
-    __slots__ = ("_current", "_size", "_table", "commit")
-
-    def __init__(self, table: Versions[V]) -> None:
-        self.commit = table.commit
-        self._table = table
-        self._current: dict[str, V] = table.current
-        self._size = len(table.current)
+    commit: int
+    _table: Versions[V]
+    _current: dict[str, V]
+    _size: int
 
     def __len__(self) -> int:
         return self._size

@@ -100,23 +100,25 @@ class Segments:
         Raises:
             StoreConflict: their versions do not continue the log.
         """
-        if list(items) == self._written:
-            return
-        if items[0][0] != self.last + 1:
-            raise StoreConflict(f"the log ends with version {self.last}, version {items[0][0]} does not follow")
+        first = items[0][0]
+        if first != self.last + 1:
+            if list(items) == self._written:
+                return
+            raise StoreConflict(f"the log ends with version {self.last}, version {first} does not follow")
         data = pack(items)
-        newest = self._newest
-        if newest is None or (newest.end and (self._roll or newest.end + len(data) > SEGMENT_BYTES)):
-            newest = self._begin(items[0][0])
+        newest, size = self._newest, len(data)
+        if newest is None or (newest.end and (self._roll or newest.end + size > SEGMENT_BYTES)):
+            newest = self._begin(first)
         if newest.dirty:
             self._clean(newest)
-        if newest.end + len(data) > newest.room:
-            _grow(newest, newest.end + len(data))
+        at = newest.end
+        if at + size > newest.room:
+            _grow(newest, at + size)
         newest.dirty = True
-        _write(newest.file, data, newest.end)
+        _write(newest.file, data, at)
         os.fdatasync(newest.file)
         newest.dirty = False
-        newest.end += len(data)
+        newest.end = at + size
         self.last = items[-1][0]
         self._written = list(items)
 

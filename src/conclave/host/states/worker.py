@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from queue import SimpleQueue
+from time import monotonic
 from typing import Any, Final, TypeVar
 
 from conclave.errors import StoreUnavailable
@@ -40,7 +40,7 @@ class Worker:
 
     async def run_quick(self, work: Callable[[Argument], Value], argument: Argument) -> Value:
         """As `run`, of work that a fast disk does in no time: at once if it has lately."""
-        if self._closed or self._with_thread or self._lately > QUICK_SECONDS:
+        if self._with_thread or self._lately > QUICK_SECONDS or self._closed:
             return await self.run(lambda: self._timed(work, argument))
         try:
             return self._timed(work, argument)
@@ -48,11 +48,11 @@ class Worker:
             raise told(error) from None
 
     def _timed(self, work: Callable[[Argument], Value], argument: Argument) -> Value:
-        began = time.monotonic()
+        began = monotonic()
         try:
             return work(argument)
         finally:
-            self._lately += _WEIGHT * (time.monotonic() - began - self._lately)
+            self._lately += _WEIGHT * (monotonic() - began - self._lately)
 
     async def run(self, work: Callable[[], Value]) -> Value:
         """Do it in the thread.

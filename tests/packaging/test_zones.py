@@ -44,7 +44,7 @@ ALLOWED = {
     "witness": _LEAVES
     | {"_crypto", "persistence.witness", "witness"}
     | {f"host.{name}" for name in ("answers", "connection", "exchange", "health", "logs", "operation", "place")}
-    | {f"host.{name}" for name in ("server", "stores", "tls")},
+    | {f"host.{name}" for name in ("server", "signals", "stores", "tls")},
 }
 
 
@@ -106,7 +106,7 @@ def _packed(modules: Iterable[str]) -> set[str]:
 
 _ORDINARY = "from conclave.enclave import _runtime, _sandbox"
 _WITH_PEERS = "from conclave.enclave import _callers, _peers"
-_WITH_STATE = "from conclave.enclave import _state, _transactions; from conclave.mail import memory"
+_WITH_STATE = "from conclave.enclave import _loading, _transactions; from conclave.mail import memory"
 _WITH_WITNESSES = "from conclave.enclave import _anchors"
 _WITH_ASGI = "from conclave.enclave import asgi"
 

@@ -39,7 +39,7 @@ from conclave.errors import BundleError, Error, FormatError, StateError
 from conclave.rpc.interface import Interface, interface_digest, interface_of
 
 if TYPE_CHECKING:
-    from conclave.enclave._state import Loaded
+    from conclave.enclave._loading import Loaded
 
 RUNTIME_RELEASE: Final = f"conclave-{__version__}"
 HOST_FD: Final = 3
@@ -122,7 +122,7 @@ class _Start:
         if self.cls.persistence is None:
             return None
         # Loaded where state persists, and nowhere else.
-        from conclave.enclave._state import load
+        from conclave.enclave._loading import load
 
         loaded = load(channel, self.tee, self.mounted, self.cls.persistence)
         self._log_id = loaded.log.log_id

@@ -12,31 +12,27 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import inspect
-import sys
 import threading
-import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-
-import msgspec
 
 from conclave import _codec, _crypto
 from conclave._crypto import DecryptionKey, SigningKey
 from conclave._framing import Frame, Kind, Send
 from conclave.attestation.claims import InstanceClaims
 from conclave.enclave import _streams
+from conclave.enclave._author import Author
 from conclave.enclave._posts import Posts
 from conclave.enclave._release import Release, seal_later
 from conclave.enclave._roster import ComeBack, Roster, Rosters
 from conclave.enclave.drivers import Evidence
 from conclave.enclave.sdk import Caller, Enclave, Mail, NotIntroduced, Post, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
-from conclave.mail import MAX_BODY, Channel, EnclaveSession, Mailbox, Outcome, Received, ReplyKind, Request, RequestKind
+from conclave.mail import Channel, EnclaveSession, Mailbox, Outcome, Received, ReplyKind, Request, RequestKind
 from conclave.mail._wire import REPLY_STATE_SIZE
-from conclave.mail.padding import DoesNotFit, Padding, padme
-from conclave.rpc.interface import DOES_NOT_FIT, CallFailure, Interface, Method, RpcError, decode_call, error_body
+from conclave.mail.padding import Padding, padme
+from conclave.rpc.interface import Interface, error_body
 
 if TYPE_CHECKING:
     from conclave.attestation import Constraint
@@ -52,7 +48,6 @@ if TYPE_CHECKING:
     from conclave.persistence.witness import Anchor
 
 T = TypeVar("T")
-MAX_MESSAGE: Final = 4096
 STOP_SECONDS: Final = 5.0
 _WORDS: Final = (
     (DecryptionError, b"decryption"),
@@ -60,17 +55,14 @@ _WORDS: Final = (
     (OverloadedError, b"overloaded"),
     (FormatError, b"format"),
 )
-_encode_result = msgspec.msgpack.Encoder().encode
 # Looking up the member of an enumeration costs more than comparing it.
 _MAIL: Final = Kind.MAIL
 _DONE: Final = Kind.DONE
 _CALL: Final = RequestKind.CALL
 _INTRODUCTION: Final = RequestKind.INTRODUCTION
 _REPLY: Final = Kind.REPLY
-_RESULT: Final = ReplyKind.RESULT
 _ANSWERED: Final = Outcome.ANSWERED
 _RUN: Final = Outcome.RUN
-_CALLS: Final = frozenset({RequestKind.CALL, RequestKind.STREAM})
 
 
 class Instance(_codec.Record, frozen=True):
@@ -80,18 +72,6 @@ class Instance(_codec.Record, frozen=True):
     format: str
     evidence: bytes
     hints: bytes
-
-
-class _Target:
-    """A handler of the author's object, and how it is called."""
-
-    __slots__ = ("asynchronous", "handler", "method", "streams")
-
-    def __init__(self, handler: Callable[..., Any], method: Method | None = None) -> None:
-        self.handler = handler
-        self.asynchronous = inspect.iscoroutinefunction(handler)
-        self.method = method
-        self.streams = method is not None and method.streams
 
 
 class Service:
@@ -128,13 +108,12 @@ class Service:
             self._release.before = state.at_ticks()
         self._state = state
         self._send = self._release.send if self._release else send if state is None else state.send
-        self._debug = debug
         self._signing = SigningKey.generate()
         key = DecryptionKey.generate()
         self.claims = claims(key.public, self._signing.public)
         self._digest = self.claims.digest()
         self._padding = interface.padding or padme
-        self._paddings = {n.encode(): m.padding for n, m in interface.methods.items() if m.padding is not None}
+        self._author = Author(enclave, interface, self._padding, debug=debug)
         self._mailbox = Mailbox(
             key=key,
             claims_digest=self._digest,
@@ -142,7 +121,7 @@ class Service:
             opened=lambda session: self._posts.opened(session),
             posted=lambda session, below: self._posts.acknowledge(session, below),
             padding=self._padding,
-            padding_of=self._padding_of,
+            padding_of=self._author.padding_of,
             seal=EnclaveSession.encrypt if self._release is None and state is None else seal_later,
             spent=self._spent,
             memory=state,
@@ -155,8 +134,6 @@ class Service:
             padding=self._padding,
             rows=state,
         )
-        self._methods = {n: _Target(getattr(enclave, n), m) for n, m in interface.methods.items()}
-        self._on_mail = _Target(enclave.on_mail)
         self._enclave = enclave
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -168,14 +145,15 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = ThreadPoolExecutor(enclave.threads) if enclave.threads > 1 else None
         self._transactions: Transactions | None = None
+        self.outcome = self._author.outcome
         if state is not None:
             from conclave.enclave._transactions import Transactions
 
             self._transactions = Transactions(state, self, lambda: self._posts, self._pool)
         self.streams = _streams.Streams(
             send=self._send,
-            prepare=self._prepare_stream,
-            failure=self._failure,
+            prepare=self._author.prepare_stream,
+            failure=self._author.failure,
             pool=self._pool,
             bounds=_streams.Bounds(idle_seconds=enclave.stream_idle_seconds),
             transactions=self._transactions,
@@ -188,7 +166,7 @@ class Service:
         if enclave.callers:
             from conclave.enclave._callers import Callers
 
-            self._callers = Callers(enclave.callers, self._time())
+            self._callers = self._author.callers = Callers(enclave.callers, self._time())
         enclave._context = self
         self._starting = None if state is None else state.begin()
         self._started = enclave.on_start()
@@ -217,7 +195,7 @@ class Service:
             if work is not None and self._transactions is not None and not self._mailbox.halted:
                 self._transactions.commit_once(work)
         except BaseException:
-            self._report()
+            self._author.report()
         finally:
             if work is not None and self._state is not None:
                 self._state.end(work)
@@ -468,7 +446,7 @@ class Service:
                 received.counter,
                 frame.request,
                 sender=_sender,
-                padding=self._padding_of(received.request),
+                padding=self._author.padding_of(received.request),
             )
 
     def _stated(self, received: Received) -> bytes:
@@ -501,18 +479,12 @@ class Service:
 
     # Handlers ------------------------------------------------------------------------
 
-    def _padding_of(self, request: Request) -> Padding:
-        """A call of an unknown method is padded like what is no call."""
-        if self._paddings and request.kind in _CALLS and request.body:
-            return self._paddings.get(bytes(request.body[1 : 1 + request.body[0]]), self._padding)
-        return self._padding
-
     def _admit(self, sender: bytes, topic: str) -> bool:
         reading = None if self._state is None else self._state.begin()
         try:
             return bool(self._enclave.admit(sender, topic))
         except Exception:
-            self._report()
+            self._author.report()
             return False
         finally:
             if reading is not None and self._state is not None:
@@ -545,7 +517,7 @@ class Service:
     def resolve(self, channel: Channel, request: Request) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:
         """What handles a request: function, arguments, and whether it is asynchronous."""
         if request.kind == _CALL:
-            target, method, arguments = self._called(request.body, channel.identity)
+            target, method, arguments = self._author.called(request.body, channel.identity)
             if target.streams:
                 raise FormatError(f"{method.name}() takes or returns a stream: it is called by a stream call")
             return target.handler, arguments, target.asynchronous
@@ -564,22 +536,7 @@ class Service:
             self._at_home(lambda: self._reply(channel, request, ReplyKind.MAIL, body, envelope=envelope, last=False))
 
         mail = Mail(channel.identity, channel.topic, request.sequence, request.envelope, request.body, reply)
-        return self._on_mail.handler, (mail,), self._on_mail.asynchronous
-
-    def _prepare_stream(self, request: Request, sender: bytes) -> tuple[Callable[..., Any], Method, tuple[Any, ...]]:
-        target, method, arguments = self._called(request.body, sender)
-        if not target.streams:
-            raise FormatError(f"{method.name}() takes and returns no stream: it is called by a plain call")
-        return target.handler, method, arguments
-
-    def _called(self, body: bytes, sender: bytes) -> tuple[_Target, Method, tuple[Any, ...]]:
-        name, arguments = decode_call(body)
-        target = self._methods.get(name)
-        if target is None or target.method is None:
-            raise FormatError(f"this enclave has no method of that name; it has: {', '.join(self._methods)}")
-        if target.method.callers and self._callers is not None:
-            self._callers.demand(target.method.callers, sender)
-        return target, target.method, target.method.decode_arguments(arguments)
+        return self._author.on_mail.handler, (mail,), self._author.on_mail.asynchronous
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -593,24 +550,8 @@ class Service:
             self.fail(channel, request, error)
 
     def _finish(self, channel: Channel, request: Request, result: Any) -> None:
-        kind, body = self.outcome(request, result)
+        kind, body = self._author.outcome(request, result)
         self._reply(channel, request, kind, body, last=True)
-
-    def outcome(self, request: Request, result: Any) -> tuple[ReplyKind, bytes]:
-        """Kind and body of the last reply."""
-        if request.kind == _CALL:
-            body, kind = _encode_result(result), _RESULT
-        elif request.kind == _INTRODUCTION:
-            body, kind = b"", ReplyKind.INTRODUCED
-        elif result is None:
-            body, kind = b"", ReplyKind.ACCEPTED
-        elif isinstance(result, bytes):
-            body, kind = result, ReplyKind.MAIL
-        else:
-            raise TypeError("on_mail returns bytes or None")
-        if len(body) > MAX_BODY:
-            raise DoesNotFit(f"a result of {len(body)} bytes exceeds {MAX_BODY}")
-        return kind, body
 
     def replies(self, channel: Channel, request: Request, work: Work, kind: ReplyKind, body: bytes) -> None:
         """All replies of a run that was committed."""
@@ -621,21 +562,10 @@ class Service:
     def fail(self, channel: Channel, request: Request, error: BaseException) -> None:
         """The error with which a handler ended. Within the handler of its exception."""
         beside = 0 if self._state is None else REPLY_STATE_SIZE
-        body, padding = error_body(self._failure(error), self._padding_of(request), beside=beside)
+        body, padding = error_body(self._author.failure(error), self._author.padding_of(request), beside=beside)
         if self._state is not None:
             self._state.make_room(len(body))
         self._reply(channel, request, ReplyKind.CALL_ERROR, body, last=True, padding=padding)
-
-    def _failure(self, error: BaseException) -> CallFailure:
-        """What the caller learns of an error. Within the handler of its exception."""
-        if isinstance(error, RpcError):
-            return CallFailure(type=type(error).__name__[:128], message=str(error)[:MAX_MESSAGE])
-        if isinstance(error, FormatError):
-            return CallFailure(type="InvalidCall", message=str(error)[:MAX_MESSAGE])
-        self._report()
-        if isinstance(error, DoesNotFit):
-            return DOES_NOT_FIT
-        return CallFailure(type="error", message="the enclave's code failed")
 
     def _reply(
         self,
@@ -656,10 +586,6 @@ class Service:
             return
         route, mail = made
         self._send(_DONE if last else _REPLY, route, mail)
-
-    def _report(self) -> None:
-        if self._debug:
-            traceback.print_exc(file=sys.stderr)
 
 
 async def _run(work: Callable[[], T]) -> T:

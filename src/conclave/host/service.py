@@ -9,28 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from conclave.errors import TransportError
 from conclave.host.host import Host, Launched
 from conclave.host.logs import Log
 from conclave.host.metrics import Metrics
 from conclave.host.operation import Operation
 from conclave.host.place import Place
 from conclave.host.server import Server
+from conclave.host.signals import Signals
 from conclave.host.states.opening import open_state
 from conclave.host.stores import open_store
 from conclave.host.tls import Tls
-
-# A stop by the service manager is a success, one from the keyboard is what shells expect.
-_STATUS: Final = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
 class Service:
@@ -72,6 +67,7 @@ class Service:
         self._place, self._operators = place, operators
         self._drain_seconds = drain_seconds
         self._tls = None if tls is None else Tls(*tls)
+        self._signals = Signals(self._log, self._tls)
         self._metrics = Metrics()
         opened = open_store(store, timeout_seconds=store_timeout_seconds, alone=True) if store else None
         kept = None if opened is None else self._metrics.store(opened)
@@ -88,10 +84,9 @@ class Service:
         inner = Operation(self.health, metrics=None if operators else self._metrics, others=self.host)
         self._server = Server(inner, mail=self.host.mail, on_failure=self._log.failure)
         self._desk = Server(Operation(self.health, metrics=self._metrics), on_failure=self._log.failure)
-        self._signal: signal.Signals | None = None
 
     def _told(self, show: Callable[[dict[str, Any]], None] | None, event: dict[str, Any]) -> None:
-        self._log.platform(event, stopping=self._signal is not None)
+        self._log.platform(event, stopping=self._signals.asked)
         if show is not None:
             show(event)
 
@@ -102,14 +97,10 @@ class Service:
             BundleError, PlatformError: the enclave does not start.
             TransportError: another program was faster at a port, or the store cannot be read.
         """
-        loop = asyncio.get_running_loop()
-        self._log.adopt(loop)
-        stop = asyncio.Event()
-        for number in _STATUS:
-            loop.add_signal_handler(number, self._end, number, stop)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._log.adopt(asyncio.get_running_loop())
+        self._signals.watch()
         starting = asyncio.create_task(self.host.start())
-        asked = asyncio.create_task(stop.wait())
+        asked = asyncio.create_task(self._signals.wait())
         try:
             await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
@@ -123,7 +114,7 @@ class Service:
             asked.cancel()
             await self.host.stop()
         self._log.event("stopped")
-        return 0 if self._signal is None else _STATUS[self._signal]
+        return self._signals.status
 
     async def _serve(self, announce: Callable[[str], None], asked: asyncio.Task[Any]) -> None:
         """The order of a stop: tell who asks, take nothing new, finish what is under way, flush, end the enclave."""
@@ -141,9 +132,7 @@ class Service:
             await asked
             began = time.monotonic()
             self.health.draining = True
-            self._log.event(
-                "draining", connections=len(self._server.connections), signal=self._signal.name if self._signal else ""
-            )
+            self._log.event("draining", connections=len(self._server.connections), signal=self._signals.name)
             await self._server.stop(self._drain_seconds)
             self._log.event("drained", seconds=round(time.monotonic() - began, 3))
         finally:
@@ -151,20 +140,3 @@ class Service:
             await self._server.stop(0)
             # Stays to the end: who looks at /readyz sees why.
             await self._desk.stop(0)
-
-    def _end(self, number: signal.Signals, stop: asyncio.Event) -> None:
-        if self._signal is not None:
-            # The enclave ends with its platform process, and that with us.
-            os._exit(128 + number)
-        self._signal = number
-        stop.set()
-
-    def _reload(self) -> None:
-        if self._tls is None:
-            return
-        try:
-            self._tls.reload()
-        except TransportError:
-            self._log.trouble("tls-refused")
-        else:
-            self._log.event("tls-loaded")

@@ -46,6 +46,7 @@ ENCLAVE_MODULES: Final = (
     "bundle/__init__",
     "bundle/manifest",
     "enclave/__init__",
+    "enclave/_author",
     "enclave/_posts",
     "enclave/_release",
     "enclave/_roster",
@@ -84,6 +85,7 @@ ENCLAVE_MODULES: Final = (
 STATE_MODULES: Final = (
     "enclave/_anchors",
     "enclave/_fetches",
+    "enclave/_loading",
     "enclave/_state",
     "enclave/_transactions",
     "mail/memory",

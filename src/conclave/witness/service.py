@@ -6,27 +6,23 @@ Spec: spec/witness.md section 5.
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from conclave._crypto import SigningKey
-from conclave.errors import TransportError
 from conclave.host.connection import Limits
 from conclave.host.health import Health
 from conclave.host.logs import Log
 from conclave.host.operation import Operation
 from conclave.host.place import Place
 from conclave.host.server import Server
+from conclave.host.signals import Signals
 from conclave.host.stores import open_store
 from conclave.host.tls import Tls
 from conclave.witness.app import Witness
 from conclave.witness.ledger import Bounds, Ledger
 
-# A stop by the service manager is a success, one from the keyboard is what shells expect.
-_STATUS: Final = {signal.SIGTERM: 0, signal.SIGINT: 130}
 _DRAIN_SECONDS: Final = 10.0
 # Requests are small: what strangers may have lying about is, too.
 _LIMITS: Final = Limits(collected_bytes=16 * 1024 * 1024, unsent_bytes=16 * 1024 * 1024, head_bytes=8 * 1024)
@@ -54,13 +50,13 @@ class Service:
         self._place = place
         self._log = Log(log)
         self._tls = None if tls is None else Tls(*tls)
+        self._signals = Signals(self._log, self._tls)
         self._store = open_store(store, alone=True)
         self._ledger = Ledger(self._store, key, bounds=bounds, allowed=allowed)
         self._health = Health(up=lambda: True, store=self._store)
         self._server = Server(
             Operation(self._health, others=Witness(self._ledger)), limits=_LIMITS, on_failure=self._log.failure
         )
-        self._signal: signal.Signals | None = None
 
     async def run(self, announce: Callable[[str], None]) -> int:
         """Serve, and stop when told; the exit status.
@@ -68,37 +64,17 @@ class Service:
         Raises:
             TransportError: another program was faster at the port, or the store cannot be read.
         """
-        loop = asyncio.get_running_loop()
-        self._log.adopt(loop)
-        stop = asyncio.Event()
-        for number in _STATUS:
-            loop.add_signal_handler(number, self._end, number, stop)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._log.adopt(asyncio.get_running_loop())
+        self._signals.watch()
         try:
             await self._ledger.start()
             announce(await self._server.start(self._place, tls=None if self._tls is None else self._tls.context))
             self._log.event("serving")
-            await stop.wait()
+            await self._signals.wait()
             self._health.draining = True
             await self._server.stop(_DRAIN_SECONDS)
         finally:
             await self._server.stop(0)
             await self._store.close()
         self._log.event("stopped")
-        return 0 if self._signal is None else _STATUS[self._signal]
-
-    def _end(self, number: signal.Signals, stop: asyncio.Event) -> None:
-        if self._signal is not None:
-            os._exit(128 + number)
-        self._signal = number
-        stop.set()
-
-    def _reload(self) -> None:
-        if self._tls is None:
-            return
-        try:
-            self._tls.reload()
-        except TransportError:
-            self._log.trouble("tls-refused")
-        else:
-            self._log.event("tls-loaded")
+        return self._signals.status

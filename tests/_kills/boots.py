@@ -23,7 +23,7 @@ from tests._kills.record import DIED, ENCRYPTED, LOADED, SENDING, STARTED, WRITI
 
 from conclave import _crypto
 from conclave.bundle import parse_manifest
-from conclave.enclave import _runtime, _state, drivers
+from conclave.enclave import _loading, _runtime, _state, drivers
 from conclave.errors import Error, StoreFull, StoreUnavailable
 from conclave.host import Host, journal, link, outbox
 from conclave.host import host as running
@@ -129,13 +129,13 @@ def enclave(place: Path, config: Request, seed: int, channel: int, output: int) 
         os.writev = _torn_frames(chance, recorder)  # type: ignore[assignment]
     module = sys.modules[_warm["manifest"].entry.partition(":")[0]]
     module.Ledger.started = partial(recorder.number, STARTED)
-    begin = _state.Loaded.begin
+    begin = _loading.Loaded.begin
 
     def begun(loaded: Any, *arguments: Any, **options: Any) -> Any:
         recorder.number(LOADED, loaded.log.version)
         return begin(loaded, *arguments, **options)
 
-    setattr(_state.Loaded, begin.__name__, begun)
+    setattr(_loading.Loaded, begin.__name__, begun)
     os.chdir(place / config.get("bundle", "bundle"))
     _runtime.main(partial(_Tee, place))
 

@@ -7,7 +7,6 @@ pass through it, which is all that a real operator can do.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -65,8 +64,8 @@ class HostileHost:
             changed = self.on_upload(body) if upload else self.on_request(body)
             if changed is None:
                 # Swallowed: the client hears nothing, however long it waits.
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.Event().wait()
+                while (await receive())["type"] != "http.disconnect":
+                    pass
                 return
             body = changed
             if self.streaming:

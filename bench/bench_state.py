@@ -60,7 +60,9 @@ def _value() -> bytes:
 
 def _changes(keys: int) -> Iterator[tuple[str, bytes]]:
     """What is changed, without end: made beforehand, since it is neither ours nor theirs."""
-    return cycle([(_name(n * 7919 % keys), _value()) for n in range(CHANGES)])
+    names = [_name(n * 7919 % keys) for n in range(CHANGES)]
+    # Twice, so that each time a key has another value than the last time.
+    return cycle([(name, _value()) for name in names * 2])
 
 
 class Committer:
@@ -189,9 +191,9 @@ async def commits(keys: int) -> None:
                 found["ours"].append(median(times))
                 found["raw"].append(median(_timed(lambda: raw.append(size)) for _ in range(TURN)))
                 found["sqlite"].append(median(_timed(rows.change) for _ in range(TURN)))
-            for turn in range(TURNS):
-                # It takes long, and hardly differs.
-                found["whole"].append(_timed(whole.change) if turn < WHOLE else found["whole"][turn % WHOLE])
+            # It takes long: a few times, after all the others.
+            sealing = [_timed(whole.change) for _ in range(WHOLE)]
+            found["whole"] = [median(sealing)] * TURNS
         await ours.store.close()
         gc.unfreeze()
         emit(

@@ -147,6 +147,26 @@ def test_a_released_snapshot_is_not_read() -> None:
             read()
 
 
+@pytest.mark.parametrize("end", [Transaction.release, Transaction.commit])
+@pytest.mark.parametrize("had", [False, True])
+def test_nothing_is_set_in_a_transaction_that_is_over(end: Callable[[Transaction], object], had: bool) -> None:
+    table = Table.load([("a", b"1")])
+    transaction = table.begin()
+    if had:
+        transaction.set("b", b"2")
+        assert len(list(transaction.scan())) == 2
+    end(transaction)
+    for use in (
+        lambda: transaction.set("c", b""),
+        lambda: transaction.delete("a"),
+        lambda: transaction.get("a"),
+        lambda: list(transaction.scan()),
+        transaction.clear,
+    ):
+        with pytest.raises(RuntimeError, match="released"):
+            use()
+
+
 def test_without_readers_nothing_is_kept() -> None:
     table = Table()
     for n in range(100):

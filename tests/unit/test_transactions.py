@@ -76,6 +76,18 @@ class Desk(Enclave):
         return self.map.of(int)["total"]
 
     @rpc
+    async def leaves(self, items: AsyncIterator[int]) -> bytes:
+        self.map["count"] = bytes([item async for item in items])
+        self.late = asyncio.create_task(self._later())
+        # More than its client takes now: the stream stays open.
+        return bytes(4 * MIB)
+
+    async def _later(self) -> None:
+        await self.go.wait()
+        self.atomically(lambda: self.map.update(late=b"own"))
+        self.map["lost"] = b""
+
+    @rpc
     async def watch(self, key: str) -> AsyncIterator[int]:
         yield self.map.of(int).get(key, 0)
 
@@ -224,6 +236,25 @@ async def test_the_result_of_a_stream_has_a_context_of_what_the_stream_changed()
     caller.contexts.take(item[:CONTEXT_SIZE], instance=caller.boot.service.claims.digest())
     # The record left first.
     assert boot.left.index((Kind.COMMIT, 0), 1) < boot.left.index((Kind.DONE, route))
+
+
+async def test_a_task_that_a_stream_left_behind_changes_nothing_of_what_was_committed() -> None:
+    stored: list[bytes] = []
+    boot = await begin(stored)
+    caller = Caller(boot)
+    _, mail, _, sealer = caller.conversation.open_stream(encode_call("leaves", []), upload=True)
+    boot.mail(mail)
+    boot.service.flush()
+    chunk = b"".join(sealer.seal(b"\7", item=True, final=True))
+    boot.service.handle(Frame(Kind.CHUNKS, 99, len(chunk).to_bytes(4, "big") + chunk))
+    await settle(boot)
+    assert len(boot.service.streams) == 1
+    boot.enclave.go.set()
+    await settle(boot)
+    # An error rather than a change that is nobody's; a transaction of its own is one.
+    with pytest.raises(RuntimeError, match="within handlers"):
+        boot.enclave.late.result()
+    assert dict(Boot(Desk, stored).state.log.table.snapshot().scan()) == {"count": b"\7", "late": b"own"}
 
 
 async def test_what_an_enclave_with_ticks_does_last_is_in_a_record() -> None:

@@ -51,7 +51,7 @@ class Work(msgspec.Struct, eq=False):
     Attributes:
         version: of the state that it reads.
         known: the version that its client knew of when it asked.
-        ended: a task that the handler left behind has it still.
+        ended: committed or given up; a task that the handler left behind may have it still.
     """
 
     transaction: Transaction
@@ -185,6 +185,8 @@ class State:
         Args:
             size: of all that leaves with it.
         """
+        # Here, not when it ends: what a task that it left behind does from now on is no part of it.
+        work.ended = True
         self._due = True
         self._size += size
         self._changes += work.transaction.commit()
@@ -346,7 +348,7 @@ class State:
     def committed(self, payload: bytes) -> None:
         """The host says up to which version the store has it. Its word: for order, never for safety."""
         self._durable = max(self._durable, min(int.from_bytes(payload[:8], "big"), self.log.version))
-        while self._digests[0][0] < self._durable:
+        while self._digests and self._digests[0][0] < self._durable:
             self._digests.popleft()
         waiting, self._waiting = self._waiting, []
         for version, future in waiting:

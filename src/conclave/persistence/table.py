@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from conclave.persistence.ranges import Range, covers
-from conclave.persistence.versions import Reader, Versions
+from conclave.persistence.versions import RELEASED, Reader, Versions
 
 # What one transaction may change, as `_cost` counts it: what a record holds, with room for its other parts.
 MAX_CHANGES: Final = 15 * 1024 * 1024
@@ -178,10 +178,10 @@ class Transaction(msgspec.Struct, eq=False):
         return changes
 
     def commit(self) -> list[tuple[str, bytes | None]]:
-        """Change the table, and tell what that changed, as `changes`. Nothing is read any more."""
+        """Change the table, and tell what that changed, as `changes`. It is released by that."""
         changes = self.changes()
         # Before: a reader less for whom the old values were kept.
-        self._reader.release()
+        self.release()
         self._table.apply(changes)
         return changes
 
@@ -201,8 +201,10 @@ class Transaction(msgspec.Struct, eq=False):
         return any(covered(key) and self._differs(key) for key in changed)
 
     def release(self) -> None:
-        """Give up the snapshot. Twice does nothing."""
+        """Give up the snapshot and what was changed: every use is a RuntimeError. Twice does nothing."""
         self._reader.release()
+        # What is set now would be nobody's.
+        self._own = RELEASED
 
     def _put(self, key: str, value: _Own) -> None:
         size = self.size_bytes + _cost(key, value)

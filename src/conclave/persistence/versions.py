@@ -18,7 +18,7 @@ from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Set
 from threading import Lock
-from typing import Final, Generic, NoReturn, TypeVar
+from typing import Any, Final, Generic, NoReturn, TypeVar
 
 import msgspec
 
@@ -171,7 +171,8 @@ class _Released(dict[str, NoReturn]):
         raise RuntimeError("this snapshot was released; read within the handler that it belongs to")
 
 
-_RELEASED: Final = _Released()
+# For any type of values: there are none.
+RELEASED: Final[Any] = _Released()
 
 
 class Reader(msgspec.Struct, Generic[V], eq=False):
@@ -212,7 +213,7 @@ class Reader(msgspec.Struct, Generic[V], eq=False):
                 return
             for item in self._values(keys):
                 # An iterator that outlives its reader must not feed the next one: nobody would check what it read.
-                if self._current is _RELEASED:
+                if self._current is RELEASED:
                     break
                 yield item
             if reverse:
@@ -230,6 +231,6 @@ class Reader(msgspec.Struct, Generic[V], eq=False):
 
     def release(self) -> None:
         """Give up the snapshot. Twice does nothing."""
-        if self._current is not _RELEASED:
-            self._current = _RELEASED  # type: ignore[assignment]
+        if self._current is not RELEASED:
+            self._current = RELEASED
             self._table._release(self.commit)

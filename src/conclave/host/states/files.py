@@ -46,7 +46,7 @@ class FileStates:
 
     async def append(self, items: Sequence[Item]) -> None:
         """See `StateStore`."""
-        await self._log.run_quick(self._segments.append if self._lock else self._append, items)
+        await self._log.run_quick(self._append, items)
 
     async def put_chunk(self, snapshot: Snapshot, index: int, chunk: bytes) -> None:
         """See `StateStore`."""
@@ -99,7 +99,8 @@ class FileStates:
             lock.close()
 
     def _append(self, items: Sequence[Item]) -> None:
-        self._open()
+        if self._lock is None:
+            self._open()
         self._segments.append(items)
 
     def _roll(self) -> None:

@@ -167,6 +167,13 @@ def test_nothing_is_set_in_a_transaction_that_is_over(end: Callable[[Transaction
             use()
 
 
+def test_what_is_shown_of_them_is_not_what_they_hold() -> None:
+    table = Table.load([("secret key", b"secret value")])
+    transaction = table.begin()
+    transaction.set("another secret", b"secret")
+    assert "secret" not in repr(table) + repr(transaction) + repr(table.snapshot())
+
+
 def test_without_readers_nothing_is_kept() -> None:
     table = Table()
     for n in range(100):

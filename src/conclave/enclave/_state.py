@@ -62,6 +62,9 @@ class Work(msgspec.Struct, eq=False):
     size: int = 0
     ended: bool = False
 
+    # Not what is in it.
+    __repr__ = object.__repr__
+
     def add(self, size: int) -> None:
         """So much more is to leave with it. Raises ValueError if that is too much."""
         if self.size + size > MAX_TRANSACTION:

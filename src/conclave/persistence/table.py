@@ -81,6 +81,9 @@ class Transaction(msgspec.Struct, eq=False):
     _ended: list[Reader[_Own]] = []
     size_bytes: int = 0
 
+    # Not what is read and written.
+    __repr__ = object.__repr__
+
     def __len__(self) -> int:
         if self._more is None:
             self._more = sum(self._adds(key, None, value) for key, value in self._own.items())

@@ -186,6 +186,9 @@ class Reader(msgspec.Struct, Generic[V], eq=False):
     _current: dict[str, V]
     _size: int
 
+    # Not what is read.
+    __repr__ = object.__repr__
+
     def __len__(self) -> int:
         return self._size
 

@@ -320,6 +320,25 @@ def test_an_earlier_request_that_did_not_arrive_is_sent_first() -> None:
         instance.drive(later, withholding)
 
 
+@pytest.mark.spec("MAIL-17")
+def test_an_earlier_request_whose_caller_takes_its_time_is_waited_for() -> None:
+    instance = Instance()
+    client = core(instance, attempts=3)
+    earlier, later = call(client), call(client)
+    lost = next(earlier)
+    step: Any = next(later)
+    # More often than there are attempts: none of them failed.
+    for _ in range(10):
+        step = later.send(instance.answer(step))
+        assert isinstance(step, Pause)
+        step = later.send(Answer(0))
+    with pytest.raises(StopIteration) as first:
+        earlier.send(instance.answer(lost))  # type: ignore[arg-type]
+    with pytest.raises(StopIteration) as second:
+        later.send(instance.answer(step))
+    assert (first.value.value, second.value.value) == (7, 7)
+
+
 @pytest.mark.spec("MAIL-12")
 def test_what_was_asked_earlier_does_not_undo_a_newer_instance(monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = Instance().result(), Instance().result()

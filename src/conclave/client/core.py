@@ -644,7 +644,8 @@ class ClientCore:
 
     def _deliver(self, topic: str, place: _Topic, item: Pending) -> Steps[None]:
         conversation = place.conversation
-        for attempt in range(self._attempts):
+        attempt = refusals = 0
+        while attempt < self._attempts:
             host = self.hosts.current
             answer = yield from self._attempt(conversation, item)
             if item.done:
@@ -657,14 +658,19 @@ class ClientCore:
                     self._close(topic, place, refused.expected)
                     if item.failed is not None:
                         raise item.failed
+                    attempt += 1
                     continue
                 if refused.kind == ReplyKind.SEQUENCE_ERROR:
                     # An earlier one did not arrive, and is still to be sent; or arrived while this was said.
                     again = conversation.holds(refused.expected) or conversation.passed(refused.expected)
-                    if not again or attempt + 1 == self._attempts:
+                    # Another caller sends it, and gives up in the end: to wait for that is no attempt.
+                    waits = self._attempts > 1 and conversation.awaits(refused.expected)
+                    if not again or (attempt + 1 == self._attempts and not waits):
                         raise SequenceError(expected=refused.expected, got=item.sequence)
-                    yield self._pause(attempt)
+                    yield self._pause(refusals)
                     yield from self._catch_up(conversation, item)
+                    refusals += 1
+                    attempt += not waits
                     continue
                 if refused.kind == ReplyKind.CONTEXT:
                     raise _bad_context()
@@ -682,6 +688,7 @@ class ClientCore:
                     self.hosts.leave(host, _reason(answer))
                 yield from self._recover(topic, place, item, answer)
             self.hosts.tell("retrying", attempt=attempt + 2)
+            attempt += 1
         raise TransportError(f"no reply after {_times(self._attempts)}, the outcome is unknown: {_reason(answer)}")
 
     def _recover(self, topic: str, place: _Topic, item: Pending, answer: Answer) -> Steps[None]:

@@ -181,6 +181,11 @@ class Conversation:
         """Whether that request is still without its last reply."""
         return sequence in self._pending
 
+    def awaits(self, sequence: int) -> bool:
+        """Whether a caller of this process has that request, and sends it until it gives up."""
+        item = self._pending.get(sequence)
+        return item is not None and not item.abandoned and not item.resumed
+
     def passed(self, sequence: int) -> bool:
         """Whether the enclave is known to have taken that request: it answered this or a later one."""
         return sequence < self._reached

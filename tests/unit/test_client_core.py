@@ -75,6 +75,7 @@ class Instance:
                 answer = Answer(0)
             else:
                 self.exchanges.append(step)
+                assert len(self.exchanges) < 200, "it never ends"
                 answer = (host or self.answer)(step)
 
 
@@ -337,6 +338,17 @@ def test_an_earlier_request_whose_caller_takes_its_time_is_waited_for() -> None:
     with pytest.raises(StopIteration) as second:
         later.send(instance.answer(step))
     assert (first.value.value, second.value.value) == (7, 7)
+
+
+@pytest.mark.spec("MAIL-17")
+def test_who_asks_once_is_told_at_once_that_an_earlier_request_is_missing() -> None:
+    instance = Instance()
+    client = core(instance, attempts=1)
+    earlier = call(client)
+    next(earlier)
+    with pytest.raises(SequenceError):
+        instance.drive(call(client))
+    assert len(instance.exchanges) == 1
 
 
 @pytest.mark.spec("MAIL-12")

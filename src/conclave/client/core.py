@@ -618,9 +618,11 @@ class ClientCore:
             conversation.retract(item)
             raise
         try:
+            item.attended = True
             yield from self._catch_up(conversation, item)
             yield from self._deliver(topic, place, item)
         finally:
+            item.attended = False
             if not item.done:
                 item.abandoned = True
         return item.replies

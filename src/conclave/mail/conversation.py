@@ -31,6 +31,7 @@ class Pending:
         replies: authentic replies so far, in the enclave's order.
         abandoned: its caller went away; it is sent until answered all the same,
             because later requests are ordered behind it.
+        attended: its caller sends it, and has not given up.
         refused: an authentic reply that ends this attempt without an answer.
         failed: why it will never be sent again.
         boots: nonces of the boots, or ids of the logs, that it may have reached: none gets it under
@@ -50,6 +51,7 @@ class Pending:
     replies: list[Reply] = field(default_factory=list)
     done: bool = False
     abandoned: bool = False
+    attended: bool = False
     refused: Reply | None = None
     failed: Error | None = None
     boots: list[bytes] = field(default_factory=list)
@@ -182,9 +184,9 @@ class Conversation:
         return sequence in self._pending
 
     def awaits(self, sequence: int) -> bool:
-        """Whether a caller of this process has that request, and sends it until it gives up."""
+        """Whether a caller has that request, and sends it until it gives up."""
         item = self._pending.get(sequence)
-        return item is not None and not item.abandoned and not item.resumed
+        return item is not None and item.attended
 
     def passed(self, sequence: int) -> bool:
         """Whether the enclave is known to have taken that request: it answered this or a later one."""

@@ -193,10 +193,8 @@ class State:
         self._due = True
         self._size += size
         self._changes += work.transaction.commit()
-        if posted:
-            self._posted += posted
-        if not self._scheduled:
-            self._schedule()
+        self._posted += posted
+        self._schedule()
 
     def _break(self) -> None:
         self._broken = True
@@ -291,11 +289,8 @@ class State:
         if self._broken:
             return
         if self._due and not self._halted:
-            try:
+            with self.whole:
                 self._seal()
-            except BaseException:
-                self._break()
-                raise
         if self._held:
             held, self._held = self._held, []
             for kind, request, payload in held:
@@ -303,7 +298,7 @@ class State:
 
     def _seal(self) -> None:
         posted, mail = self._posted, list(self._rows.items())
-        posts = [(one.box, one.number, sha256(one.body)) for one in posted] if posted else []
+        posts = [(one.box, one.number, sha256(one.body)) for one in posted]
         entry = self.log.record(Change(self._changes, mail, posts, self._floor))
         parts: list[bytes] = []
         for one in posted:

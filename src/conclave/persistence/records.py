@@ -175,7 +175,7 @@ def seal_entry(
     """
     kind = BOOT if boot else CHANGE
     head = HEADER.pack(MAGIC, kind, _ZERO, version, counter, len(plain) + TAG_SIZE) + boot
-    return head + key.encrypt(_NONCE.pack(counter), plain, log + previous + head)
+    return head + key.encrypt(nonce_of(counter), plain, log + previous + head)
 
 
 def open_entry(entry: Entry, kind: type[T], *, key: AeadKey, log: bytes, previous: bytes) -> T:

@@ -19,6 +19,8 @@ MAX_PAYLOAD = 17 * 1024 * 1024
 BUFFER_SIZE = 64 * 1024
 HEADER = struct.Struct(">IB3sQ")
 _ZERO = b"\0\0\0"
+# The same header, with kind and reserved bytes in one word.
+_FIELDS = struct.Struct(">IIQ")
 
 
 class Kind(IntEnum):
@@ -91,6 +93,12 @@ def head(kind: int, request: int, size: int) -> bytes:
     return HEADER.pack(size, kind, _ZERO, request)
 
 
+def _refused(word: int, length: int, most: int) -> FormatError:
+    if length > most:
+        return FormatError(f"frame payload of {length} bytes exceeds {most}")
+    return FormatError("frame of an unknown kind or with reserved bytes set")
+
+
 class FrameReader:
     """Turns bytes, in whatever pieces they come, into frames.
 
@@ -111,9 +119,10 @@ class FrameReader:
         Args:
             views: kinds whose payloads are not copied: they are memoryviews, good until the next `space()`.
         """
-        self._kinds = frozenset(int(k) for k in kinds)
+        # By the word that names a kind in the header.
+        self._kinds = {int(kind) << 24: int(kind) for kind in kinds}
         self._max = max_payload
-        self._views = views
+        self._views = frozenset(kind << 24 for kind in views)
         self._size = buffer_size
         self._buffer = memoryview(bytearray(buffer_size))
         self._start = self._end = 0
@@ -147,21 +156,20 @@ class FrameReader:
         self._end += size
         frames: list[Frame] = []
         buffer, at, end = self._buffer, self._start, self._end
-        kinds, views, head_size, unpack = self._kinds, self._views, HEADER.size, HEADER.unpack_from
+        kinds, views, most, head_size, unpack = self._kinds, self._views, self._max, HEADER.size, _FIELDS.unpack_from
         self._needed = head_size
         while end - at >= head_size:
-            length, kind, reserved, request = unpack(buffer, at)
-            if kind not in kinds or reserved != _ZERO:
-                raise FormatError("frame of an unknown kind or with reserved bytes set")
-            if length > self._max:
-                raise FormatError(f"frame payload of {length} bytes exceeds {self._max}")
-            after = at + head_size + length
+            length, word, request = unpack(buffer, at)
+            if word not in kinds or length > most:
+                raise _refused(word, length, most)
+            start = at + head_size
+            after = start + length
             if after > end:
                 self._needed = after - at
                 break
-            payload = buffer[at + head_size : after]
+            payload = buffer[start:after]
             # A view is not hashable and does not last; whoever asked for it knows.
-            frames.append(Frame(kind, request, cast(bytes, payload) if kind in views else bytes(payload)))
+            frames.append(Frame(kinds[word], request, cast(bytes, payload) if word in views else bytes(payload)))
             at = after
         self._start = at
         return frames

@@ -31,6 +31,12 @@ SMALLEST_POST: Final = 312 + 64 + 16
 TO_ENCLAVE: Final = 1
 TO_CLIENT: Final = 2
 FLAG_OPENING: Final = 1
+# The same header, with all that decides what follows it in one piece.
+_FIELDS: Final = struct.Struct(">8s16sQ32sI")
+_FRONT: Final = struct.Struct(">4sBBH")
+_OPENINGS: Final = {(TO_ENCLAVE, 0): 0, (TO_ENCLAVE, FLAG_OPENING): OPENING_SIZE, (TO_CLIENT, 0): 0}
+# Most mails have neither opening nor envelope.
+_BARE: Final = {_FRONT.pack(MAGIC, direction, 0, 0): direction for direction in (TO_ENCLAVE, TO_CLIENT)}
 
 
 class EncryptedMail(msgspec.Struct, frozen=True, gc=False):
@@ -83,34 +89,42 @@ def has_opening(data: bytes | bytearray | memoryview) -> bool:
 
 def _parts(data: bytes | bytearray | memoryview) -> tuple[int, bytes, int, bytes, int, int]:
     """Direction, session id, counter, salt, end of the opening, start of the ciphertext."""
-    if len(data) < HEADER.size:
-        raise FormatError(f"not a mail: {len(data)} bytes, a mail has at least {HEADER.size}")
-    if len(data) > MAX_MAIL:
-        raise FormatError(f"mail of {len(data)} bytes exceeds {MAX_MAIL}")
-    magic, direction, flags, envelope_size, session_id, counter, salt, size = HEADER.unpack_from(data)
-    if magic != MAGIC:
-        raise FormatError("not a mail: wrong magic")
-    if direction == TO_ENCLAVE:
-        well_formed = flags in (0, FLAG_OPENING) and salt == ZERO_SALT
-    else:
-        well_formed = direction == TO_CLIENT and flags == 0
-    if not well_formed or envelope_size > MAX_ENVELOPE or counter == NONE:
-        raise FormatError("mail with an unknown direction, flag or size")
-    opening_end = HEADER.size + (OPENING_SIZE if flags else 0)
-    start = opening_end + envelope_size
-    if len(data) != start + size or size < SMALLEST_CIPHERTEXT:
+    whole = len(data)
+    if not HEADER.size <= whole <= MAX_MAIL:
+        raise FormatError(f"not a mail: {whole} bytes, a mail has {HEADER.size} to {MAX_MAIL}")
+    front, session_id, counter, salt, size = _FIELDS.unpack_from(data)
+    direction = _BARE.get(front)
+    opening_end = start = HEADER.size
+    if direction is None:
+        direction, opening_size, envelope_size = _front(front)
+        opening_end += opening_size
+        start = opening_end + envelope_size
+    if counter == NONE or (direction == TO_ENCLAVE and salt != ZERO_SALT):
+        raise FormatError("mail with an unknown counter or salt")
+    if whole != start + size or size < SMALLEST_CIPHERTEXT:
         raise FormatError("mail sizes do not add up: truncated or extended")
     return direction, session_id, counter, salt, opening_end, start
+
+
+def _front(front: bytes) -> tuple[int, int, int]:
+    """Direction, and sizes of opening and envelope."""
+    magic, direction, flags, envelope_size = _FRONT.unpack(front)
+    if magic != MAGIC:
+        raise FormatError("not a mail: wrong magic")
+    opening_size = _OPENINGS.get((direction, flags))
+    if opening_size is None or envelope_size > MAX_ENVELOPE:
+        raise FormatError("mail with an unknown direction, flag or size")
+    return direction, opening_size, envelope_size
 
 
 def parse_mail(data: bytes | memoryview) -> EncryptedMail:
     """Read the public parts of a mail; the ciphertext is not copied. Raises FormatError."""
     direction, session_id, counter, salt, opening_end, start = _parts(data)
-    associated = bytes(data[:start])
+    view = memoryview(data)
+    associated = bytes(view[:start])
     opening = envelope = b""
     if start > HEADER.size:
         opening, envelope = associated[HEADER.size : opening_end], associated[opening_end:]
-    view = data if isinstance(data, memoryview) else memoryview(data)
     return EncryptedMail(direction, session_id, counter, salt, opening, envelope, associated, view[start:])
 
 

@@ -12,14 +12,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
-from conclave._chunkheader import CHUNK_MAGIC
 from conclave._framing import Frame, FrameReader, Kind, head
 from conclave._memory import keep_memory
 from conclave.errors import FormatError, TransportError
 from conclave.host.counts import Counts
 from conclave.host.exchange import Body
 from conclave.host.gate import Gate, Keep, State
-from conclave.host.streams import FRAME_WEIGHT, MOST_WAITING
+from conclave.host.streams import MOST_WAITING, is_chunk, weight
 
 MAX_ASKS: Final = 8192
 # Answers that nobody took yet; above it the enclave has to wait.
@@ -46,10 +45,12 @@ class Ask:
 
     # Waits until the client that asked has gone; None once somebody waits for that.
     leaves: Callable[[], Awaitable[None]] | None = None
-    # Chunks among the frames: more than were asked for, and the enclave keeps to no protocol.
+    # Chunks among the frames that wait: more than were asked for, and the enclave keeps to no protocol.
     chunks = 0
-    # What the other frames weigh: chunks are bounded by the credit of each stream.
+    # What the other frames weigh that wait: chunks are bounded by the credit of each stream.
     held = 0
+    # How many of the frames are in these counts: those that are taken at once never are.
+    counted = 0
     done = False
     # Called once, when there are frames or will be none.
     waiter: Callable[[Ask], None] | None = None
@@ -72,12 +73,10 @@ class Ask:
 
     def take(self) -> list[Frame]:
         """The frames since the last time."""
-        frames = self.frames
-        self.frames = []
-        self.chunks = 0
-        if self.held:
+        frames, self.frames = self.frames, []
+        if self.counted:
             self.link.taken(self.held)
-            self.held = 0
+            self.chunks = self.held = self.counted = 0
         return frames
 
     async def more(self) -> list[Frame]:
@@ -172,22 +171,13 @@ class Link(asyncio.BufferedProtocol):
         answered = []
         asks = self._asks
         for frame in frames:
-            kind, request, payload = frame.kind, frame.request, frame.payload
+            kind, request = frame.kind, frame.request
             ask = asks.get(request)
             if ask is None or kind in _ASKING:
                 # The request id is then the enclave's own, and says nothing of ours.
                 if request == 0 or kind in _ASKING:
                     self._unasked(frame)
                 continue
-            if payload.startswith(CHUNK_MAGIC):
-                ask.chunks += 1
-                if ask.chunks > MOST_WAITING:
-                    self.close()
-                    return
-            else:
-                size = FRAME_WEIGHT + len(payload)
-                ask.held += size
-                self._held += size
             # Whoever waits is told once all that arrived together is taken.
             ask.frames.append(frame)
             answered.append(ask)
@@ -195,10 +185,28 @@ class Link(asyncio.BufferedProtocol):
                 ask.done = True
                 del asks[request]
         for ask in answered:
-            waiter, ask.waiter = ask.waiter, None
+            waiter = ask.waiter
             if waiter is not None:
+                ask.waiter = None
                 waiter(ask)
+            if ask.frames:
+                self._count(ask)
+                if ask.chunks > MOST_WAITING:
+                    self.close()
+                    return
         self._flow()
+
+    def _count(self, ask: Ask) -> None:
+        """Count what came for it and waits."""
+        size = 0
+        for frame in ask.frames[ask.counted :]:
+            if is_chunk(frame):
+                ask.chunks += 1
+            else:
+                size += weight(frame)
+        ask.counted = len(ask.frames)
+        ask.held += size
+        self._held += size
 
     def taken(self, size: int) -> None:
         """So much of the answers was taken on."""

@@ -72,16 +72,23 @@ class ReplyKind(IntEnum):
 
 # Looking up the member of an enumeration costs more than comparing it.
 _CALL: Final = RequestKind.CALL
-_STREAM: Final = RequestKind.STREAM
-_REQUEST_KINDS: Final = frozenset(RequestKind)
 _REPLY_KINDS: Final = frozenset(ReplyKind)
-_OUTSIDE: Final = frozenset({RequestKind.ACKNOWLEDGE, RequestKind.STREAM, RequestKind.COVER})
 _ANSWERS_OUTSIDE: Final = frozenset(
     {ReplyKind.STREAM, ReplyKind.CALL_ERROR, ReplyKind.OVERLOADED, ReplyKind.NOT_ADMITTED, ReplyKind.CLOSED}
     | {ReplyKind.COVER, ReplyKind.HALTED, ReplyKind.CONTEXT}
 )
 # In order of a channel: only these may ask for a statement.
 _ASK: Final = frozenset({RequestKind.MAIL, RequestKind.CALL, RequestKind.INTRODUCTION})
+# Kind, flags, and whether it is outside the sequence.
+_REQUESTS: Final = frozenset(
+    {(int(kind), flags, False) for kind in _ASK for flags in (0, FLAG_NO_RETRY)}
+    | {(int(kind), flags, True) for kind in (RequestKind.ACKNOWLEDGE, RequestKind.COVER) for flags in (0, FLAG_NO_RETRY)}
+    | {(int(RequestKind.STREAM), flags, True) for flags in (0, FLAG_UPLOAD)}
+)
+# Where there is a log.
+_STATEFUL_REQUESTS: Final = _REQUESTS | {
+    (int(kind), flags | FLAG_STATEMENT, False) for kind in _ASK for flags in (0, FLAG_NO_RETRY)
+}
 _ABOUT_STATE: Final = frozenset({ReplyKind.HALTED, ReplyKind.STATEMENT, ReplyKind.CONTEXT})
 # Those that tell a client nothing of the state, and echo nothing.
 BARE: Final = frozenset({ReplyKind.HALTED, ReplyKind.CONTEXT})
@@ -112,10 +119,10 @@ def check_topic(topic: str) -> bytes:
 
 def check_sizes(body: bytes, envelope: bytes) -> None:
     """Raises ValueError if no mail can carry them."""
-    if len(envelope) > MAX_ENVELOPE:
-        raise ValueError(f"an envelope has at most {MAX_ENVELOPE} bytes")
     if len(body) > MAX_BODY:
         raise ValueError(f"a mail body has at most {MAX_BODY} bytes")
+    if envelope and len(envelope) > MAX_ENVELOPE:
+        raise ValueError(f"an envelope has at most {MAX_ENVELOPE} bytes")
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
@@ -196,18 +203,14 @@ def _end(plaintext: bytes, zero: int, start: int, size: int) -> int:
 def parse_request(plaintext: bytes, envelope: bytes, *, stateful: bool = False) -> Request:
     """Read a decrypted mail of a client, of a session with a log or without. Raises FormatError."""
     kind, flags, zero, size, sequence, acknowledged, posted, strand = PRIVATE.unpack_from(plaintext)
-    start = PRIVATE.size + REQUEST_STATE_SIZE if stateful else PRIVATE.size
+    start, forms, context = PRIVATE.size, _REQUESTS, b""
+    if stateful:
+        start, forms = start + REQUEST_STATE_SIZE, _STATEFUL_REQUESTS
+        context = plaintext[PRIVATE.size : start]
     end = _end(plaintext, zero, start, size)
-    stream = kind == _STREAM
-    known = FLAG_UPLOAD if stream else FLAG_NO_RETRY
-    if stateful and kind in _ASK:
-        known |= FLAG_STATEMENT
-    if kind not in _REQUEST_KINDS or flags & ~known:
-        raise FormatError("private header with an unknown kind or flag")
-    if (kind in _OUTSIDE) != (sequence == NONE):
-        raise FormatError("acknowledgements, stream calls and covers are outside the sequence, the rest is in it")
-    body = cast(bytes, memoryview(plaintext)[start:end]) if kind == _CALL and end > LARGE else plaintext[start:end]
-    context = plaintext[PRIVATE.size : start] if stateful else b""
+    if (kind, flags, sequence == NONE) not in forms:
+        raise FormatError("a request of an unknown kind, or with flags or a sequence that its kind does not have")
+    body = plaintext[start:end] if end <= LARGE or kind != _CALL else cast(bytes, memoryview(plaintext)[start:end])
     return Request(kind, flags, sequence, acknowledged, body, envelope, posted, strand, None, context)
 
 
@@ -258,25 +261,20 @@ def request_plaintext(
     return _pad(header + context if context else header, request, default)
 
 
-def reply_plaintext(reply: Reply, default: Padding, *, context: bytes = b"") -> bytes:
+def reply_plaintext(reply: Reply, default: Padding, context: bytes) -> bytes:
     """The same of a reply."""
+    kind, body = reply.kind, reply.body
     header = PRIVATE.pack(
-        reply.kind,
-        reply.flags,
-        0,
-        len(reply.body),
-        reply.sequence,
-        reply.acknowledged,
-        reply.answers,
-        reply.expected,
+        kind, reply.flags, 0, len(body), reply.sequence, reply.acknowledged, reply.answers, reply.expected
     )
     if context:
-        header += NO_CONTEXT + ECHO.pack(0) if reply.kind in BARE else context + ECHO.pack(reply.echo)
+        header += NO_CONTEXT + ECHO.pack(0) if kind in BARE else context + ECHO.pack(reply.echo)
     return _pad(header, reply, default)
 
 
 def _pad(header: bytes, packed: Request | Reply, default: Padding) -> bytes:
-    check_sizes(packed.body, packed.envelope)
-    size = len(header) + len(packed.body)
+    body = packed.body
+    check_sizes(body, packed.envelope)
+    size = len(header) + len(body)
     # One copy: bodies may be large.
-    return b"".join((header, packed.body, bytes((packed.padding or default)(size) - size)))
+    return b"".join((header, body, bytes((packed.padding or default)(size) - size)))

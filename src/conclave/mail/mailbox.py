@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import msgspec
 
-from conclave import _crypto, _mailheader
+from conclave import _crypto
 from conclave._crypto import DecryptionKey, Marker
-from conclave._mailheader import NONE, EncryptedMail
+from conclave._mailheader import NONE, TO_ENCLAVE, EncryptedMail, parse_mail
 from conclave.errors import DecryptionError, FormatError, OverloadedError, RollbackError, SessionError, StateError
 from conclave.mail import _wire
 from conclave.mail._wire import (
@@ -186,19 +186,21 @@ class Channel:
         # An identity that claims replies it cannot have harms only itself.
         if below > self.next_reply:
             below = self.next_reply
-        while self._acknowledged < below:
-            owner = self._owners.pop(self._acknowledged, None)
-            self._acknowledged += 1
+        for sequence in range(self._acknowledged, below):
+            owner = self._owners.pop(sequence, None)
             if owner is None:
                 # Acknowledged in an earlier boot.
                 continue
             handled = self._handled[owner]
+            replies = handled.replies
             # Replies are acknowledged in their order, so it is always the first.
-            self._bytes -= len(handled.replies.pop(0).body)
-            if handled.done and not handled.replies:
+            self._bytes -= len(replies.pop(0).body)
+            if handled.done and not replies:
                 del self._handled[owner]
                 if self.rows is not None:
                     self.rows.acknowledged(owner)
+        if below > self._acknowledged:
+            self._acknowledged = below
 
     @property
     def running(self) -> bool:
@@ -216,16 +218,17 @@ class Channel:
 
     def start(self, request: Request, marker: _Marks, session: EnclaveSession, route: int, padding: Padding) -> None:
         """Take the next request. Raises OverloadedError, changing nothing."""
-        if len(self._handled) >= self._bounds.unacknowledged_replies or (
-            len(self._owners) >= self._bounds.unacknowledged_replies or self._bytes >= self._bounds.unacknowledged_bytes
+        bounds, sequence = self._bounds, request.sequence
+        if max(len(self._handled), len(self._owners)) >= bounds.unacknowledged_replies or (
+            self._bytes >= bounds.unacknowledged_bytes
         ):
             raise OverloadedError("too many unacknowledged replies on this channel")
-        mark = marker.mark(_head(request), request.body)
-        self._handled[request.sequence] = _Handled(mark, session, route, padding)
+        handled = _Handled(marker.mark(_head(request), request.body), session, route, padding)
+        self._handled[sequence] = handled
         self._unfinished += 1
-        self.next_request = request.sequence + 1
+        self.next_request = sequence + 1
         if self.rows is not None:
-            self._handled[request.sequence].echo = request.version
+            handled.echo = request.version
             # Those that an earlier boot had done while this one was running.
             self.next_request = self.rows.finished.after(self.next_request)
 
@@ -250,7 +253,7 @@ class Channel:
         handled = self._handled.get(answers)
         if handled is None or handled.done:
             return None
-        if len(self._owners) + waiting >= 2 * self._bounds.unacknowledged_replies and not last:
+        if not last and len(self._owners) + waiting >= 2 * self._bounds.unacknowledged_replies:
             raise OverloadedError("too many unacknowledged replies on this channel")
         # Checked before it is numbered: a number that never arrives would stop its client.
         _wire.check_sizes(body, envelope)
@@ -279,17 +282,18 @@ class Channel:
         handled = self.check(answers, body, envelope, last=last, padding=padding)
         if handled is None:
             return None
-        padding = padding or handled.padding
-        flags = FLAG_LAST if last else 0
+        sequence, padding = self.next_reply, padding or handled.padding
+        flags = count = 0
         handled.count += 1
-        count = handled.count if last else 0
-        reply = Reply(kind, flags, self.next_reply, self.next_request, answers, count, body, envelope, padding)
-        self.next_reply += 1
-        self._owners[reply.sequence] = answers
+        if last:
+            flags, count = FLAG_LAST, handled.count
+            handled.done = True
+            self._unfinished -= 1
+        reply = Reply(kind, flags, sequence, self.next_request, answers, count, body, envelope, padding)
+        self.next_reply = sequence + 1
+        self._owners[sequence] = answers
         self._bytes += len(body)
         handled.replies.append(reply)
-        handled.done = last
-        self._unfinished -= last
         if last and self.rows is not None:
             self.rows.finish(
                 answers, handled.mark, handled.padding, handled.replies, next_reply=self.next_reply, used=self.used
@@ -442,8 +446,8 @@ class Mailbox:
             SessionError: no such session here and no opening.
             OverloadedError: no room for a new session or channel.
         """
-        mail = _mailheader.parse_mail(data)
-        if mail.direction != _mailheader.TO_ENCLAVE:
+        mail = parse_mail(data)
+        if mail.direction != TO_ENCLAVE:
             raise SessionError("a mail for a client, not for the enclave")
         known = self._sessions.get(mail.session_id)
         session, channel = known if known is not None else (self._open(mail), None)
@@ -471,8 +475,7 @@ class Mailbox:
             raise FormatError("a session carries one strand")
         if not session.awake:
             self._wake(session)
-        self._mails += 1
-        channel.used = self._mails
+        channel.used = self._mails = self._mails + 1
         channel.acknowledge(request.acknowledged)
         if request.posted:
             self._posted(session, request.posted)

@@ -449,14 +449,13 @@ class EnclaveSession:
             SessionError: spent after 2^32 mails.
             ValueError: body or envelope too large for the format or padding.
         """
-        if self._counter >= MAX_COUNTER:
+        counter = self._counter
+        if counter >= MAX_COUNTER:
             raise SessionError("this session is spent")
-        if self._context is None:
-            plaintext = _wire.reply_plaintext(reply, self._padding)
-        else:
-            # In one step with the counter: the versions that a session names follow its counters.
-            plaintext = _wire.reply_plaintext(reply, self._padding, context=self._context(self.identity))
-        counter, self._counter = self._counter, self._counter + 1
+        # In one step with the counter: the versions that a session names follow its counters.
+        context = b"" if self._context is None else self._context(self.identity)
+        plaintext = _wire.reply_plaintext(reply, self._padding, context)
+        self._counter = counter + 1
         return _encrypt(
             self._send, _mailheader.TO_CLIENT, self.session_id, counter, self._salt, b"", reply.envelope, plaintext
         )

@@ -146,8 +146,7 @@ class Calls:
         """Handle them."""
         for batch in batches:
             self.service.hold()
-            for frame in self.frames(batch):
-                self.service.handle(frame)
+            self.service.handle(self.frames(batch))
             self.service.flush()
 
 

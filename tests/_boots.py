@@ -84,7 +84,7 @@ class Boot:
     def mail(self, data: bytes) -> int:
         """One mail of a batch that goes on; the request id under which its answer leaves."""
         self._next += 1
-        self.service.handle(Frame(Kind.MAIL, self._next, data))
+        self.service.handle([Frame(Kind.MAIL, self._next, data)])
         return self._next
 
     def count(self, kind: Kind) -> int:

@@ -73,18 +73,14 @@ class PostedMail(msgspec.Struct, frozen=True):
     ciphertext: bytes
 
 
-def address_of(data: bytes | bytearray | memoryview) -> tuple[int, bytes, int]:
-    """Check a mail's form; its direction, session id and counter.
+def address_of(data: bytes | bytearray | memoryview) -> tuple[int, bytes, int, bool]:
+    """Check a mail's form; its direction, session id and counter, and whether it brings the session's opening.
 
     Raises:
         FormatError: it is no mail.
     """
-    return _parts(data)[:3]
-
-
-def has_opening(data: bytes | bytearray | memoryview) -> bool:
-    """Whether a mail of good form brings the opening of its session."""
-    return data[5] == FLAG_OPENING
+    direction, session_id, counter, _, opening_end, _ = _parts(data)
+    return direction, session_id, counter, opening_end > HEADER.size
 
 
 def _parts(data: bytes | bytearray | memoryview) -> tuple[int, bytes, int, bytes, int, int]:

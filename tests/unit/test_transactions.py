@@ -208,7 +208,7 @@ async def test_a_stream_begins_with_a_context_of_all_that_it_reads() -> None:
     _, mail, _, _ = reader.conversation.open_stream(encode_call("watch", ["n"]), upload=False)
     route = boot.mail(mail)
     boot.service.flush()
-    boot.service.handle(Frame(Kind.CREDIT, route, (8).to_bytes(4, "big")))
+    boot.service.handle([Frame(Kind.CREDIT, route, (8).to_bytes(4, "big"))])
     await settle(boot)
     head = reader.session.decrypt(boot.answers[route][0])
     assert head.kind == ReplyKind.STREAM
@@ -224,8 +224,8 @@ async def test_the_result_of_a_stream_has_a_context_of_what_the_stream_changed()
     boot.service.flush()
     before = boot.state.log.version
     chunk = b"".join(sealer.seal(b"\7", item=True, final=True))
-    boot.service.handle(Frame(Kind.CREDIT, route, (8).to_bytes(4, "big")))
-    boot.service.handle(Frame(Kind.CHUNKS, 99, len(chunk).to_bytes(4, "big") + chunk))
+    boot.service.handle([Frame(Kind.CREDIT, route, (8).to_bytes(4, "big"))])
+    boot.service.handle([Frame(Kind.CHUNKS, 99, len(chunk).to_bytes(4, "big") + chunk)])
     await settle(boot)
     head, *chunks = boot.answers[route]
     assert version_of(caller.session.decrypt(head).context) == before
@@ -246,7 +246,7 @@ async def test_a_task_that_a_stream_left_behind_changes_nothing_of_what_was_comm
     boot.mail(mail)
     boot.service.flush()
     chunk = b"".join(sealer.seal(b"\7", item=True, final=True))
-    boot.service.handle(Frame(Kind.CHUNKS, 99, len(chunk).to_bytes(4, "big") + chunk))
+    boot.service.handle([Frame(Kind.CHUNKS, 99, len(chunk).to_bytes(4, "big") + chunk)])
     await settle(boot)
     assert len(boot.service.streams) == 1
     boot.enclave.go.set()

@@ -352,9 +352,7 @@ async def _serve(channel: socket.socket, start: _Start, loaded: Loaded | None) -
     # One buffer for the whole boot: fresh pages for each read cost more than the read.
     reader = FrameReader(Kind, buffer_size=_READ_SIZE, views=frozenset({Kind.MAIL, Kind.CHUNKS}))
     if loaded is not None:
-        early = [*loaded.early, *reader.feed(loaded.rest)]
-        for frame in early:
-            service.handle(frame)
+        service.handle([*loaded.early, *reader.feed(loaded.rest)])
     keep_memory(_KEPT_MIB)
 
     def readable() -> None:
@@ -381,10 +379,8 @@ async def _serve(channel: socket.socket, start: _Start, loaded: Loaded | None) -
             return
         output.hold()
         service.hold()
-        for frame in frames:
-            if not service.handle(frame):
-                output.closed.set()
-                break
+        if not service.handle(frames):
+            output.closed.set()
         service.flush()
         output.release()
 

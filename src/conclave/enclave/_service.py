@@ -29,7 +29,7 @@ from conclave.enclave._roster import ComeBack, Roster, Rosters
 from conclave.enclave.drivers import Evidence
 from conclave.enclave.sdk import Caller, Enclave, Mail, NotIntroduced, Post, _sender
 from conclave.errors import DecryptionError, Error, FormatError, OverloadedError, SessionError
-from conclave.mail import Channel, EnclaveSession, Mailbox, Outcome, Received, ReplyKind, Request, RequestKind
+from conclave.mail import Channel, EnclaveSession, Mailbox, Opened, Outcome, Received, ReplyKind, Request, RequestKind
 from conclave.mail._wire import REPLY_STATE_SIZE
 from conclave.mail.padding import Padding, padme
 from conclave.rpc.interface import Interface, error_body
@@ -213,10 +213,16 @@ class Service:
         )
         self._send(Kind.INSTANCE, request, _codec.encode(instance))
 
-    def handle(self, frame: Frame) -> bool:
-        """Take one frame from the host. False: stop."""
+    def handle(self, frames: Sequence[Frame]) -> bool:
+        """Take frames that came together from the host. False: stop."""
+        # Mails are decrypted before the first is handled: a processor that does the same again has its steps at hand.
+        open_ = self._mailbox.open
+        opened = [open_(frame.payload) if frame.kind == _MAIL else None for frame in frames]
+        return all(map(self._handle, frames, opened))
+
+    def _handle(self, frame: Frame, opened: Opened | None) -> bool:
         if frame.kind == _MAIL:
-            self._mail(frame)
+            self._mail(frame, opened)
         elif frame.kind == Kind.CHUNKS:
             self.streams.chunks(frame)
         elif frame.kind == Kind.CREDIT:
@@ -410,14 +416,14 @@ class Service:
         self.roster.renewed(digest)
         self._announce(frame.request, claims, evidence)
 
-    def _mail(self, frame: Frame) -> None:
+    def _mail(self, frame: Frame, opened: Opened | None) -> None:
         if self._release is not None:
             self._release.arrived(frame.request)
         if self._state is not None:
             # What mail itself changes, as acknowledgements do, is small, and any number of mails may come together.
             self._state.make_room(0)
         try:
-            received = self._mailbox.receive(frame.payload, frame.request)
+            received = self._mailbox.receive(frame.payload, frame.request, opened)
         except Error as error:
             word = next((w for kind, w in _WORDS if isinstance(error, kind)), b"format")
             self._send(Kind.ERROR, frame.request, word)

@@ -231,7 +231,9 @@ class Link(asyncio.BufferedProtocol):
         """
         if self._transport is None:
             raise TransportError("the enclave is not running")
-        if len(self._asks) >= MAX_ASKS or self._transport.get_write_buffer_size() + self._waiting > MAX_UNREAD:
+        # While its buffer has room, next to nothing lies there.
+        full = self._drained is not None and self._transport.get_write_buffer_size() + self._waiting > MAX_UNREAD
+        if full or len(self._asks) >= MAX_ASKS:
             raise TransportError("too many requests are waiting for the enclave")
         request = self._next
         self._next = request + 1

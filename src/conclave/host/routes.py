@@ -13,7 +13,7 @@ from typing import Final
 
 from conclave._chunkheader import MAX_UPLOAD, upload_address
 from conclave._framing import Frame, Kind
-from conclave._mailheader import MAX_MAIL, TO_ENCLAVE, address_of, has_opening
+from conclave._mailheader import MAX_MAIL, TO_ENCLAVE, address_of
 from conclave.errors import FormatError, TransportError
 from conclave.host import openapi, streams
 from conclave.host.answers import Refusal, read_body, refuse, respond
@@ -107,8 +107,8 @@ class Routes:
         if link is None:
             return False
         try:
-            direction, session_id, counter = address_of(data)
-            if direction != TO_ENCLAVE or not self._order.in_turn(session_id, counter, opening=has_opening(data)):
+            direction, session_id, counter, opening = address_of(data)
+            if direction != TO_ENCLAVE or not self._order.in_turn(session_id, counter, opening=opening):
                 return False
             ask = link.ask(_MAIL, data)
         except (FormatError, TransportError):
@@ -148,12 +148,12 @@ class Routes:
 
     async def _mail(self, data: bytes, receive: Receive, send: Send) -> None:
         try:
-            direction, session_id, counter = address_of(data)
+            direction, session_id, counter, opening = address_of(data)
         except FormatError as error:
             raise Refusal(400, "format", str(error)) from None
         if direction != TO_ENCLAVE:
             raise Refusal(400, "format", "this is a mail for a client")
-        if not self._order.in_turn(session_id, counter, opening=has_opening(data)):
+        if not self._order.in_turn(session_id, counter, opening=opening):
             await self._order.turn(session_id, counter)
         ask = self._ask(Kind.MAIL, data)
         ask.leaves = partial(_left, receive)

@@ -3,7 +3,7 @@
 from conclave._mailheader import MAX_ENVELOPE, MAX_MAIL, EncryptedMail, parse_mail
 from conclave.mail._wire import MAX_BODY, Reply, ReplyKind, Request, RequestKind
 from conclave.mail.conversation import Conversation, Pending
-from conclave.mail.mailbox import Bounds, Channel, Mailbox, Outcome, Received
+from conclave.mail.mailbox import Bounds, Channel, Mailbox, Opened, Outcome, Received
 from conclave.mail.padding import Padding, buckets, fixed, padme
 from conclave.mail.session import ClientSession, EnclaveSession
 
@@ -18,6 +18,7 @@ __all__ = [
     "EnclaveSession",
     "EncryptedMail",
     "Mailbox",
+    "Opened",
     "Outcome",
     "Padding",
     "Pending",

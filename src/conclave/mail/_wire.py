@@ -82,7 +82,11 @@ _ASK: Final = frozenset({RequestKind.MAIL, RequestKind.CALL, RequestKind.INTRODU
 # Kind, flags, and whether it is outside the sequence.
 _REQUESTS: Final = frozenset(
     {(int(kind), flags, False) for kind in _ASK for flags in (0, FLAG_NO_RETRY)}
-    | {(int(kind), flags, True) for kind in (RequestKind.ACKNOWLEDGE, RequestKind.COVER) for flags in (0, FLAG_NO_RETRY)}
+    | {
+        (int(kind), flags, True)
+        for kind in (RequestKind.ACKNOWLEDGE, RequestKind.COVER)
+        for flags in (0, FLAG_NO_RETRY)
+    }
     | {(int(RequestKind.STREAM), flags, True) for flags in (0, FLAG_UPLOAD)}
 )
 # Where there is a log.

@@ -121,11 +121,10 @@ class Channel:
     """One ordered stream: (client identity, topic, strand) in this boot."""
 
     __slots__ = (
-        "_acknowledged",
         "_bounds",
         "_bytes",
         "_handled",
-        "_owners",
+        "_owed",
         "_unfinished",
         "identity",
         "next_reply",
@@ -147,8 +146,8 @@ class Channel:
         self.next_reply = 0
         self._handled: dict[int, _Handled] = {}
         self._bounds = bounds
-        self._acknowledged = 0
-        self._owners: dict[int, int] = {}
+        # For each reply that is not acknowledged, in their order: its request, whose first reply it is by then.
+        self._owed: list[_Handled] = []
         self._unfinished = 0
         self._bytes = 0
         # What a log keeps of it.
@@ -172,35 +171,28 @@ class Channel:
     def restore(self, kept: Kept) -> None:
         """Go on where an earlier boot of the log ended."""
         self.used, self.next_reply, self.next_request = kept.used, kept.next_reply, kept.finished.low
+        owed: list[tuple[int, _Handled]] = []
         for answered in kept.answered:
             handled = _Handled(answered.mark, None, 0, answered.padding, answered.replies, done=True)
             handled.count = len(answered.replies)
             self._handled[answered.sequence] = handled
             for reply in answered.replies:
-                self._owners[reply.sequence] = answered.sequence
+                owed.append((reply.sequence, handled))
                 self._bytes += len(reply.body)
-        self._acknowledged = min(self._owners, default=self.next_reply)
+        self._owed = [handled for _, handled in sorted(owed, key=lambda one: one[0])]
 
     def acknowledge(self, below: int) -> None:
         """Forget replies the client has, and requests all of whose replies it has."""
         # An identity that claims replies it cannot have harms only itself.
-        if below > self.next_reply:
-            below = self.next_reply
-        for sequence in range(self._acknowledged, below):
-            owner = self._owners.pop(sequence, None)
-            if owner is None:
-                # Acknowledged in an earlier boot.
-                continue
-            handled = self._handled[owner]
-            replies = handled.replies
-            # Replies are acknowledged in their order, so it is always the first.
-            self._bytes -= len(replies.pop(0).body)
-            if handled.done and not replies:
-                del self._handled[owner]
+        owed = self._owed
+        while owed and owed[0].replies[0].sequence < below:
+            handled = owed.pop(0)
+            reply = handled.replies.pop(0)
+            self._bytes -= len(reply.body)
+            if handled.done and not handled.replies:
+                del self._handled[reply.answers]
                 if self.rows is not None:
-                    self.rows.acknowledged(owner)
-        if below > self._acknowledged:
-            self._acknowledged = below
+                    self.rows.acknowledged(reply.answers)
 
     @property
     def running(self) -> bool:
@@ -210,7 +202,7 @@ class Channel:
     @property
     def owes(self) -> bool:
         """Whether replies are kept that the client may lack."""
-        return bool(self._owners)
+        return bool(self._owed)
 
     def known(self, sequence: int) -> _Handled | None:
         """The request of that sequence, if its replies are not all acknowledged."""
@@ -219,7 +211,7 @@ class Channel:
     def start(self, request: Request, marker: _Marks, session: EnclaveSession, route: int, padding: Padding) -> None:
         """Take the next request. Raises OverloadedError, changing nothing."""
         bounds, sequence = self._bounds, request.sequence
-        if max(len(self._handled), len(self._owners)) >= bounds.unacknowledged_replies or (
+        if max(len(self._handled), len(self._owed)) >= bounds.unacknowledged_replies or (
             self._bytes >= bounds.unacknowledged_bytes
         ):
             raise OverloadedError("too many unacknowledged replies on this channel")
@@ -253,7 +245,7 @@ class Channel:
         handled = self._handled.get(answers)
         if handled is None or handled.done:
             return None
-        if not last and len(self._owners) + waiting >= 2 * self._bounds.unacknowledged_replies:
+        if not last and len(self._owed) + waiting >= 2 * self._bounds.unacknowledged_replies:
             raise OverloadedError("too many unacknowledged replies on this channel")
         # Checked before it is numbered: a number that never arrives would stop its client.
         _wire.check_sizes(body, envelope)
@@ -291,7 +283,7 @@ class Channel:
             self._unfinished -= 1
         reply = Reply(kind, flags, sequence, self.next_request, answers, count, body, envelope, padding)
         self.next_reply = sequence + 1
-        self._owners[sequence] = answers
+        self._owed.append(handled)
         self._bytes += len(body)
         handled.replies.append(reply)
         if last and self.rows is not None:
@@ -330,6 +322,19 @@ class Received(msgspec.Struct, frozen=True, gc=False):
     session: EnclaveSession | None = None
     counter: int = 0
     statement: bool = False
+
+
+class Opened(msgspec.Struct, frozen=True, gc=False):
+    """A mail that was decrypted ahead of its turn. Authentic; nothing was done with it.
+
+    Attributes:
+        known: session and channel that its session id named then.
+    """
+
+    session_id: bytes
+    counter: int
+    known: tuple[EnclaveSession, Channel]
+    request: Request
 
 
 class Mailbox:
@@ -433,30 +438,47 @@ class Mailbox:
         """The marks of strands that may be new."""
         return {_wire.strand_mark(term.digest) for term in self._terms}
 
-    def receive(self, data: bytes, route: int) -> Received:
+    def open(self, data: bytes) -> Opened | None:
+        """Decrypt a mail ahead of its turn, changing nothing. None: `receive` will, or says why it cannot be."""
+        try:
+            mail = parse_mail(data)
+            known = self._sessions.get(mail.session_id)
+            if known is None or mail.direction != TO_ENCLAVE:
+                return None
+            return Opened(mail.session_id, mail.counter, known, known[0].decrypt(mail))
+        except (FormatError, DecryptionError):
+            return None
+
+    def receive(self, data: bytes, route: int, opened: Opened | None = None) -> Received:
         """Take one mail from the host.
 
         Args:
             data: untrusted.
             route: the host's request id, where replies should go. Untrusted; it
                 only decides which waiting request the host gives them to.
+            opened: what `open` made of this mail.
 
         Raises:
             FormatError, DecryptionError: not a mail, not authentic, or of two strands.
             SessionError: no such session here and no opening.
             OverloadedError: no room for a new session or channel.
         """
-        mail = parse_mail(data)
-        if mail.direction != TO_ENCLAVE:
-            raise SessionError("a mail for a client, not for the enclave")
-        known = self._sessions.get(mail.session_id)
-        session, channel = known if known is not None else (self._open(mail), None)
-        request = session.decrypt(mail)
+        channel: Channel | None
+        if opened is not None and self._sessions.get(opened.session_id) is opened.known:
+            counter, (session, channel), request = opened.counter, opened.known, opened.request
+        else:
+            # Of a session that begins here, or has ended since.
+            mail = parse_mail(data)
+            if mail.direction != TO_ENCLAVE:
+                raise SessionError("a mail for a client, not for the enclave")
+            known = self._sessions.get(mail.session_id)
+            session, channel = known if known is not None else (self._open(mail), None)
+            counter, request = mail.counter, session.decrypt(mail)
         stream = request.kind == _STREAM
-        if stream and mail.counter <= session.last_stream:
+        if stream and counter <= session.last_stream:
             raise DecryptionError
         if self._memory is not None:
-            early = self._state(self._memory, session, request, mail.counter)
+            early = self._state(self._memory, session, request, counter)
             if early is not None:
                 return early
         # From here the mail is authentic; only now does anything change.
@@ -464,11 +486,11 @@ class Mailbox:
             key = (session.identity, session.topic, request.strand)
             channel, closed = self._channels.get(key), self._taken_by(key)
             if closed is not None:
-                return self._refuse(session, request, ReplyKind.CLOSED, closed, mail.counter)
+                return self._refuse(session, request, ReplyKind.CLOSED, closed, counter)
             if channel is None:
                 if not self._admit(session.identity, session.topic):
                     # Nothing is kept: an outsider costs no memory.
-                    return self._refuse(session, request, ReplyKind.NOT_ADMITTED, 0, mail.counter)
+                    return self._refuse(session, request, ReplyKind.NOT_ADMITTED, 0, counter)
                 channel = self._begin(key)
             self._register(session, channel)
         elif request.strand != channel.strand:
@@ -484,12 +506,12 @@ class Mailbox:
             if not request.flags & FLAG_STATEMENT:
                 return received
             old, mails = received.superseded_route, received.mails
-            return Received(received.outcome, mails, received.channel, request, old, session, mail.counter, True)
+            return Received(received.outcome, mails, received.channel, request, old, session, counter, True)
         if stream:
-            session.last_stream = mail.counter
-            return Received(Outcome.STREAM, (), channel, request, 0, session, mail.counter)
+            session.last_stream = counter
+            return Received(Outcome.STREAM, (), channel, request, 0, session, counter)
         if request.kind == RequestKind.COVER:
-            return self._refuse(session, request, ReplyKind.COVER, 0, mail.counter)
+            return self._refuse(session, request, ReplyKind.COVER, 0, counter)
         return Received(Outcome.ANSWERED)
 
     def _state(self, log: Memory, session: EnclaveSession, request: Request, counter: int) -> Received | None:

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from conclave import _crypto
-from conclave._crypto import Marker
+from conclave._crypto import SMALL_MARK, Marker
 from conclave.errors import DecryptionError, FormatError, SignatureError
 
 
@@ -66,11 +66,25 @@ def test_the_suite_fails_on_a_repeated_key_and_nonce() -> None:
         key.encrypt(bytes(12), b"b", b"")
 
 
-def test_a_mark_fits_what_was_marked_and_nothing_else() -> None:
+@pytest.mark.parametrize("size", [4, SMALL_MARK, SMALL_MARK + 1, 10_000])
+def test_a_mark_fits_what_was_marked_and_nothing_else(size: int) -> None:
     marker = Marker()
-    mark = marker.mark(b"head", b"body")
-    assert marker.fits(mark, b"head", b"body")
-    for head, body in ((b"head", b"bodY"), (b"heaD", b"body"), (b"headb", b"ody"), (b"", b"headbody")):
+    whole = b"body".ljust(size, b".")
+    mark = marker.mark(b"head", whole)
+    assert marker.fits(mark, b"head", whole)
+    assert marker.fits(mark, b"head", memoryview(whole))
+    for head, body in ((b"head", whole[:-1] + b"Y"), (b"heaD", whole), (b"headb", whole[1:]), (b"h", b"ead" + whole)):
         assert not marker.fits(mark, head, body)
-    assert marker.mark(b"head", b"body") != mark
-    assert not Marker().fits(mark, b"head", b"body")
+    assert not marker.fits(mark, b"head", whole + b".")
+    assert not marker.fits(mark, b"head", whole[:-1])
+
+
+def test_a_mark_of_what_is_large_is_small_and_of_one_marker() -> None:
+    marker, large = Marker(), bytes(SMALL_MARK + 1)
+    mark = marker.mark(b"head", large)
+    assert len(mark) == 4 + 28
+    assert marker.mark(b"head", large) != mark
+    assert not Marker().fits(mark, b"head", large)
+    # Nor is it the mark of any small one.
+    assert not marker.fits(mark, mark[1:5], mark[5:])
+    assert mark[0] == 0

@@ -193,7 +193,7 @@ class Marker(_Hidden):
         self._count = 0
 
     def mark(self, head: bytes, body: bytes) -> bytes:
-        """A mark of a head of 1 to 255 bytes and a body: a byte more than both; of a large body, 28 more than the head."""
+        """A mark of a head of 1 to 255 bytes and a body: 1 byte more than both, or 28 more than the head alone."""
         if len(body) <= SMALL_MARK:
             # No nonce begins with another byte than zero.
             return bytes((len(head),)) + head + body

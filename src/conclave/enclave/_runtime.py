@@ -290,8 +290,12 @@ class _Output:
 
     def _sent(self, size: int) -> None:
         """Forget what was written."""
-        self._size -= size
         parts = self._parts
+        self._size -= size
+        if not self._size:
+            # All of it, as nearly always.
+            parts.clear()
+            return
         done = 0
         while size and size >= len(parts[done]):
             size -= len(parts[done])

@@ -173,7 +173,7 @@ class AeadKey(_Hidden):
             raise DecryptionError from None
 
 
-# As large as most requests. Who sends many holds as much memory with the replies that it leaves there.
+# As large as most requests.
 SMALL_MARK: Final = 2048
 
 
@@ -205,6 +205,9 @@ class Marker(_Hidden):
         """Whether that mark was made of these two."""
         if len(body) <= SMALL_MARK:
             return same(mark, self.mark(head, body))
+        if mark[0]:
+            # Of a small one: what stands there is no nonce.
+            return False
         try:
             return same(self._key.decrypt(mark[:12], mark[12:], body), head)
         except DecryptionError:

@@ -355,8 +355,8 @@ async def _serve(channel: socket.socket, start: _Start, loaded: Loaded | None) -
     gc.freeze()
     # One buffer for the whole boot: fresh pages for each read cost more than the read.
     reader = FrameReader(Kind, buffer_size=_READ_SIZE, views=frozenset({Kind.MAIL, Kind.CHUNKS}))
-    if loaded is not None:
-        service.handle([*loaded.early, *reader.feed(loaded.rest)])
+    if loaded is not None and not service.handle([*loaded.early, *reader.feed(loaded.rest)]):
+        output.closed.set()
     keep_memory(_KEPT_MIB)
 
     def readable() -> None:

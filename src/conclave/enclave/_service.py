@@ -218,7 +218,16 @@ class Service:
         # Mails are decrypted before the first is handled: a processor that does the same again has its steps at hand.
         open_ = self._mailbox.open
         opened = [open_(frame.payload) if frame.kind == _MAIL else None for frame in frames]
-        return all(map(self._handle, frames, opened))
+        return all(map(self._answer, frames, opened))
+
+    def _answer(self, frame: Frame, opened: Opened | None) -> bool:
+        try:
+            return self._handle(frame, opened)
+        except Exception:
+            # A fault of ours. Those whose frames came with this one shall not notice.
+            self._author.report()
+            self._send(Kind.ERROR, frame.request, b"format")
+            return True
 
     def _handle(self, frame: Frame, opened: Opened | None) -> bool:
         if frame.kind == _MAIL:

@@ -193,7 +193,6 @@ class Link(asyncio.BufferedProtocol):
                 self._count(ask)
                 if ask.chunks > MOST_WAITING:
                     self.close()
-                    return
         self._flow()
 
     def _count(self, ask: Ask) -> None:

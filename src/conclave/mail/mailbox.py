@@ -176,6 +176,7 @@ class Channel:
             handled = _Handled(answered.mark, None, 0, answered.padding, answered.replies, done=True)
             handled.count = len(answered.replies)
             self._handled[answered.sequence] = handled
+            self._bytes += len(handled.mark)
             for reply in answered.replies:
                 owed.append((reply.sequence, handled))
                 self._bytes += len(reply.body)
@@ -191,6 +192,7 @@ class Channel:
             self._bytes -= len(reply.body)
             if handled.done and not handled.replies:
                 del self._handled[reply.answers]
+                self._bytes -= len(handled.mark)
                 if self.rows is not None:
                     self.rows.acknowledged(reply.answers)
 
@@ -217,6 +219,7 @@ class Channel:
             raise OverloadedError("too many unacknowledged replies on this channel")
         handled = _Handled(marker.mark(_head(request), request.body), session, route, padding)
         self._handled[sequence] = handled
+        self._bytes += len(handled.mark)
         self._unfinished += 1
         self.next_request = sequence + 1
         if self.rows is not None:
@@ -443,9 +446,8 @@ class Mailbox:
         try:
             mail = parse_mail(data)
             known = self._sessions.get(mail.session_id)
-            if known is None:
+            if known is None or mail.direction != TO_ENCLAVE:
                 return None
-            # Of a mail for a client, under another key, this makes nothing.
             return Opened(mail.session_id, mail.counter, known, known[0].decrypt(mail))
         except (FormatError, DecryptionError):
             return None

@@ -62,6 +62,7 @@ _FAST = {
     "mail": [
         "tests/unit/test_mail_checks.py",
         "tests/unit/test_mail.py",
+        "tests/unit/test_opened_ahead.py",
         "tests/unit/test_mail_logs.py",
         "tests/unit/test_padding.py",
         "tests/unit/test_strands.py",

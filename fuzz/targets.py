@@ -175,7 +175,7 @@ def constraint(data: bytes) -> None:
 def mail(data: bytes) -> None:
     address = address_of(data)
     parsed = parse_mail(data)
-    assert (parsed.direction, parsed.session_id, parsed.counter) == address
+    assert (parsed.direction, parsed.session_id, parsed.counter, bool(parsed.opening)) == address
     assert parsed.associated + parsed.ciphertext == data
 
 

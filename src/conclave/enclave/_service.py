@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 STOP_SECONDS: Final = 5.0
+# Mails up to this size are decrypted ahead of their turn.
+_AHEAD: Final = 8 * 1024
 _WORDS: Final = (
     (DecryptionError, b"decryption"),
     (SessionError, b"session"),
@@ -216,8 +218,11 @@ class Service:
     def handle(self, frames: Sequence[Frame]) -> bool:
         """Take frames that came together from the host. False: stop."""
         # Mails are decrypted before the first is handled: a processor that does the same again has its steps at hand.
+        # Of large ones, what was decrypted first would be at hand no more.
         open_ = self._mailbox.open
-        opened = [open_(frame.payload) if frame.kind == _MAIL else None for frame in frames]
+        opened = [
+            open_(frame.payload) if frame.kind == _MAIL and len(frame.payload) <= _AHEAD else None for frame in frames
+        ]
         return all(map(self._answer, frames, opened))
 
     def _answer(self, frame: Frame, opened: Opened | None) -> bool:

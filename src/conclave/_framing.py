@@ -93,7 +93,7 @@ def head(kind: int, request: int, size: int) -> bytes:
     return HEADER.pack(size, kind, _ZERO, request)
 
 
-def _refused(word: int, length: int, most: int) -> FormatError:
+def _refused(length: int, most: int) -> FormatError:
     if length > most:
         return FormatError(f"frame payload of {length} bytes exceeds {most}")
     return FormatError("frame of an unknown kind or with reserved bytes set")
@@ -161,7 +161,7 @@ class FrameReader:
         while end - at >= head_size:
             length, word, request = unpack(buffer, at)
             if word not in kinds or length > most:
-                raise _refused(word, length, most)
+                raise _refused(length, most)
             start = at + head_size
             after = start + length
             if after > end:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 
 import pytest
+from tests._sessions import session_to
 
 from conclave._crypto import DecryptionKey, SigningKey, random_bytes
 from conclave._framing import Kind, pack
@@ -17,8 +18,6 @@ from conclave.host import host as hosts
 from conclave.mail import Bounds, ClientSession, Mailbox, Outcome, Received, ReplyKind, Request, RequestKind
 from conclave.mail._wire import MARK_SHIFT, strand_mark
 from conclave.testing import HostServer
-
-_REPLY_KEY = DecryptionKey.generate().public
 
 
 class Enclave:
@@ -38,14 +37,7 @@ class Enclave:
 
     def session(self, identity: SigningKey | None = None, *, strand: int | None = None) -> ClientSession:
         fresh = strand_mark(self.digest) << MARK_SHIFT | int.from_bytes(os.urandom(5), "big")
-        return ClientSession(
-            claims_digest=self.digest,
-            encryption_key=self.key.public,
-            identity=identity or SigningKey.generate(),
-            reply_key=_REPLY_KEY,
-            topic="t",
-            strand=fresh if strand is None else strand,
-        )
+        return session_to(self.digest, self.key.public, identity, strand=fresh if strand is None else strand)
 
     def take(self, session: ClientSession, sequence: int = 0, *, answered: bool = True) -> Received:
         received = self.mailbox.receive(session.encrypt(Request(RequestKind.MAIL, 0, sequence, 0, b"x")), 1)

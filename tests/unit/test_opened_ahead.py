@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests._claims import claims_of
+from tests._sessions import session_to
 
 from conclave import _mailheader
 from conclave._crypto import SMALL_MARK, DecryptionKey, SigningKey, random_bytes
@@ -17,7 +18,6 @@ from conclave.mail._wire import MARK_SHIFT, request_plaintext, strand_mark
 from conclave.mail.padding import padme
 from conclave.rpc.interface import encode_call, interface_of
 
-_REPLY_KEY = DecryptionKey.generate().public
 _CALL, _STREAM = RequestKind.CALL, RequestKind.STREAM
 
 
@@ -30,14 +30,8 @@ class Box:
         self.route = 0
 
     def session(self, identity: SigningKey | None = None, *, strand: int = 0) -> ClientSession:
-        return ClientSession(
-            claims_digest=self.digest,
-            encryption_key=self.key.public,
-            identity=identity or SigningKey.generate(),
-            reply_key=_REPLY_KEY,
-            topic="t",
-            strand=strand_mark(self.digest) << MARK_SHIFT | strand,
-        )
+        strand |= strand_mark(self.digest) << MARK_SHIFT
+        return session_to(self.digest, self.key.public, identity, strand=strand)
 
     def receive(self, *mails: bytes) -> list[Received | str]:
         """What comes of a batch."""
@@ -214,13 +208,7 @@ class Boot:
             debug=True,
         )
         claims = self.service.claims
-        self.session = ClientSession(
-            claims_digest=claims.digest(),
-            encryption_key=claims.encryption_key,
-            identity=SigningKey.generate(),
-            reply_key=_REPLY_KEY,
-            topic="t",
-        )
+        self.session = session_to(claims.digest(), claims.encryption_key)
 
     def _take(self, kind: int, request: int, *payload: bytes) -> None:
         self.left.append((kind, request))

@@ -124,9 +124,21 @@ class Incoming:
 
 
 class _Uploader:
-    """Sends one source in batches of chunks, reading on while a batch is under way."""
+    """Sends one source in batches of chunks, reading on and encrypting while a batch is under way."""
 
-    def __init__(self, opened: Opened, source: Source, post: Callable[[bytes], Awaitable[int]], *, raw: bool) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        source: Source,
+        post: Callable[[bytes, Callable[[], None]], Awaitable[int]],
+        *,
+        raw: bool,
+    ) -> None:
+        """Nothing happens before `run`.
+
+        Args:
+            post: sends a batch, tells the function when all of it is on its way, and returns the answer's status.
+        """
         self._sealer = opened.sealer
         self._source = source
         self._post = post
@@ -135,6 +147,9 @@ class _Uploader:
         self._stepped: _Stepped | None = None
         self._changed = asyncio.Event()
         self._read = False
+        # The batch that is under way, and whether all of it has left.
+        self._sending: asyncio.Task[bool] | None = None
+        self._left = False
         self.failure: BaseException | None = None
         self.progress = time.monotonic()
         # Since when the other end takes no more: its stream has ended, or the host is in the way.
@@ -145,14 +160,34 @@ class _Uploader:
         reading = asyncio.ensure_future(self._fill())
         try:
             while not self._sealer.ended:
-                await self._until(lambda: bool(self._out) or self._read)
-                if not await self._send(self._batch()):
-                    self.refused = time.monotonic()
-                    break
+                await self._until(self._ready)
+                body = self._batch()
+                if not await self._sent():
+                    return
+                self._left = False
+                self._sending = asyncio.ensure_future(self._send(body))
+                self._sending.add_done_callback(lambda _: self._changed.set())
+            await self._sent()
         finally:
-            reading.cancel()
-            with suppress(asyncio.CancelledError):
-                await reading
+            for task in (reading, self._sending):
+                if task is not None:
+                    task.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await task
+
+    def _ready(self) -> bool:
+        """Whether to make the next batch now: while one is under way only if it is whole, or the last."""
+        if self._sending is None or self._sending.done():
+            return bool(self._out) or self._read
+        # Not before that one is on its way: the other end is to have work meanwhile.
+        return self._left and (self._full() or self._read)
+
+    async def _sent(self) -> bool:
+        """Whether the batch under way, if there is one, was taken."""
+        taken = self._sending is None or await self._sending
+        if not taken:
+            self.refused = time.monotonic()
+        return taken
 
     def _batch(self) -> bytes:
         parts: list[bytes] = []
@@ -171,12 +206,16 @@ class _Uploader:
     async def _send(self, body: bytes) -> bool:
         # The bytes stay the same: an enclave without room took none of them.
         for pause in _AGAIN_SECONDS:
-            status = await self._post(body)
+            status = await self._post(body, self._on_its_way)
             self.progress = time.monotonic()
             if status != 429:
                 break
             await asyncio.sleep(pause)
         return status == 204
+
+    def _on_its_way(self) -> None:
+        self._left = True
+        self._changed.set()
 
     async def _until(self, ready: Callable[[], bool]) -> None:
         while not ready():
@@ -389,10 +428,14 @@ class AsyncStream(Generic[T]):
             raise
         if self._source is not None:
 
-            async def post(body: bytes) -> int:
+            async def post(body: bytes, on_its_way: Callable[[], None]) -> int:
+                async def told() -> AsyncIterator[bytes]:
+                    yield body
+                    on_its_way()
+
                 # How long the enclave takes it is the handler's affair: the reply stream tells whether it lives.
                 try:
-                    response = await self._send(opened, "/stream", body, read_seconds=None)
+                    response = await self._send(opened, "/stream", body, read_seconds=None, content=told())
                     if response.status_code == 204:
                         # It has no body, and the connection is good for the next.
                         await response.aread()
@@ -405,9 +448,11 @@ class AsyncStream(Generic[T]):
             self._uploading = asyncio.create_task(self._uploader.run())
         return self
 
-    async def _send(self, opened: Opened, path: str, body: bytes, *, read_seconds: float | None) -> httpx2.Response:
+    async def _send(
+        self, opened: Opened, path: str, body: bytes, *, read_seconds: float | None, content: object = None
+    ) -> httpx2.Response:
         step = Exchange("POST", path, body, host=opened.host)
-        request = self._addresses.request(step, self._timeout, body)
+        request = self._addresses.request(step, self._timeout, body if content is None else content)
         request.extensions["timeout"]["read"] = read_seconds
         return await self._http().send(request, stream=True)
 

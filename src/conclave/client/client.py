@@ -39,7 +39,8 @@ from conclave.client._http import (
 from conclave.client._log import check_log_id
 from conclave.client._pace import ConstantRate, Pace, TaskTicker, ThreadTicker, Turn, paced
 from conclave.client._state import ClientState
-from conclave.client._streams import AsyncStream, Background, Source, Stream
+from conclave.client._streams import AsyncStream, Background, Stream
+from conclave.client._upload import Source
 from conclave.client.core import Answer, ClientCore, Exchange, Opened, Pause, ReceivedMail, Resumed
 from conclave.client.identity import Identity
 from conclave.errors import Error, FormatError, TransportError

@@ -1,4 +1,7 @@
-"""Fuzz for longer: python -m fuzz SECONDS TARGET. Coverage-guided; new inputs go to a scratch directory."""
+"""Fuzz for longer: python -m fuzz SECONDS TARGET. Coverage-guided; new inputs go to a scratch directory.
+
+Without arguments it names the targets.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ from fuzz.targets import TARGETS
 
 
 def main() -> None:
+    if not sys.argv[1:]:
+        print(*TARGETS)
+        return
     seconds, name = sys.argv[1:]
     if name not in TARGETS:
         raise SystemExit(f"no target {name}; there are {', '.join(TARGETS)}")

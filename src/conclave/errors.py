@@ -235,6 +235,6 @@ class PlatformError(Error):
 
 
 class UnsupportedPolicy(PlatformError):
-    """This TEE cannot bind a sealing key to that policy; use a KDS."""
+    """This TEE cannot bind a sealing key to that policy; that takes a key derivation service (KDS)."""
 
     code = "unsupported-policy"

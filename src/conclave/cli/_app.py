@@ -24,6 +24,8 @@ app = App(
     help="Privacy-first applications on Trusted Execution Environments.",
     version=conclave.__version__,
     help_format="plaintext",
+    # No --no-this and --empty-that: what is not given is off, or empty.
+    default_parameter=Parameter(negative=()),
 )
 
 
@@ -39,7 +41,7 @@ def demo() -> int:
 
 
 @app.command
-def new(name: Path, *, asgi: Annotated[bool, Parameter(negative="")] = False) -> int:
+def new(name: Path, *, asgi: bool = False) -> int:
     """Write a project: enclave, client, test, README.
 
     Example: conclave new my-survey
@@ -212,7 +214,7 @@ def serve(
     bundle: Path | None = None,
     *,
     config: Path | None = None,
-    print_config: Annotated[bool, Parameter(negative="")] = False,
+    print_config: bool = False,
     tee: str | None = None,
     host: str | None = None,
     port: Port | None = None,
@@ -231,7 +233,7 @@ def serve(
 ) -> int:
     """Serve a bundle over HTTP under a TEE.
 
-    Every option but the first two can stand in the file as well; what is given here wins.
+    Everything but --config and --print-config can stand in the file as well; what is given here wins.
     Example: conclave serve hello-0.enclave --tee simulated
 
     Args:
@@ -243,8 +245,9 @@ def serve(
         port: TCP port; 0 takes a free one (default: 8765).
         platform: directory of the simulated machine.
         sandbox: auto, namespaces or landlock (default: auto).
-        store: where posted mail is kept, of this host alone: file:DIR, sqlite:FILE, s3:BUCKET/PREFIX or postgresql://…
-            (default: a directory under the user's state, one for each program).
+        store: where posted mail and the enclave's state are kept, of this host alone: file:DIR, sqlite:FILE,
+            s3:BUCKET/PREFIX or postgresql://… (default: a directory under the user's state, one for each program:
+            name one if state is to outlive a new release).
         store_timeout_seconds: how long an operation of the store may take (default: 10).
         tls_cert: PEM file with the certificate chain; read again on SIGHUP.
         tls_key: PEM file with its key.
@@ -425,7 +428,7 @@ def endorsements_export(
     ca_file: Path | None = None,
     evaluation: str = "standard",
     product: str | None = None,
-    revocation_lists: bool = True,
+    revocation_lists: Annotated[bool, Parameter(negative="--no-revocation-lists")] = True,
     certificate: list[Path] | None = None,
     json: bool = False,
 ) -> int:

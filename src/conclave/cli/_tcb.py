@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from conclave.cli._places import platform_directory
 
@@ -32,7 +32,6 @@ Status = Literal[
     "OutOfDateConfigurationNeeded",
     "Revoked",
 ]
-Many = Parameter(negative_iterable=())
 
 tcb = App(name="tcb", help="TCB recovery: who would lose access, rehearsed; and levels of simulated machines.")
 
@@ -40,15 +39,15 @@ tcb = App(name="tcb", help="TCB recovery: who would lose access, rehearsed; and 
 @tcb.command
 def rehearse(
     *source: str,
-    constraint: Annotated[list[str], Many],
-    announced: Annotated[list[Path] | None, Many] = None,
+    constraint: list[str],
+    announced: list[Path] | None = None,
     advance_to: str | None = None,
-    minimum: Annotated[list[str] | None, Many] = None,
+    minimum: list[str] | None = None,
     platform: Path | None = None,
     publish: str | None = None,
-    part: Annotated[list[Part] | None, Many] = None,
+    part: list[Part] | None = None,
     status_of_older: Status = "OutOfDate",
-    advisory: Annotated[list[str] | None, Many] = None,
+    advisory: list[str] | None = None,
     at: str | None = None,
     endorsements: Path | None = None,
     reference: Path | None = None,
@@ -122,9 +121,9 @@ def show(*, platform: Path | None = None, json: bool = False) -> None:
 def publish(
     *,
     date: str | None = None,
-    part: Annotated[list[Part] | None, Many] = None,
+    part: list[Part] | None = None,
     status_of_older: Status = "OutOfDate",
-    advisory: Annotated[list[str] | None, Many] = None,
+    advisory: list[str] | None = None,
     platform: Path | None = None,
     json: bool = False,
 ) -> None:
@@ -148,7 +147,7 @@ def publish(
 def declare(
     status: Status,
     *,
-    advisory: Annotated[list[str] | None, Many] = None,
+    advisory: list[str] | None = None,
     platform: Path | None = None,
     json: bool = False,
 ) -> None:

@@ -305,7 +305,8 @@ class Enclave:
         """Wait until `witness_quorum` of `witnesses` have countersigned this enclave's state: the anchor.
 
         For results that leave before any client comes back. Of two forks of one state at most one
-        is ever anchored, as long as `2 * witness_quorum - len(witnesses)` witnesses are honest.
+        is ever anchored, as long as fewer than `2 * witness_quorum - len(witnesses)` witnesses are
+        dishonest or have forgotten what they signed.
 
         Args:
             version: the state that is anchored is this one or a later one; None: the newest that is durable.

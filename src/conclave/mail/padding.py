@@ -59,7 +59,7 @@ class Padding:
             if size <= candidate:
                 return candidate
         raise DoesNotFit(
-            f"this does not fit the padding '{self}': a body has at most {self.room} bytes; "
+            f"this does not fit the padding '{self}', headers of {HEADER} bytes included (120 where state persists): "
             "say less, or choose a larger size"
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from conclave.bundle import Bundle
 from conclave.client import AsyncClient, Client, Identity
 from conclave.enclave import Enclave, RpcError, rpc
-from conclave.errors import AppraisalError, CallError, FormatError, TransportError
+from conclave.errors import AppraisalError, CallError, FormatError, SignatureError, TransportError
 from conclave.testing import HostServer
 
 pytestmark = pytest.mark.slow
@@ -248,11 +248,19 @@ def test_sender_is_the_identity(server: HostServer, bundle: Bundle, only: Only, 
 
 
 def test_signature_of_the_author_is_under_its_own_purpose(client: Client) -> None:
-    from conclave._crypto import verify_signature
-
     signature = client.call("signed", b"statement", returns=bytes)
-    instance = client.instance
-    verify_signature(instance.claims.signing_key, "app", instance.claims_digest, b"statement", signature)
+    client.instance.check_signature(b"statement", signature)
+    for data, wrong in (
+        (b"Statement", signature),
+        (b"statement", signature[:-1]),
+        (b"statement", bytes(64)),
+        (b"statement", b""),
+    ):
+        with pytest.raises(SignatureError, match="the app signature does not verify"):
+            client.instance.check_signature(data, wrong)
+    # Another boot of the same program is another signer.
+    with pytest.raises(SignatureError):
+        replace(client.instance, claims_digest=bytes(64)).check_signature(b"statement", signature)
 
 
 def test_calls_in_flight_interleave(server: HostServer, bundle: Bundle, only: Only) -> None:

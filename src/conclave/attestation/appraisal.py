@@ -76,6 +76,18 @@ class AttestationResult:
         """Of the endorsements that age."""
         return self.evidence.oldest_issue_date
 
+    def check_signature(self, data: bytes, signature: bytes) -> None:
+        """Check that this instance's author code signed that data, with `Enclave.sign` (claims.md section 5).
+
+        Args:
+            data: what was signed, as whoever shows it has it.
+            signature: 64 bytes, of whoever shows it.
+
+        Raises:
+            SignatureError: it did not.
+        """
+        _crypto.verify_signature(self.claims.signing_key, "app", self.claims_digest, data, signature)
+
 
 def appraise(constraint: Constraint, claims: Claims, *, reference: ReferenceValues | None = None) -> AttestationResult:
     """Accept verified claims, or raise AppraisalError naming every reason.

@@ -228,3 +228,6 @@ def test_the_manual_builds_strictly_and_needs_no_network(tmp_path: Path) -> None
         parser.feed(page.read_text())
         assert parser.found
         assert not [a for a in parser.found if "//" in a], page
+    for name in (ROOT / "PUBLIC_API.txt").read_text().split():
+        reference = (tmp_path / "site" / "reference" / name.split(".")[1] / "index.html").read_text()
+        assert f'id="{name}"' in reference, f"the reference has nothing on {name}"

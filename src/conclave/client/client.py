@@ -572,8 +572,9 @@ class Client(_Base):
         Args:
             cls: the class, as the enclave was built from it.
             topic: the channel of its calls.
-            timeout_seconds, on_progress: of each call; see `call`, and `call_stream` for methods
-                with streams, which report no progress. Stubs cost little: have one for each need.
+            timeout_seconds: of each call; see `call`, and `call_stream` for methods with streams.
+                Stubs cost little: have one for each need.
+            on_progress: of each call; see `call`. Streams report no progress.
 
         Raises:
             AppraisalError: the class differs from what the enclave was built from.

@@ -50,6 +50,11 @@ class Victim(Enclave):
         return len(self.seen)
 
     @rpc
+    async def echo(self, data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for item in data:
+            yield item
+
+    @rpc
     async def waits(self) -> AsyncIterator[bytes]:
         self.started.append("waits")
         await asyncio.Event().wait()
@@ -232,6 +237,37 @@ def test_an_upload_is_changed_on_its_way(client: Client, server: HostServer, nam
     _, _, seen, failures = client.call("facts")
     assert DATA.startswith(seen)
     assert len(failures) == failed + 1
+
+
+@pytest.mark.spec("T-34", "MAIL-22")
+def test_an_upload_is_refused_while_its_source_waits_for_the_reply(client: Client, server: HostServer) -> None:
+    answered = threading.Event()
+    waited: list[bool] = []
+    uploads = 0
+
+    def attack(body: bytes) -> bytes:
+        nonlocal uploads
+        uploads += 1
+        return b"" if uploads == 2 else body
+
+    def turns() -> Iterator[bytes]:
+        yield b"one"
+        assert answered.wait(10)
+        yield b"two"
+        # Nobody answers that, so nothing more is said.
+        answered.clear()
+        waited.append(answered.wait(20))
+
+    server.operator.on_upload = attack
+    stream = client.call_stream("echo", upload=turns())
+    assert next(stream) == b"one"
+    answered.set()
+    with pytest.raises(StreamError):
+        next(stream)
+    assert not waited, "the refusal was noticed only when the source went on"
+    answered.set()
+    server.operator.behave()
+    assert no_streams(client)
 
 
 @pytest.mark.spec("T-34", "MAIL-20")

@@ -68,6 +68,9 @@ class Uploader:
         try:
             while not self._sealer.ended:
                 await self._until(self._ready)
+                # A refusal is said at once: the source may wait for what the reply brings.
+                if self._refused():
+                    break
                 body = self._batch()
                 if not await self._sent():
                     return
@@ -76,18 +79,25 @@ class Uploader:
                 self._sending.add_done_callback(lambda _: self._changed.set())
             await self._sent()
         finally:
-            for task in (reading, self._sending):
-                if task is not None:
-                    task.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await task
+            # Both before either is waited for: a source may take its time to end, and nothing more is sent meanwhile.
+            tasks = [task for task in (self._sending, reading) if task is not None]
+            for task in tasks:
+                task.cancel()
+            for task in tasks:
+                with suppress(asyncio.CancelledError):
+                    await task
 
     def _ready(self) -> bool:
         """Whether to make the next batch now: while one is under way only if it is whole, or the last."""
         if self._sending is None or self._sending.done():
-            return bool(self._out) or self._read
+            return bool(self._out) or self._read or self._refused()
         # Not before that one is on its way: the other end is to have work meanwhile.
         return self._left and (self._full() or self._read)
+
+    def _refused(self) -> bool:
+        """Whether the batch that was sent last failed."""
+        sent = self._sending
+        return sent is not None and sent.done() and (sent.exception() is not None or not sent.result())
 
     async def _sent(self) -> bool:
         """Whether the batch under way, if there is one, was taken."""

@@ -25,6 +25,7 @@ from conclave.enclave import Enclave, Mail, rpc
 class Counter(Enclave):
     def on_start(self) -> None:
         self.seen = []
+        self.members: set[bytes] = set()
 
     def on_mail(self, mail: Mail) -> bytes:
         return mail.body
@@ -33,6 +34,13 @@ class Counter(Enclave):
     def put(self, token: str) -> int:
         self.seen.append(token)
         return self.seen.count(token)
+
+    def admit(self, sender: bytes, topic: str) -> bool:
+        return topic != "members" or sender in self.members
+
+    @rpc
+    def invite(self, who: bytes) -> None:
+        self.members.add(who)
 """
 
 
@@ -179,6 +187,19 @@ def test_an_opening_replayed_to_a_new_boot_is_nothing_to_it(
     with serve(bundle, hostile=True) as other:
         status, _ = other.run(other.operator.inject("POST", "/mail", mail))
         assert status == 422
+
+
+@pytest.mark.spec("T-02", "MAIL-72")
+def test_a_call_that_was_not_admitted_never_runs(server: HostServer, connect: Callable[..., Client]) -> None:
+    guest = connect()
+    with pytest.raises(CallError, match="nothing of it will"):
+        guest.call("put", "guest", topic="members")
+    refused = server.operator.requests[-1]
+    connect().call("invite", guest.identity.public)
+    # The enclave would take that sender now, and the operator still has what it sent before.
+    status, answer = server.run(server.operator.inject("POST", "/mail", refused))
+    assert (status, len(split_mails(answer))) == (200, 1)
+    assert guest.call("put", "guest", topic="members") == 1
 
 
 @pytest.mark.spec("T-03", "MAIL-10")

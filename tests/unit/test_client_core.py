@@ -219,8 +219,10 @@ def test_what_an_enclave_refuses() -> None:
         outside.drive(call(core(outside)))
     assert refused.value.type_name == "NotAdmitted"
     full = Instance(bounds=Bounds(unacknowledged_replies=0))
-    with pytest.raises(OverloadedError):
+    with pytest.raises(OverloadedError, match="keeps its place"):
         full.drive(call(core(full)))
+    # There may be room at the next attempt.
+    assert len(full.exchanges) == 3
     ahead = Instance()
     client = core(ahead)
     client._topic("t").conversation._next = 5
@@ -229,6 +231,45 @@ def test_what_an_enclave_refuses() -> None:
     assert (gap.value.expected, gap.value.got) == (0, 5)
     # The client has no request 0 to send: trying again would not help.
     assert len(ahead.exchanges) == 1
+
+
+@pytest.mark.spec("MAIL-72")
+def test_who_was_not_admitted_begins_anew() -> None:
+    instance = Instance(admitted=False)
+    client = core(instance)
+    first = client._topic("t").strand
+    other = client.call("method", [2], returns=int, topic="t", retry=True)
+    waits = next(other)
+    with pytest.raises(CallError, match="nothing of it will"):
+        instance.drive(call(client))
+    assert client._topic("t").strand != first
+    instance.box._admit = lambda *_: True
+    # Another call of the same time goes to the new strand by itself.
+    assert isinstance(waits, Exchange)
+    answer = instance.answer(waits)
+    with pytest.raises(StopIteration) as done:
+        while True:
+            step = other.send(answer)
+            answer = Answer(0) if isinstance(step, Pause) else instance.answer(step)
+    assert done.value.value == 7
+    assert instance.drive(call(client)) == 7
+    # What was refused is not among what was sent since.
+    assert [channel.next_request for channel in instance.box._channels.values()] == [2]
+
+
+def test_a_call_that_found_no_room_is_tried_again() -> None:
+    instance = Instance(bounds=Bounds(unacknowledged_replies=0))
+    client = core(instance)
+
+    def host(exchange: Exchange) -> Answer:
+        if len(instance.exchanges) == 2:
+            instance.box._bounds = Bounds()
+            for channel in instance.box._channels.values():
+                channel._bounds = Bounds()
+        return instance.answer(exchange)
+
+    assert instance.drive(call(client), host) == 7
+    assert len(instance.exchanges) == 2
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 413])

@@ -40,13 +40,14 @@ DIGEST = bytes(64)
 KEY = DecryptionKey.generate()
 
 
-def client(topic: str = "t", identity: SigningKey | None = None) -> ClientSession:
+def client(topic: str = "t", identity: SigningKey | None = None, strand: int = 0) -> ClientSession:
     return ClientSession(
         claims_digest=DIGEST,
         encryption_key=KEY.public,
         identity=identity or SigningKey.generate(),
         reply_key=KEY.public,
         topic=topic,
+        strand=strand,
     )
 
 
@@ -359,6 +360,43 @@ def test_who_is_not_admitted_costs_nothing() -> None:
     # Who is in stays in: a further session of the channel is not asked again.
     started(box, client("open", identity), 1)
     assert len(asked) == 2
+
+
+@pytest.mark.spec("MAIL-72")
+def test_what_was_not_admitted_never_runs() -> None:
+    members: set[bytes] = set()
+    box, identity = mailbox(admit=lambda sender, _: sender in members), SigningKey.generate()
+    refused, withheld, stream = (client("t", identity) for _ in range(3))
+    mails = [session.encrypt(request()) for session in (refused, withheld)]
+    call, _, _ = stream.open_stream(Request(RequestKind.STREAM, 0, NONE, 0, b""))
+    assert refusal(refused, box.receive(mails[0], 1)) == ReplyKind.NOT_ADMITTED
+    members.add(identity.public)
+    # Neither that mail, nor another of its strand that the host kept back.
+    for mail in (*mails, call, *mails):
+        received = box.receive(mail, 2)
+        assert (received.outcome, received.request) == (Outcome.ANSWERED, None)
+    assert not box._channels
+    started(box, client("t", identity, strand=7), 0)
+    # For as long as something from then can be opened.
+    box.renew(DecryptionKey.generate(), bytes(63) + b"1")
+    assert box.receive(mails[1], 3).outcome is Outcome.ANSWERED
+    box.renew(DecryptionKey.generate(), bytes(63) + b"2")
+    with pytest.raises(DecryptionError):
+        box.receive(mails[1], 4)
+    assert not any(term.refused for term in box._terms)
+
+
+@pytest.mark.spec("MAIL-72")
+def test_so_many_are_remembered_as_not_admitted() -> None:
+    member = SigningKey.generate()
+    box = mailbox(admit=lambda sender, _: sender == member.public, bounds=Bounds(refused=2))
+    for _ in range(2):
+        stranger = client()
+        assert refusal(stranger, box.receive(stranger.encrypt(request()), 1)) == ReplyKind.NOT_ADMITTED
+    with pytest.raises(OverloadedError):
+        box.receive(client().encrypt(request()), 1)
+    started(box, client("t", member), 0)
+
 
 
 # The conversation --------------------------------------------------------------------

@@ -25,7 +25,7 @@ from conclave._chunkheader import MAX_CHUNK
 from conclave._memory import keep_memory
 from conclave.client._http import Addresses, trusted, unreachable
 from conclave.client._upload import Source, Uploader
-from conclave.client.core import Exchange, Opened
+from conclave.client.core import Exchange, Opened, not_admitted
 from conclave.errors import CallError, DecryptionError, Error, FormatError, OverloadedError, StreamError, TransportError
 from conclave.mail import ReplyKind
 from conclave.mail.stream import ChunkOpener, Items
@@ -110,7 +110,8 @@ class Incoming:
                 self._opened.closed(reply.expected)
                 raise StreamError("the enclave gave this topic's order up to make room; call again, it begins anew")
         if reply.kind == ReplyKind.NOT_ADMITTED:
-            raise CallError("NotAdmitted", "the enclave does not admit this sender")
+            self._opened.closed(0)
+            raise not_admitted()
         if reply.kind == ReplyKind.OVERLOADED:
             raise OverloadedError("the enclave has as many streams as it may, in all or of this identity")
         failure = _codec.decode(CallFailure, reply.body, max_size=65536, what="call error")

@@ -455,6 +455,14 @@ class ClientCore:
         topic.conversation.use(self._session(name, topic), new_boot=True)
         self._save(name, topic, topic.conversation.waiting())
 
+    def _outside(self, name: str, topic: _Topic, item: Pending) -> CallError:
+        """Give up a request that was not admitted, and with it the strand, of which nothing will ever run (MAIL-72)."""
+        item.failed = error = not_admitted()
+        topic.conversation.forget(item)
+        self._settle(item)
+        self._close(name, topic, 0)
+        return error
+
     def _topic(self, name: str) -> _Topic:
         topic = self._topics.get(name)
         if topic is None:
@@ -677,8 +685,15 @@ class ClientCore:
                 if refused.kind == ReplyKind.CONTEXT:
                     raise _bad_context()
                 if refused.kind == ReplyKind.NOT_ADMITTED:
-                    raise CallError("NotAdmitted", "the enclave does not admit this sender")
-                raise OverloadedError("the enclave holds too many unacknowledged replies of this channel")
+                    raise self._outside(topic, place, item)
+                if attempt + 1 == self._attempts:
+                    raise OverloadedError(
+                        "the enclave holds too many unacknowledged replies of this channel. The call has not run, and "
+                        "keeps its place: whatever is called next on this topic sends it first"
+                    )
+                yield self._pause(attempt)
+                attempt += 1
+                continue
             if answer.status in (400, 413, 405, 404):
                 raise TransportError(f"the host refuses the mail: {_reason(answer)}")
             if attempt + 1 == self._attempts:
@@ -920,6 +935,11 @@ class ClientCore:
                     f"{theirs.hex()[:16]}…; use the class this enclave was built from",
                 )
             )
+
+
+def not_admitted() -> CallError:
+    """What a caller is told whom the enclave's `admit` did not take."""
+    return CallError("NotAdmitted", "the enclave does not admit this sender; nothing ran, and nothing of it will")
 
 
 def _raise_failure(reply: Reply) -> None:

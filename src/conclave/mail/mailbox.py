@@ -59,6 +59,8 @@ class Bounds:
     session_ids: int = 500_000
     # Of one identity, once three quarters of those are used up.
     session_ids_when_scarce: int = 16
+    # Strands that were not admitted, while one key was the newest.
+    refused: int = 100_000
     # Of keys that are gone. Above it, their strands are known by their marks alone.
     closed: int = 500_000
 
@@ -115,6 +117,8 @@ class _Term:
     ids: set[bytes] = field(default_factory=set)
     # How many of them each identity has.
     opened: dict[bytes, int] = field(default_factory=dict)
+    # Names of strands that were not admitted while this was the newest.
+    refused: set[bytes] = field(default_factory=set)
 
 
 class Channel:
@@ -491,8 +495,7 @@ class Mailbox:
             if closed is not None:
                 return self._refuse(session, request, ReplyKind.CLOSED, closed, counter)
             if channel is None:
-                if not self._admit(session.identity, session.topic):
-                    # Nothing is kept: an outsider costs no memory.
+                if not self._admits(key):
                     return self._refuse(session, request, ReplyKind.NOT_ADMITTED, 0, counter)
                 channel = self._begin(key)
             self._register(session, channel)
@@ -663,6 +666,25 @@ class Mailbox:
             log_id=None if log is None else log.log_id,
             context=None if log is None else log.context,
         )
+
+    def _admits(self, key: Key) -> bool:
+        """Whether a strand may begin. One that was refused never will, whomever `admit` takes later (MAIL-72).
+
+        Raises:
+            OverloadedError: not now, and too many were refused to remember that.
+        """
+        identity, topic, strand = key
+        # All that is kept of an outsider.
+        name = _crypto.sha256(identity + strand.to_bytes(8, "big") + topic.encode())[:16]
+        if any(name in term.refused for term in self._terms):
+            return False
+        if self._admit(identity, topic):
+            return True
+        refused = self._terms[0].refused
+        if len(refused) >= self._bounds.refused:
+            raise OverloadedError("too many were not admitted")
+        refused.add(name)
+        return False
 
     def _begin(self, key: Key) -> Channel:
         """A channel that is new; at a bound, another one makes room (MAIL-51, MAIL-56)."""

@@ -272,6 +272,15 @@ def test_program_or_author() -> None:
     refuses(f"S:{CODE} PROD:7", "^C/S")
 
 
+@pytest.mark.spec("CON-9")
+@pytest.mark.parametrize("mode", ["debug", "release"])
+def test_a_refusal_says_what_explains_most_of_them(mode: str) -> None:
+    # Nobody's signature is no 64 zeros to look for, and `conclave run` and a release are two programs.
+    found = f"got C:{CODE}, unsigned: this is another program, in {mode} mode \\(a release has another code than"
+    failures = ["^SEC"] if mode == "debug" else []
+    refuses(f"C:{'0d' * 32}", found, *failures, mode=mode, signer=bytes(32))
+
+
 @pytest.mark.spec("CON-12")
 def test_product() -> None:
     refuses(f"S:{SIGNER} PROD:8", "^PROD: expected 8, got 7: .*change PROD")

@@ -171,9 +171,11 @@ def _program(constraint: Constraint, instance: InstanceClaims | None) -> str | N
         return f"C/S: expected {wanted}, but evidence alone names no program; verify the host's instance info"
     if instance.code.hex() in constraint.codes or instance.signer.hex() in constraint.signers:
         return None
+    signer = f" S:{instance.signer.hex()}" if any(instance.signer) else ", unsigned"
     return (
-        f"C/S: expected {' or '.join(accepted)}, got C:{instance.code.hex()} S:{instance.signer.hex()}: "
-        "this is another program; if you have reviewed it, put its code into the constraint"
+        f"C/S: expected {' or '.join(accepted)}, got C:{instance.code.hex()}{signer}: this is another program, in "
+        f"{instance.mode} mode (a release has another code than what `conclave run` starts); if you have reviewed it, "
+        "put its code into the constraint"
     )
 
 

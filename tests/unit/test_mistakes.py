@@ -53,6 +53,11 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (("verify", "text.txt", "--constraint", "folder"), "folder is not an ordinary file"),
         (("verify", "ftp://x"), "begins with http:// or https://"),
         (("inspect", "ftp://x"), "begins with http:// or https://"),
+        (("verify", "127.0.0.1:28770"), "begins with http:// or https://"),
+        (("call", "127.0.0.1:28770", "y", "--constraint", CODE), "begins with http:// or https://"),
+        (("verify", "http://"), "error (usage): the url names no host; expected one, such as http://"),
+        (("verify", "http://127.0.0.1:99999"), "error (usage): the port of a url is a number from 1 to 65535"),
+        (("call", "http://127.0.0.1:99999", "y", "--constraint", CODE), "error (usage): the port of a url is a number"),
         (("inspect", "missing"), "error: no such file: missing"),
         (("inspect", "text.txt/x"), "part of that path is a file, not a folder"),
         (("inspect", "none/missing"), "error: no such folder: none"),
@@ -62,6 +67,14 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 )
 def test_one_line(place: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], told: str) -> None:
     assert told in said(capsys, *arguments)
+
+
+def test_a_file_may_have_the_name_of_a_host_and_a_port(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "disk:1").write_text("nothing of the kind")
+    assert "error (evidence-unknown)" not in said(capsys, "verify", "disk:2")
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", "disk:1"])
+    assert stopped.value.code == 30
 
 
 def test_a_folder_where_a_bundle_is_to_be_written(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -672,6 +672,9 @@ def test_a_running_host(machine: Machine, tmp_path: Path, verify: Verify) -> Non
         outcome = verify(url, "--json")
         assert (outcome.status, outcome.out) == (1, "")
         assert "503" in outcome.err
+    # A web server that is no host of ours.
+    with host(info, instance=(404, b"<html>")) as url:
+        assert "is this the URL of a conclave host?" in verify(url, "--json").err
     for body, code in ((b"<html>", "format"), (bytes(MAX_INFO + 10), "evidence-size")):
         with host(info, instance=(200, body)) as url:
             assert verify(url, "--json").answer.code == code
@@ -739,7 +742,7 @@ def test_mistakes_have_no_verdict(built: Built, machine: Machine, tmp_path: Path
         ((sample, "--roots", cut), "does not hold a certificate"),
         ((sample, "--roots", many), "more than 1000 files"),
         ((sample, "--explain"), "leave one out"),
-        (("http://[", "--at", "2026-03-01T12:00:00Z"), "is the host running?"),
+        (("http://[", "--at", "2026-03-01T12:00:00Z"), "the url cannot be read"),
     ):
         outcome = verify(*arguments, "--json")
         assert (outcome.status, outcome.out) == (1, ""), arguments

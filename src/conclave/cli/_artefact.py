@@ -8,6 +8,7 @@ Spec: spec/verify.md section 2.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,8 @@ from conclave.cli._files import misuse, read_file
 from conclave.cli._terminal import safe
 from conclave.errors import FormatError
 
+NO_URL: Final = "the address of a host begins with http:// or https://"
+_HOST_AND_PORT: Final = re.compile(r"[A-Za-z0-9.-]+:\d{1,5}/?\Z")
 INSTANCE: Final = "instance"
 # What a folder of evidence holds, one of them, and what that says about its shape.
 FILES: Final = {"quote.bin": "quote", "report.bin": "snp", "document.cbor": "nitro"}
@@ -57,12 +60,12 @@ def is_url(source: str) -> bool:
     """Whether this is meant as the address of a host.
 
     Raises:
-        FormatError: `usage`: an address of another kind.
+        FormatError: `usage`: an address of another kind, or without its beginning.
     """
     if source.startswith(("http://", "https://")):
         return True
-    if "://" in source:
-        raise misuse("the address of a host begins with http:// or https://")
+    if "://" in source or (_HOST_AND_PORT.match(source) and not Path(source).exists()):
+        raise misuse(NO_URL)
     return False
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from conclave.attestation import Constraint
+from conclave.cli._artefact import NO_URL, is_url
 from conclave.cli._files import constraint_line, misuse
 from conclave.cli._terminal import safe
 from conclave.client import Client, Identity
-from conclave.errors import CallError, FormatError
+from conclave.errors import CallError
 from conclave.rpc.http import HttpExchange
 from conclave.rpc.interface import interface_of
 
@@ -30,8 +31,8 @@ def call_command(
 ) -> int:
     """Call once and print the result as JSON; before that, say what became of what a call before left."""
     urls = url.split(",")
-    if not all(u.startswith(("http://", "https://")) for u in urls):
-        raise FormatError("the address of a host begins with http:// or https://")
+    if not all(is_url(u) for u in urls):
+        raise misuse(NO_URL)
     if state is not None and identity is None:
         raise misuse("--state goes with --identity, whose key encrypts it")
     who = None if identity is None else Identity.load_or_create(identity)
@@ -42,7 +43,11 @@ def call_command(
         "deadline_seconds": deadline_seconds,
         "state": state,
     }
-    with Client(urls, **options) as client:
+    try:
+        made = Client(urls, **options)
+    except ValueError as error:
+        raise misuse(str(error)) from None
+    with made as client:
         for resumed in client.resume() if client.unanswered else ():
             how = "its outcome is unknown" if resumed.error is not None else "it has its answer now"
             print(f"an earlier call of {safe(resumed.method)} was unfinished: {how}", file=sys.stderr)

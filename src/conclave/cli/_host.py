@@ -13,8 +13,9 @@ import httpx2
 from conclave import _crypto
 from conclave.attestation.appraisal import Claims
 from conclave.attestation.claims import MAX_INFO
-from conclave.client._http import unreachable
-from conclave.client.core import CHALLENGE_ANSWER, Answer, check_challenge
+from conclave.cli._files import misuse
+from conclave.client._http import parse_url, unreachable
+from conclave.client.core import CHALLENGE_ANSWER, Answer, check_challenge, reason_of
 from conclave.errors import SignatureError, TransportError
 
 TIMEOUT_SECONDS: Final = 10.0
@@ -26,11 +27,16 @@ def fetch_instance_info(url: str) -> bytes:
     """What a host says of its enclave: at most one byte more than instance info may have.
 
     Raises:
+        FormatError: `usage`: no address of a host.
         TransportError: nobody answers, or nothing of the kind.
     """
+    try:
+        parse_url(url)
+    except ValueError as error:
+        raise misuse(str(error)) from None
     answer = _exchange("GET", f"{url.rstrip('/')}/instance", limit=MAX_INFO)
     if answer.status != 200:
-        raise TransportError(f"the host has no instance info: it answered with status {answer.status}")
+        raise TransportError(f"the host gives no instance info (status {answer.status}): {reason_of(answer)}")
     return answer.body
 
 
@@ -66,7 +72,7 @@ def _exchange(method: str, url: str, *, limit: int, body: bytes = b"") -> Answer
                     raise TransportError(f"no whole answer within {TIMEOUT_SECONDS:g} seconds")
             # One byte too many is enough to be refused for it.
             return Answer(answer.status_code, bytes(data[: limit + 1]))
-    except (httpx2.ConnectError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+    except httpx2.ConnectError as error:
         raise TransportError(unreachable(error)) from None
     except httpx2.TimeoutException:
         raise TransportError(

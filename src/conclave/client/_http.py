@@ -7,6 +7,7 @@ believed only where the core verifies it.
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,6 +21,8 @@ from conclave.client.core import Answer, Exchange
 OnProgress = Callable[[int, int], None]
 _LIMIT: Final = 17 * 1024 * 1024
 _PIECE: Final = 64 * 1024
+_LIKE: Final = ", such as http://127.0.0.1:8765"
+_PORTS: Final = range(1, 65536)
 # Finding that nobody is there takes no longer than this, whatever a call may take.
 _CONNECT_SECONDS: Final = 10.0
 # Nothing is decompressed on the way: what expands is chosen by the host.
@@ -41,17 +44,45 @@ def told(callback: Callable[..., None], *args: object) -> None:
         logger.exception("a callback of a client raised; it goes on")
 
 
+def parse_url(text: str) -> httpx2.URL:
+    """The address of a host. Messages repeat nothing of it, since it may hold a password.
+
+    Raises:
+        TypeError: no text.
+        ValueError: no such address.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"a url is a str{_LIKE}, got {type(text).__name__}")
+    if not text.startswith(("http://", "https://")):
+        raise ValueError(f"a url begins with http:// or https://{_LIKE}")
+    try:
+        url = httpx2.URL(text)
+        # As the resolver will: it takes no label that is empty or too long.
+        name = url.raw_host.decode("ascii").encode("idna")
+        # What no name can hold was escaped; an IPv6 address may have it before its zone.
+        if b"%" in name and b":" not in name:
+            raise UnicodeError
+    except (httpx2.InvalidURL, UnicodeError):
+        raise ValueError(f"the url cannot be read: it takes a host and perhaps a port{_LIKE}") from None
+    if not url.host:
+        raise ValueError(f"the url names no host; expected one{_LIKE}")
+    if url.port is not None and url.port not in _PORTS:
+        raise ValueError(f"the port of a url is a number from 1 to 65535, got {url.port}")
+    return url
+
+
+def shown(url: httpx2.URL) -> str:
+    """Where a request goes, without the password that a URL may hold."""
+    return f"{url.scheme}://{url.netloc.decode()}"
+
+
 class Addresses:
     """The hosts' addresses, and requests to them."""
 
     def __init__(self, urls: tuple[str, ...]) -> None:
-        for url in urls:
-            if not isinstance(url, str) or not url.startswith(("http://", "https://")):
-                raise ValueError("a url begins with http:// or https://")
+        self.shown = ", ".join(shown(parse_url(url)) for url in urls)
         self._bases = [url.rstrip("/") for url in urls]
         self._mail = [httpx2.URL(base + "/mail") for base in self._bases]
-        # A URL may hold a password; who looks at a client sees where it goes.
-        self.shown = ", ".join(f"{u.scheme}://{u.netloc.decode()}" for u in self._mail)
 
     def request(self, step: Exchange, timeout_seconds: float, content: object) -> httpx2.Request:
         """What the step asks for. Built here because httpx2's own way costs a third more of a call."""
@@ -96,16 +127,22 @@ def answer_of(response: httpx2.Response, arrived: Arriving) -> Answer:
     return Answer(response.status_code, bytes(arrived.data), retry_after=seconds)
 
 
-def unreachable(error: BaseException) -> str:
+def unreachable(error: httpx2.ConnectError) -> str:
     """Why there is no connection, in words of ours."""
+    address = shown(error.request.url)
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return "the host's TLS certificate is of another name, or not trusted here; SSL_CERT_FILE names authorities"
+            return (
+                f"the TLS certificate of {address} is of another name, or not trusted here; "
+                "SSL_CERT_FILE names authorities"
+            )
         if isinstance(cause, ssl.SSLError):
-            return "TLS fails at that address; does the host serve http://?"
+            return f"TLS fails at {address}; does the host serve http://?"
+        if isinstance(cause, socket.gaierror):
+            return f"the name in {address} does not resolve to an address; is it spelt right, is there a network?"
         cause = cause.__cause__ or cause.__context__
-    return "nothing answers at that address; is the host running?"
+    return f"nothing answers at {address}; is the host running?"
 
 
 def no_answer(error: Exception, timeout_seconds: float) -> Answer:

@@ -185,7 +185,7 @@ def check_challenge(claims: InstanceClaims, claims_digest: bytes, nonce: bytes, 
         TransportError: nobody did.
     """
     if answer.status != 200 or len(answer.body) != CHALLENGE_ANSWER:
-        raise TransportError(f"no answer to the challenge: {_reason(answer)}")
+        raise TransportError(f"no answer to the challenge: {reason_of(answer)}")
     said = nonce + answer.body[:32]
     _crypto.verify_signature(claims.signing_key, "challenge", claims_digest, said, answer.body[32:])
 
@@ -361,16 +361,16 @@ class ClientCore:
                 if answer.status == 200:
                     return host, answer
                 statuses.add(answer.status)
-                self.hosts.leave(host, _reason(answer))
+                self.hosts.leave(host, reason_of(answer))
             if not statuses & {0, 503} or (503 not in statuses and attempt + 1 >= self._attempts):
                 break
             yield self._pause(attempt, answer)
-        raise TransportError(f"the host gives no instance info: {_reason(answer)}")
+        raise TransportError(f"the host gives no instance info: {reason_of(answer)}")
 
     def _pause(self, attempt: int, answer: Answer | None = None) -> Pause:
         """Wait before the next attempt, and say so."""
         seconds = delay_seconds(attempt, answer.retry_after if answer is not None else 0.0)
-        reason = _reason(answer) if answer is not None else "an earlier request did not arrive"
+        reason = reason_of(answer) if answer is not None else "an earlier request did not arrive"
         self.hosts.tell("waiting", attempt=attempt + 1, seconds=seconds, reason=reason)
         return Pause(seconds)
 
@@ -604,7 +604,7 @@ class ClientCore:
                 yield from self.verify()
                 if place.conversation.session is session and status in (409, 422):
                     self._open(topic, place, new_boot=False)
-        return StreamError(f"the stream did not begin, and stream calls are not retried: {_reason(answer)}")
+        return StreamError(f"the stream did not begin, and stream calls are not retried: {reason_of(answer)}")
 
     def _request(
         self, kind: RequestKind, body: bytes, *, topic: str, envelope: bytes, retry: bool, padding: Padding | None
@@ -695,18 +695,18 @@ class ClientCore:
                 attempt += 1
                 continue
             if answer.status in (400, 413, 405, 404):
-                raise TransportError(f"the host refuses the mail: {_reason(answer)}")
+                raise TransportError(f"the host refuses the mail: {reason_of(answer)}")
             if attempt + 1 == self._attempts:
                 break
             yield self._pause(attempt, answer)
             if answer.status in _AGAIN or answer.status == 0:
                 if attempt and answer.status not in (409, 422):
                     # Twice at one host: what it has of the call may be lost with it.
-                    self.hosts.leave(host, _reason(answer))
+                    self.hosts.leave(host, reason_of(answer))
                 yield from self._recover(topic, place, item, answer)
             self.hosts.tell("retrying", attempt=attempt + 2)
             attempt += 1
-        raise TransportError(f"no reply after {_times(self._attempts)}, the outcome is unknown: {_reason(answer)}")
+        raise TransportError(f"no reply after {_times(self._attempts)}, the outcome is unknown: {reason_of(answer)}")
 
     def _recover(self, topic: str, place: _Topic, item: Pending, answer: Answer) -> Steps[None]:
         conversation, session = place.conversation, place.conversation.session
@@ -841,7 +841,7 @@ class ClientCore:
             return known.claims
         answer = yield Exchange("GET", f"/instance/{digest.hex()}", host=self.hosts.current)
         if answer.status != 200:
-            raise TransportError(f"the host does not say who posted a mail: {_reason(answer)}")
+            raise TransportError(f"the host does not say who posted a mail: {reason_of(answer)}")
         result = verify_instance(answer.body, self.constraint, now=self._now(), reference=self._reference)
         if result.claims_digest != digest:
             raise BindingError("the host gave the instance info of another instance")
@@ -959,7 +959,8 @@ def _times(attempts: int) -> str:
     return "1 attempt" if attempts == 1 else f"{attempts} attempts"
 
 
-def _reason(answer: Answer) -> str:
+def reason_of(answer: Answer) -> str:
+    """Why an answer is none, in words of ours."""
     if answer.status == 0:
         return answer.text
     return _HINTS.get(answer.status, f"the host answered with status {answer.status}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -11,7 +12,10 @@ import pytest
 
 from conclave.client import AsyncClient, AsyncMailTransport, Client, MailTransport
 from conclave.client._http import no_answer
-from conclave.client.client import _Base
+from conclave.client.client import _Base, _Options, _Stub
+from conclave.enclave import Enclave, rpc
+from conclave.errors import FormatError
+from conclave.rpc.interface import interface_of
 
 CODE = "C:" + "0" * 64
 URL = "http://127.0.0.1:1"
@@ -41,6 +45,57 @@ def test_what_is_no_address(made: Any, url: Any, error: type[Exception], told: s
         made(url, constraint=CODE)
     assert told in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("made", [Client, AsyncClient, MailTransport, AsyncMailTransport])
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        ({"constraint": None}, TypeError, "constraint= takes a line such as 'C:<digest>', a Constraint, or the Path"),
+        ({"constraint": 5}, TypeError, "of a file that holds one, got int"),
+        ({"identity": "a.identity"}, TypeError, "got str; Identity.load(path) reads one from its file"),
+        ({"identity": Path("a.identity")}, TypeError, "identity= takes an Identity, got "),
+        ({"attempts": 0}, ValueError, "attempts= takes a number from 1, got 0"),
+    ],
+)
+def test_options_of_another_kind(made: Any, options: dict[str, Any], error: type[Exception], told: str) -> None:
+    with pytest.raises(error) as caught:
+        made(URL, **{"constraint": CODE, **options})
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "c.constraint is empty; expected a constraint as `conclave build` prints it"),
+        (b" \n", "c.constraint is empty"),
+        (b"FOO:1\n", "c.constraint: unknown clause 'FOO:1' in the constraint"),
+        (b"\xff\xfe", "c.constraint holds no constraint: it is no text"),
+    ],
+)
+def test_a_constraint_out_of_a_file(data: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / "c.constraint").write_bytes(data)
+    with pytest.raises(FormatError) as caught:
+        Client(URL, constraint=tmp_path / "c.constraint")
+    assert str(tmp_path / told) in str(caught.value)
+
+
+class Two(Enclave):
+    @rpc
+    def first(self) -> int:
+        return 1
+
+    @rpc
+    def second(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize(("cls", "has"), [(Two, "it has first, second"), (Enclave, "it has none")])
+def test_a_stub_says_what_it_has(cls: type, has: str) -> None:
+    stub: Any = _Stub(Client(URL, constraint=CODE), interface_of(cls), _Options("default", None, None))
+    with pytest.raises(AttributeError, match=f"^the class has no @rpc method 'nope'; {has}$"):
+        stub.nope()
+    assert not hasattr(stub, "nope")
 
 
 def test_addresses_of_every_form() -> None:

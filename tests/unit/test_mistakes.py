@@ -17,6 +17,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.txt").write_text("nothing of the kind")
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "c.constraint").write_text("FOO:1\n")
     return tmp_path
 
 
@@ -51,6 +53,10 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ),
         (("call", "http://x", "y", "--constraint", CODE, "--identity", "none/me"), "no such folder: none"),
         (("verify", "text.txt", "--constraint", "folder"), "folder is not an ordinary file"),
+        (("verify", "text.txt", "--constraint", "empty"), "error (usage): empty is empty; expected a constraint as"),
+        (("verify", "text.txt", "--constraint", "c.constraint"), "(format): c.constraint: unknown clause 'FOO:1' in"),
+        (("call", "http://x", "y", "--constraint", "c.constraint"), "(format): c.constraint: unknown clause 'FOO:1'"),
+        (("call", "http://x", "y", "--constraint", "SEC:STALE FOO:1"), "error (format): unknown clause 'FOO:1' in the"),
         (("verify", "ftp://x"), "begins with http:// or https://"),
         (("inspect", "ftp://x"), "begins with http:// or https://"),
         (("verify", "127.0.0.1:28770"), "begins with http:// or https://"),

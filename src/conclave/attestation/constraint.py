@@ -20,6 +20,9 @@ from conclave.attestation.tcb import parse_minimum
 from conclave.errors import FormatError
 
 MAX_LENGTH: Final = 16384
+# Of a clause that is none, an error shows so many characters; of a word without a colon, only a short one.
+_MOST_SHOWN: Final = 32
+_WORD: Final = 16
 _REPEATABLE: Final = {"C", "S", "RUNTIME", "CHIP"}
 _KEYS: Final = ("C", "S", "PROD", "REVOKE", "SEC", "EXPIRE", "TEE", "RUNTIME", "ADVISORIES", "TCB", "CHIP")
 _HASH = re.compile(r"[0-9A-Fa-f]{64}\Z")
@@ -128,13 +131,21 @@ def _tokens(text: str) -> dict[str, list[str]]:
             continue
         key, _, value = token.partition(":")
         if key not in _KEYS:
-            raise FormatError(f"unknown clause in the constraint; known: {', '.join(k + ':' for k in _KEYS)}")
+            known = ", ".join(k + ":" for k in _KEYS)
+            raise FormatError(f"unknown clause{_shown(token)} in the constraint; known: {known}")
         if not value:
             raise FormatError(f"{key}: has no value")
         if key in values and key not in _REPEATABLE:
             raise FormatError(f"{key}: is given more than once")
         values.setdefault(key, []).append(value)
     return values
+
+
+def _shown(token: str) -> str:
+    """What stands where a clause was expected. A long word without a colon may be a key, out of the wrong file."""
+    if ":" not in token and len(token) > _WORD:
+        return ""
+    return f" {token[:_MOST_SHOWN]!r}{'…' if len(token) > _MOST_SHOWN else ''}"
 
 
 def _hash(key: str, value: str) -> str:

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from conclave.attestation.constraint import MAX_LENGTH
+from conclave.attestation.constraint import MAX_LENGTH, Constraint
 from conclave.cli._terminal import safe
 from conclave.errors import FormatError
 
 MISUSE: Final = "usage"
 MAX_FILES: Final = 1000
+_EXPECTED: Final = "expected a constraint as `conclave build` prints it"
 
 
 def misuse(why: str) -> FormatError:
@@ -46,24 +47,41 @@ def read_if_there(path: Path, *, limit: int) -> bytes | None:
         return None
 
 
-def constraint_line(text: str) -> str:
-    """A constraint as options take it: the line itself, or a file that holds it.
+def constraint_line(text: str, *, program: bool = True) -> str:
+    """A constraint as options take it, the line itself or a file that holds it; it parses.
+
+    Args:
+        text: what the option says.
+        program: as for `Constraint.parse`.
 
     Raises:
-        FormatError: `usage`: the file holds no text, or too much.
+        FormatError: `usage`: the file holds no text, or too much. `format`: it does not parse.
         OSError: it cannot be read.
     """
     if not text.strip():
-        raise misuse("the constraint is empty; expected a line as `conclave build` prints it, or a file that holds one")
+        raise misuse(f"the constraint is empty; {_EXPECTED}, or a file that holds one")
     if ":" in text and not _is_there(text):
+        Constraint.parse(text.strip(), program=program)
         return text.strip()
-    data = read_file(Path(text), limit=MAX_LENGTH)
+    line = _line_in(Path(text))
+    try:
+        Constraint.parse(line, program=program)
+    except FormatError as error:
+        raise FormatError(f"{safe(text)}: {error}") from None
+    return line
+
+
+def _line_in(path: Path) -> str:
+    data = read_file(path, limit=MAX_LENGTH)
     try:
         if len(data) > MAX_LENGTH:
             raise ValueError
-        return data.decode().strip()
+        line = data.decode().strip()
     except ValueError:
-        raise misuse(f"{safe(text)} holds no constraint") from None
+        raise misuse(f"{safe(str(path))} holds no constraint") from None
+    if not line:
+        raise misuse(f"{safe(str(path))} is empty; {_EXPECTED}")
+    return line
 
 
 def _is_there(text: str) -> bool:

@@ -127,9 +127,7 @@ def ask(
         Error, OSError: a mistake of the user's, or nothing answers: there is no verdict to be had.
     """
     now = datetime.now(UTC) if at is None else _moment(at)
-    line = None if constraint is None else constraint_line(constraint)
-    if line is not None:
-        Constraint.parse(line, program=False)
+    line = None if constraint is None else constraint_line(constraint, program=False)
     for name, place in (("--endorsements", endorsements), ("--roots", roots)):
         if place is not None and not place.is_dir():
             raise misuse(f"{name} takes a folder")

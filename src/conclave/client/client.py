@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,10 +61,44 @@ def _constraint(value: str | Constraint | Path) -> Constraint:
     if isinstance(value, Constraint):
         return value
     if isinstance(value, Path):
-        value = value.read_text()
-    elif ":" not in value:
+        return _constraint_in(value)
+    if not isinstance(value, str):
+        raise TypeError(
+            "constraint= takes a line such as 'C:<digest>', a Constraint, or the Path of a file that holds one, "
+            f"got {type(value).__name__}"
+        )
+    if ":" not in value:
         raise FormatError("this is no constraint, such as 'C:<digest>'; give the name of a file as Path(...)")
     return Constraint.parse(value.strip())
+
+
+def _constraint_in(path: Path) -> Constraint:
+    try:
+        line = path.read_text().strip()
+    except UnicodeDecodeError:
+        raise FormatError(f"{path} holds no constraint: it is no text") from None
+    if not line:
+        raise FormatError(f"{path} is empty; expected a constraint as `conclave build` prints it")
+    try:
+        return Constraint.parse(line)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
+
+
+def _urls(url: str | Sequence[str]) -> tuple[str, ...]:
+    # What is neither is refused as the one address that it is not.
+    several = isinstance(url, Iterable) and not isinstance(url, str | bytes)
+    urls = tuple(url) if several else (cast(str, url),)
+    if not 0 < len(urls) <= MAX_HOSTS:
+        raise ValueError(f"give 1 to {MAX_HOSTS} urls")
+    return urls
+
+
+def _check_identity(identity: Identity | None) -> None:
+    if identity is not None and not isinstance(identity, Identity):
+        raise TypeError(
+            f"identity= takes an Identity, got {type(identity).__name__}; Identity.load(path) reads one from its file"
+        )
 
 
 class _Deadline:
@@ -153,11 +187,12 @@ class _Base:
             FormatError: the constraint does not parse.
             StateError: the state is in use by another client, of another identity, or cannot be written.
         """
-        urls = (url,) if isinstance(url, str) else tuple(url)
-        if not 0 < len(urls) <= MAX_HOSTS:
-            raise ValueError(f"give 1 to {MAX_HOSTS} urls")
+        urls = _urls(url)
         self._closed = self._used = False
         self._addresses = Addresses(urls)
+        _check_identity(identity)
+        if attempts < 1:
+            raise ValueError(f"attempts= takes a number from 1, got {attempts}")
         _Deadline(timeout_seconds)
         _Deadline(deadline_seconds)
         if state is not None and identity is None:
@@ -816,6 +851,10 @@ class _Stub(Generic[E]):
     def __init__(self, client: Client | AsyncClient, interface: Any, options: _Options) -> None:
         for method in interface.methods.values():
             setattr(self, method.name, _caller(client, method, options))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        # Asked only for what was not set above.
+        raise AttributeError(f"the class has no @rpc method {name!r}; it has {', '.join(sorted(vars(self))) or 'none'}")
 
 
 def _caller(client: Client | AsyncClient, method: Any, options: _Options) -> Callable[..., Any]:

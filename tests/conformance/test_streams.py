@@ -280,7 +280,7 @@ def test_calls_of_the_wrong_kind(client: Client) -> None:
             client.call(method, *([1] if method == "zeros" else []))
     with pytest.raises(CallError, match="argument 'size' is not int"):
         client.call_stream("zeros", "many")
-    with pytest.raises(CallError, match="takes 1 arguments, got 0"):
+    with pytest.raises(CallError, match="takes 1 argument, got 0"):
         client.call_stream("zeros")
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import datetime
+import enum
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Optional
 
@@ -31,6 +34,10 @@ class Tree(msgspec.Struct):
     children: list[Tree] = []
 
 
+class Branch(msgspec.Struct):
+    leaves: int
+
+
 class Sample(Enclave):
     @rpc
     def plain(self, a: int, b: str = "b", c: float = 1.5) -> str:
@@ -43,6 +50,10 @@ class Sample(Enclave):
     @rpc
     def nothing(self) -> None: ...
 
+    @rpc
+    def one(self, amount: int) -> int:
+        return amount
+
     def private(self, anything):  # type: ignore[no-untyped-def]
         """Not marked, so not part of the interface."""
 
@@ -53,11 +64,12 @@ METHODS = interface_of(Sample).methods
 @pytest.mark.spec("RPC-5")
 def test_the_schema_is_sorted_canonical_and_complete() -> None:
     interface = interface_of(Sample)
-    assert sorted(METHODS) == ["nothing", "plain", "rich"]
+    assert sorted(METHODS) == ["nothing", "one", "plain", "rich"]
     assert _codec._decoder(Any).decode(interface.encode()) == [
         None,
         [
             ["nothing", [], "none", True, None],
+            ["one", [["amount", "int", False]], "int", True, None],
             ["plain", [["a", "int", False], ["b", "str", True], ["c", "float", True]], "str", True, None],
             [
                 "rich",
@@ -132,14 +144,49 @@ def test_signatures_that_do_not_cross() -> None:
     refused(unknown, "'Missing' cannot be resolved")
 
 
+class Shade(enum.Enum):
+    DARK = 1
+
+
+@pytest.mark.spec("RPC-7")
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (datetime.datetime, "datetime.datetime"),
+        (Shade, f"{__name__}.Shade"),
+        (object, "object"),
+        (dict[str, complex], "complex"),
+        (Iterator[complex], "complex"),
+    ],
+)
+def test_a_type_that_does_not_cross_is_told_with_its_place(kind: object, name: str) -> None:
+    def method(self: object, x: int) -> int:
+        return x
+
+    for place, shown in (("x", "parameter 'x'"), ("return", "result")):
+        method.__annotations__ = {"x": int, "return": int, place: kind}
+        told = re.escape(f"Bad.method: {shown}: {name} cannot cross an RPC boundary; use bool")
+        with pytest.raises(TypeError, match=told):
+            interface_of(type("Bad", (Enclave,), {"method": rpc(method)}))
+
+
+def test_a_union_that_decoding_could_not_tell_apart_is_told_with_its_method() -> None:
+    def method(self: object, x: Tree | Branch) -> None: ...
+
+    with pytest.raises(TypeError, match=r"Bad\.method: .*Tree"):
+        interface_of(type("Bad", (Enclave,), {"method": rpc(method)}))
+
+
 @pytest.mark.spec("RPC-1")
 def test_binding_is_pythons() -> None:
     plain = METHODS["plain"]
     assert plain.bind((1,), {}) == [1]
     assert plain.bind((1, "x"), {}) == [1, "x"]
     assert plain.bind((), {"a": 1, "c": 2.0}) == [1, "b", 2.0]
+    with pytest.raises(TypeError, match=r"one\(amount\) takes 1 argument, got 2"):
+        METHODS["one"].bind((1, 2), {})
     for args, kwargs in (((), {}), ((1, "b", 1.0, 4), {}), ((1,), {"a": 1}), ((1,), {"d": 1}), ((), {"b": "x"})):
-        with pytest.raises(TypeError, match=r"plain\(\)"):
+        with pytest.raises(TypeError, match=r"plain\("):
             plain.bind(args, kwargs)
 
 
@@ -155,16 +202,17 @@ def test_arguments_from_untrusted_bytes() -> None:
     assert decode("nothing") == ()
     assert decode("rich", Point(1, 2, ["a"]), Tree(1, [Tree(2)])) == (Point(1, 2, ["a"]), Tree(1, [Tree(2)]))
     for name, arguments, said in (
-        ("plain", [], "takes 1 to 3 arguments, got 0"),
-        ("plain", [1, "a", 1.0, 4], "takes 1 to 3 arguments, got 4"),
+        ("plain", [], "plain(a, b=…, c=…) takes 1 to 3 arguments, got 0"),
+        ("plain", [1, "a", 1.0, 4], "plain(a, b=…, c=…) takes 1 to 3 arguments, got 4"),
+        ("one", [], "one(amount) takes 1 argument, got 0"),
         ("plain", ["SECRET"], "argument 'a' is not int"),
         ("plain", [1, b"SECRET"], "argument 'b' is not str"),
         ("plain", [True], "argument 'a' is not int"),
-        ("nothing", [1], "takes 0 arguments, got 1"),
+        ("nothing", [1], "nothing() takes 0 arguments, got 1"),
         ("rich", [{"x": "SECRET"}], "argument 'point' is not record Point"),
         ("rich", [{"x": 1}, {"value": 1, "children": [5]}], "argument 'tree' is not union"),
     ):
-        with pytest.raises(FormatError, match=said.replace("(", r"\(")) as refused:
+        with pytest.raises(FormatError, match=re.escape(said)) as refused:
             decode(name, *arguments)  # type: ignore[misc]
         assert "SECRET" not in str(refused.value)
 
@@ -196,6 +244,25 @@ def test_results() -> None:
     for data, kind in ((b"", int), (b"\xa1x", int), (b"\x01\x02", int), (b"\xc1", Any), (b"\x91" * 5000, Any)):
         with pytest.raises(FormatError, match="does not have the declared type"):
             decode_result(data, kind)
+
+
+@pytest.mark.spec("RPC-4")
+@pytest.mark.parametrize(
+    ("data", "kind", "said"),
+    [
+        (b"\xa6SECRET", int, "expected int, got str"),
+        (b"\xc0", Point, "expected record Point{x:int,y?:int,tags?:list<str>}, got none"),
+        (b"\x91\xa6SECRET", list[int], "expected list<int>, got list"),
+        (b"\xa6SECRET", Shade, "expected Shade, got str"),
+        (b"\xc1", int, "expected int, got no MessagePack value"),
+    ],
+)
+def test_a_result_of_another_type_is_told_with_its_method(data: bytes, kind: object, said: str) -> None:
+    with pytest.raises(FormatError) as refused:
+        decode_result(data, kind, method="echo")
+    assert str(refused.value) == f"echo(): the enclave's result does not have the declared type: {said}"
+    with pytest.raises(FormatError, match=r"^the enclave's result"):
+        decode_result(data, kind)
 
 
 def test_what_cannot_be_encoded_is_the_callers_mistake() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, overload
 
@@ -26,6 +26,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _MARK = "__conclave_rpc__"
 MAX_METHOD_NAME = 128
+# Of a type in a message.
+_MAX_SHOWN: Final = 200
 
 
 class RpcError(Exception):
@@ -111,7 +113,7 @@ class Method:
         """Arguments in order, defaults filled in. Raises TypeError as Python does."""
         names = [name for name, _, _ in self.parameters]
         if len(args) > len(names):
-            raise TypeError(f"{self.name}() takes {len(names)} arguments but {len(args)} were given")
+            raise TypeError(f"{_takes(self.name, self.parameters)}, got {len(args)}")
         values = dict(zip(names, args, strict=False))
         for name, value in kwargs.items():
             if name not in names or name in values:
@@ -146,8 +148,7 @@ class Method:
         parameters = [p for at, p in enumerate(self.parameters) if at != self.upload_at]
         needed = sum(not optional for _, _, optional in parameters)
         if not needed <= len(raw) <= len(parameters):
-            wanted = f"{needed}" if needed == len(parameters) else f"{needed} to {len(parameters)}"
-            raise FormatError(f"{self.name}() takes {wanted} arguments, got {len(raw)}")
+            raise FormatError(f"{_takes(self.name, parameters)}, got {len(raw)}")
         values = []
         for part, (name, text, _), kind in zip(raw, parameters, self.argument_types, strict=False):
             try:
@@ -155,6 +156,14 @@ class Method:
             except (msgspec.MsgspecError, RecursionError, UnicodeError):
                 raise FormatError(f"{self.name}(): argument '{name}' is not {text}") from None
         return tuple(values)
+
+
+def _takes(name: str, parameters: Sequence[tuple[str, str, bool]]) -> str:
+    """`add(number) takes 1 argument`: what a call with too few or too many arguments is told."""
+    shown = ", ".join(f"{n}=…" if optional else n for n, _, optional in parameters)
+    needed, most = sum(not optional for _, _, optional in parameters), len(parameters)
+    count = f"{most}" if needed == most else f"{needed} to {most}"
+    return f"{name}({shown}) takes {count} argument{'' if most == 1 else 's'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +244,9 @@ def _method(
             raise TypeError(f"{where}: parameter '{parameter.name}' needs a type annotation")
         kind = hints[parameter.name]
         optional = parameter.default is not parameter.empty
-        stream = stream_type(kind)
+        stream, text = _crossing(kind, f"{where}: parameter '{parameter.name}'")
         if stream is None:
-            parameters.append((parameter.name, describe(kind), optional))
+            parameters.append((parameter.name, text, optional))
             kinds.append(kind)
         elif upload is not None or optional or stream.generator:
             raise TypeError(
@@ -246,14 +255,17 @@ def _method(
             )
         else:
             upload, upload_at = stream, len(parameters)
-            parameters.append((parameter.name, stream.text, False))
+            parameters.append((parameter.name, text, False))
         defaults.append(parameter.default)
     if "return" not in hints:
         raise TypeError(f"{where}: needs a return annotation (-> None if it returns nothing)")
     returns = hints["return"]
-    download = stream_type(returns)
-    everything = msgspec.msgpack.Decoder(types.GenericAlias(tuple, tuple(kinds)))
-    text = describe(returns) if download is None else download.text
+    download, text = _crossing(returns, f"{where}: result")
+    try:
+        everything = msgspec.msgpack.Decoder(types.GenericAlias(tuple, tuple(kinds)))
+    except TypeError as error:
+        # Each of the types crosses, but a union may have several that decoding could not tell apart.
+        raise TypeError(f"{where}: {error}") from None
     return Method(
         name,
         tuple(parameters),
@@ -269,6 +281,15 @@ def _method(
         upload_at,
         download,
     )
+
+
+def _crossing(kind: Any, where: str) -> tuple[StreamType | None, str]:
+    """The stream that an annotation means, if any, and its text in the schema; errors say where it stands."""
+    try:
+        stream = stream_type(kind)
+        return stream, describe(kind) if stream is None else stream.text
+    except TypeError as error:
+        raise TypeError(f"{where}: {error}") from None
 
 
 def check_handlers(cls: type, interface: Interface) -> None:
@@ -313,12 +334,36 @@ def decode_call(body: bytes | memoryview) -> tuple[str, bytes | memoryview]:
         raise FormatError("not a call: method name is not UTF-8") from None
 
 
-def decode_result(body: bytes, kind: Any) -> Any:
-    """A result from the enclave. Raises FormatError."""
+def decode_result(body: bytes, kind: Any, *, method: str = "") -> Any:
+    """A result from the enclave, of the named method.
+
+    Raises:
+        FormatError: it is none of the type; the message says of which, never a value.
+    """
     try:
         return msgspec.msgpack.decode(body, type=kind)
     except (msgspec.MsgspecError, RecursionError, UnicodeError):
-        raise FormatError("the enclave's result does not have the declared type") from None
+        where = f"{method}(): " if method else ""
+        raise FormatError(
+            f"{where}the enclave's result does not have the declared type: "
+            f"expected {_expected(kind)}, got {_type_of(body)}"
+        ) from None
+
+
+def _expected(kind: Any) -> str:
+    try:
+        return describe(kind)[:_MAX_SHOWN]
+    except TypeError:
+        # Whoever calls without the interface may ask for types that only msgspec knows.
+        return str(getattr(kind, "__qualname__", kind))[:_MAX_SHOWN]
+
+
+def _type_of(body: bytes) -> str:
+    try:
+        value = msgspec.msgpack.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError, TypeError):
+        return "no MessagePack value"
+    return "none" if value is None else type(value).__name__
 
 
 class CallFailure(_codec.Record, frozen=True):

@@ -72,7 +72,7 @@ def stream_type(annotation: Any) -> StreamType | None:
         return None
     item, *others = typing.get_args(annotation)
     if any(other not in (None, type(None)) for other in others):
-        raise TypeError(f"{annotation!r} cannot cross an RPC boundary: a generator only yields")
+        raise TypeError(f"{_name(annotation)} cannot cross an RPC boundary: a generator only yields")
     return StreamType(item, f"stream<{describe(item)}>", *kind)
 
 
@@ -107,9 +107,17 @@ def _describe(annotation: Any, inside: tuple[type, ...]) -> str:
     ):
         return _record(annotation, inside)
     raise TypeError(
-        f"{annotation!r} cannot cross an RPC boundary; use bool, int, float, str, bytes, None, list, tuple, "
+        f"{_name(annotation)} cannot cross an RPC boundary; use bool, int, float, str, bytes, None, list, tuple, "
         "dict, set, unions, Literal, dataclasses or msgspec structs; iterators of them as one parameter or as result"
     )
+
+
+def _name(annotation: Any) -> str:
+    """As an author writes it: `datetime.datetime`, not `<class 'datetime.datetime'>`."""
+    if not isinstance(annotation, type) or isinstance(annotation, types.GenericAlias):
+        return repr(annotation)
+    module = "" if annotation.__module__ == "builtins" else f"{annotation.__module__}."
+    return module + annotation.__qualname__
 
 
 def _record(kind: type, inside: tuple[type, ...]) -> str:

@@ -16,6 +16,7 @@ from conclave.bundle import Bundle, build, generate_key, read_bundle, signing_re
 from conclave.cli import main
 from conclave.cli._inspect import explain
 from conclave.client import Client, Identity
+from conclave.client._state import ClientState
 from conclave.errors import Error
 from conclave.testing import HostServer
 
@@ -84,6 +85,13 @@ def test_keys_show_their_public_part_alone(built: Bundle, tmp_path: Path, capsys
         secret = (tmp_path / name).read_text().split()[1]
         for option in ((), ("--json",)):
             assert secret not in inspect(capsys, tmp_path / name, *option)
+
+
+def test_a_clients_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ClientState(tmp_path / "state", Identity.generate()).close()
+    said = facts(capsys, tmp_path / "state")
+    assert (said["kind"], said["format"]) == ("client state", "conclave-state-3")
+    assert said["total_bytes"] == (tmp_path / "state").stat().st_size
 
 
 def test_instance_info_and_its_parts(info: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

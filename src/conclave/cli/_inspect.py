@@ -30,13 +30,14 @@ from conclave.cli._artefact import is_url
 from conclave.cli._host import fetch_instance_info
 from conclave.cli._terminal import safe
 from conclave.client import Identity
+from conclave.client._state import MAGIC
 from conclave.errors import FormatError
 from conclave.rpc.interface import interface_digest
 
 _LONGEST: Final = 20
 _KNOWN: Final = (
     "a bundle, instance info, instance claims, SGX or TDX evidence, endorsements, encrypted mail, a constraint, "
-    "a manifest, a lock, a signing request, a detached signature, an author's key, an identity"
+    "a manifest, a lock, a signing request, a detached signature, an author's key, an identity, a client's state"
 )
 _MEANING: Final = {
     "code": "exactly this program; C: in a constraint",
@@ -98,10 +99,14 @@ def explain(source: str) -> Explanation:
     if ":" in source and not _is_file(path):
         return _constraint(source)
     with open(path, "rb") as file:
-        head = file.read(4)
-        if head == b"PK\3\4":
+        head = file.read(_HEAD)
+        if head.startswith(b"PK\3\4"):
             return _bundle(path)
+        if head.startswith(_STATE):
+            return _client_state(head, path)
         data = head + file.read(MAX_MAIL)
+    if not data:
+        raise FormatError(f"{safe(path.name)}: the file is empty")
     if len(data) > MAX_MAIL:
         raise FormatError(f"{safe(path.name)} is too large for any artefact but a bundle, and it is no bundle")
     for prefix, kind in _KINDS:
@@ -296,6 +301,16 @@ def _identity(_: bytes, path: Path) -> Explanation:
     return Explanation("identity", "SECRET: whoever has this file is this client; only the public part is shown", facts)
 
 
+def _client_state(head: bytes, path: Path) -> Explanation:
+    facts = {"format": head.decode(errors="replace"), "total_bytes": path.stat().st_size}
+    return Explanation(
+        "client state",
+        "requests without an answer and the box of one client, encrypted under its identity's key; "
+        "a copy or an older one breaks nothing",
+        facts,
+    )
+
+
 def _constraint(text: str) -> Explanation:
     constraint = Constraint.parse(text.strip())
     either = [f"the program {c}" for c in sorted(constraint.codes)]
@@ -326,6 +341,8 @@ def _constraint(text: str) -> Explanation:
     return Explanation("constraint", "which enclaves a client accepts; every clause must hold", facts)
 
 
+_STATE: Final = MAGIC[:-1]
+_HEAD: Final = len(MAGIC)
 _REQUEST: Final = b"conclave/1 bundle\0" + bytes(64)
 _LOCK: Final = b"# conclave lock 1 "
 # Records begin with their number of fields, in MessagePack; a quote with version and key type.

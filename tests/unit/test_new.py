@@ -129,7 +129,7 @@ def test_an_application_is_written_run_built_and_served(
     unlocked = subprocess.run([*CONCLAVE, "run", "my_survey:app"], cwd=project, capture_output=True, text=True)
     assert (unlocked.returncode, unlocked.stdout) == (1, "")
     assert unlocked.stderr == (
-        "error (bundle): my_survey.lock is missing: run `conclave lock` to pin the dependencies\n"
+        "error (bundle): my_survey.lock is missing: run `conclave lock my_survey.py` to pin the dependencies\n"
     )
     shutil.copyfile(LOCK, project / "my_survey.lock")
     # 2. Its tests pass, in this process and in an enclave, and can fail in both.
@@ -169,7 +169,7 @@ def test_an_application_is_written_run_built_and_served(
     ("name", "said"),
     [
         ("Survey", "2 to 40 characters"),
-        ("a", "2 to 40 characters"),
+        ("a", "'a' is no name of a project: expected 2 to 40 characters"),
         ("a" * 41, "2 to 40 characters"),
         ("9lives", "2 to 40 characters"),
         ("..", "2 to 40 characters"),
@@ -195,6 +195,25 @@ def test_names_that_are_refused(
     assert new(name) == 1
     assert said in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("options", [(), ("--asgi",)])
+@pytest.mark.parametrize("name", ["xyz", "a-name-that-is-longer-than-usual"])
+def test_comments_stand_in_one_column(
+    name: str, options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert new(name, *options) == 0
+    lines = [line for line in (tmp_path / name / "README.md").read_text().splitlines() if "   # " in line]
+    assert len(lines) == 4
+    assert len({line.index("# ") for line in lines}) == 1
+    assert max(len(line.partition("   # ")[0].rstrip()) for line in lines) + 3 == lines[0].index("# ")
+
+
+def test_its_help_says_what_a_name_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["new", "--help"])
+    assert "2 to 40 characters" in capsys.readouterr().out
 
 
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:

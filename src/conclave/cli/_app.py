@@ -47,7 +47,8 @@ def new(name: Path, *, asgi: bool = False) -> int:
     Example: conclave new my-survey
 
     Args:
-        name: folder to make; its name becomes the project's.
+        name: the project's name, 2 to 40 characters of a-z 0-9 _ -, of which the first is a letter: a folder of this
+            name is made. It may be a path: then its last part is the name, and the folders before it are there already.
         asgi: an ASGI application (Starlette) rather than a class with @rpc methods.
     """
     from conclave.cli._new import new_command
@@ -101,6 +102,9 @@ def lock(path: Path) -> None:
     """Pin an enclave's dependencies by hash in a lock file beside it (needs uv).
 
     Example: conclave lock hello.py
+
+    Args:
+        path: a Python file that declares them in a `# /// script` block, or a project directory with pyproject.toml.
     """
     from conclave.bundle import lock as make_lock
 

@@ -6,6 +6,7 @@ Runs on the author's machine.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import keyword
 import re
 import sys
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from conclave.cli._new_asgi import FILES
+from conclave.cli._terminal import safe
 from conclave.errors import FormatError
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,38}[a-z0-9]\Z")
+_COMMENT: Final = "   # "
 _OWN: Final = ("conclave", "client", "conftest", "tests")
 
 _ENCLAVE: Final = '''"""@NAME@: averages numbers of several people and shows no single one."""
@@ -134,10 +137,10 @@ An enclave that averages numbers of several people and shows no single one.
 | `test_@MODULE@.py` | tests against a real enclave under the simulated TEE |
 
 ```
-python -m pytest                    # needs pytest
-conclave run @MODULE@.py            # build, launch, serve; writes @MODULE@.constraint
-python client.py 12 15 9            # in another terminal
-conclave attack @MODULE@.py         # under a host that does its worst
+python -m pytest   # needs pytest
+conclave run @MODULE@.py   # build, launch, serve; writes @MODULE@.constraint
+python client.py 12 15 9   # in another terminal
+conclave attack @MODULE@.py   # under a host that does its worst
 ```
 
 `conclave run` is for development: the simulated TEE protects nothing from whoever owns the machine. What you
@@ -185,6 +188,7 @@ def new_command(path: Path, *, asgi: bool) -> int:
     }
     templates = {**(FILES if asgi else _FILES), ".gitignore": _IGNORED}
     files = {_filled(file, words): _filled(text, words) for file, text in templates.items()}
+    files["README.md"] = _aligned(files["README.md"])
     path.mkdir(exist_ok=True)
     for file, text in files.items():
         with open(path / file, "x", encoding="utf-8") as target:
@@ -201,9 +205,24 @@ def _filled(text: str, words: dict[str, str]) -> str:
     return text
 
 
+def _aligned(text: str) -> str:
+    """Put the comments behind commands into one column for each run of lines that has them."""
+    lines = text.split("\n")
+    for has_comment, run in itertools.groupby(range(len(lines)), lambda at: _COMMENT in lines[at]):
+        numbers = list(run) if has_comment else []
+        width = max((len(lines[at].partition(_COMMENT)[0].rstrip()) for at in numbers), default=0)
+        for at in numbers:
+            command, _, comment = lines[at].partition(_COMMENT)
+            lines[at] = f"{command.rstrip():<{width}}{_COMMENT}{comment}"
+    return "\n".join(lines)
+
+
 def _check(name: str, module: str) -> None:
     if not _NAME.match(name):
-        raise FormatError("the name of a project has 2 to 40 characters of a-z 0-9 _ - and begins with a letter")
+        raise FormatError(
+            f"{safe(name)!r} is no name of a project: "
+            "expected 2 to 40 characters of a-z 0-9 _ -, of which the first is a letter"
+        )
     taken = module in _OWN or module in sys.stdlib_module_names or keyword.iskeyword(module)
     if not taken:
         found = importlib.util.find_spec(module)

@@ -177,10 +177,10 @@ A web application that averages numbers of several people and shows no single on
 | `conftest.py`, `test_@MODULE@.py` | tests, each in this process and in an enclave under the simulated TEE |
 
 ```
-conclave lock @MODULE@.py           # pins starlette and what it needs by hash (needs uv)
-python -m pytest                    # needs pytest and starlette
-conclave run @MODULE@:app           # build, launch, serve; writes @MODULE@.constraint
-python client.py 12                 # in another terminal, as three people
+conclave lock @MODULE@.py   # pins starlette and what it needs by hash (needs uv)
+python -m pytest   # needs pytest and starlette
+conclave run @MODULE@:app   # build, launch, serve; writes @MODULE@.constraint
+python client.py 12   # in another terminal, as three people
 ```
 
 `conclave run` is for development: the simulated TEE protects nothing from whoever owns the machine. What you

@@ -415,7 +415,7 @@ MISTAKES = {
     "app:number": "error (bundle): app cannot be built: an ASGI application is an object that can be called, ",
     "app:make": "error (bundle): app cannot be built: an ASGI application is called with scope, receive and send; ",
     "broken:app": "error (bundle): broken cannot be built: broken.py, line 1: ModuleNotFoundError: ",
-    "unlocked:app": "error (bundle): unlocked.lock is missing: run `conclave lock` to pin the dependencies",
+    "unlocked:app": "error (bundle): unlocked.lock is missing: run `conclave lock unlocked.py` to pin the dependencies",
     "nothing:app": "error (bundle): . has no nothing.py, and no pyproject.toml that says what belongs to nothing",
     "fails:app": "error (platform): the enclave refused to start: "
     "RuntimeError: the application says that it cannot start: no database",

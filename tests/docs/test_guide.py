@@ -148,7 +148,7 @@ def test_the_vectors_of_the_guide(tmp_path: Path) -> None:
         (("build", "text.txt"), "neither a Python file nor a project directory"),
         (("build", "broken.py"), "broken.py, line 1: ModuleNotFoundError: No module named 'nothing_of_that_name'"),
         (("build", "none.py"), "must define exactly one subclass of conclave.enclave.Enclave, found: none"),
-        (("build", "unlocked.py"), "run `conclave lock`"),
+        (("build", "unlocked.py"), "run `conclave lock unlocked.py`"),
         (("serve", "text.txt"), "not a bundle"),
         (("serve", "missing.enclave"), "no such file"),
         (("serve", "text.txt", "--tee", "sgx"), "no driver for the TEE 'sgx'"),

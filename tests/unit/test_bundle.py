@@ -163,10 +163,15 @@ def test_a_failed_build_leaves_what_was_there(place: Path) -> None:
         ("def broken(:\n", "SyntaxError"),
         (SOURCE.replace('word: str = "x"', "word"), "'word' needs a type annotation"),
         (SOURCE.replace("-> str", ""), "needs a return annotation"),
-        (SOURCE.replace("word: str", "word: object"), "cannot cross an RPC boundary"),
+        (SOURCE.replace("word: str", "word: object"), "Small.ping: parameter 'word': object cannot cross"),
+        (SOURCE.replace("@rpc", "@rpc(retries=False)"), "small.py, line 5: TypeError: rpc() got an unexpected"),
+        (SOURCE.replace("@rpc", "@rpc(padding=5)"), "small.py, line 5: TypeError: padding is padme"),
+        (SOURCE.replace("    @rpc\n", ""), "Small has no @rpc method and no on_mail: nothing could call it"),
         (SOURCE.replace("word: str", "*word: str").replace(' = "x"', ""), "do not cross"),
         (declared("dependencies = 5"), "must be a list of strings"),
-        (declared("dependencies = ["), "small.py"),
+        (declared("dependencies = [", "x = 1"), "small.py, in the `# /// script` block: "),
+        (declared("dependencies = [", "x = 1"), "at line 3, "),
+        ("\n\n" + declared("dependencies = [", "x = 1"), "at line 5, "),
         (declared("[tool.conclave]", "product = 1"), "has no setting 'product'"),
         (declared("[tool.conclave]", 'product-id = "1"'), "must be of type int"),
         (declared("[tool.conclave]", "product-id = true"), "must be of type int"),
@@ -180,7 +185,7 @@ def test_a_failed_build_leaves_what_was_there(place: Path) -> None:
         (declared("[tool.conclave]", 'environment = {lower = "x"}'), "cannot be declared"),
         (declared("[tool.conclave]", "environment = {A = 1}"), "values are strings"),
         (declared("x = 1") + declared("y = 1"), "more than one"),
-        (declared('dependencies = ["numpy"]'), "small.lock is missing: run `conclave lock`"),
+        (declared('dependencies = ["numpy"]'), "small.lock is missing: run `conclave lock /"),
     ],
 )
 @pytest.mark.spec("BND-3", "RPC-7")
@@ -188,6 +193,63 @@ def test_mistakes_in_the_source(place: Path, text: str, said: str) -> None:
     with pytest.raises(BundleError) as refused:
         built(place, text)
     assert said in str(refused.value)
+
+
+def test_mail_alone_can_be_all_that_an_enclave_takes(place: Path) -> None:
+    text = SOURCE.replace("@rpc\n    def ping(self, word", "def on_mail(self, mail")
+    assert built(place, text).manifest.entry == "small:Small"
+
+
+@pytest.mark.spec("BND-16")
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        ("import pytest", "No module named 'pytest'; the bundle does not have it: declare the package"),
+        ("import pytest", "`dependencies` of the `# /// script` block and run `conclave lock /"),
+        (
+            "import helper",
+            "No module named 'helper'; helper.py is here and not packed: put \"helper.py\" into `include`",
+        ),
+        ("import beside", "No module named 'beside'; beside is here and not packed"),
+        ("import conclave.nothing", "No module named 'conclave.nothing'"),
+    ],
+)
+def test_a_module_that_the_enclave_would_not_find(place: Path, first: str, said: str) -> None:
+    (place / "helper.py").write_text("")
+    (place / "beside").mkdir()
+    with pytest.raises(BundleError) as refused:
+        built(place, f"{first}\n{SOURCE}")
+    assert "small cannot be built: small.py, line 1: ModuleNotFoundError: No module named" in str(refused.value)
+    assert said in str(refused.value)
+    assert ("conclave lock" in str(refused.value)) == (first == "import pytest")
+
+
+@pytest.mark.spec("BND-16")
+def test_imports_find_what_an_enclave_has(place: Path) -> None:
+    optional = "try:\n    import pytest\nexcept ImportError:\n    pytest = None\nassert pytest is None\n"
+    packages = "".join(f"import {name}\n" for name in provided())
+    (place / "data.txt").write_text("7")
+    setting = declared("[tool.conclave]", 'include = ["data.txt"]').replace(SOURCE, "")
+    read = "from pathlib import Path\nassert Path(__file__).with_name('data.txt').read_text() == '7'\n"
+    text = f"{setting}\nimport ctypes, sqlite3\n{packages}\ncffi.FFI()\n{optional}{read}{SOURCE}"
+    assert built(place, text).manifest.entry == "small:Small"
+
+
+def test_modules_of_the_working_directory_do_not_count(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir(place / "elsewhere")
+    for name in ("json", "types", "helper"):
+        Path(f"{name}.py").write_text("raise SystemExit\n")
+    assert built(place).manifest.entry == "small:Small"
+    with pytest.raises(BundleError, match="No module named 'helper'"):
+        built(place, f"import helper\n{SOURCE}")
+
+
+def test_what_a_project_does_not_declare(place: Path) -> None:
+    (place / "pyproject.toml").write_text('[project]\nname = "small"\n')
+    (place / "small.py").write_text(f"import pytest\n{SOURCE}")
+    with pytest.raises(BundleError, match=r"of \[project\] in pyproject\.toml and run `conclave lock /[^ ]*[^/.]{3}`$"):
+        build(place, place / "x")
 
 
 def test_files_that_are_no_source(place: Path) -> None:
@@ -607,7 +669,7 @@ def test_locks(place: Path) -> None:
     text = locked(place, ["thing"], {"thing==1": good})
     assert read_lock(read_source(place / "small.py")) == {"thing": ("1", frozenset({good}))}
     (place / "small.py").write_text(text.replace('"thing"', '"thing>2"'))
-    with pytest.raises(BundleError, match="belongs to other dependencies"):
+    with pytest.raises(BundleError, match=r"belongs to other dependencies.*run `conclave lock .*/small\.py`"):
         read_lock(read_source(place / "small.py"))
     mine = provided()["cryptography"]
     locked(place, ["cryptography"], {f"cryptography=={mine}": "a" * 64})
@@ -629,7 +691,7 @@ def test_locks(place: Path) -> None:
         locked(place, ["thing"], {})
         with open(place / "small.lock", "a") as file:
             file.write(line + "\n")
-        with pytest.raises(BundleError, match="name==version with sha256 hashes"):
+        with pytest.raises(BundleError, match=r"name==version with sha256 hashes; run `conclave lock .*/small\.py`"):
             read_lock(read_source(place / "small.py"))
 
 

@@ -398,7 +398,6 @@ def test_so_many_are_remembered_as_not_admitted() -> None:
     started(box, client("t", member), 0)
 
 
-
 # The conversation --------------------------------------------------------------------
 
 

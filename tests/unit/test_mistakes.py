@@ -19,6 +19,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "text.txt").write_text("nothing of the kind")
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "c.constraint").write_text("FOO:1\n")
+    (tmp_path / "nothing.bin").touch()
     return tmp_path
 
 
@@ -67,6 +68,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (("inspect", "missing"), "error: no such file: missing"),
         (("inspect", "text.txt/x"), "part of that path is a file, not a folder"),
         (("inspect", "none/missing"), "error: no such folder: none"),
+        (("inspect", "nothing.bin"), "error (format): nothing.bin: the file is empty"),
         (("inspect", "folder"), "folder is a folder, and a file is needed"),
         (("serve", "folder"), "folder is a folder, and a file is needed"),
     ],
@@ -81,6 +83,12 @@ def test_a_file_may_have_the_name_of_a_host_and_a_port(place: Path, capsys: pyte
     with pytest.raises(SystemExit) as stopped:
         main(["verify", "disk:1"])
     assert stopped.value.code == 30
+
+
+def test_the_help_of_lock_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["lock", "--help"])
+    assert "a Python file that declares them" in capsys.readouterr().out
 
 
 def test_a_folder_where_a_bundle_is_to_be_written(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,6 +91,9 @@ def test_what_names_nothing(place: Path) -> None:
         read_source(place / "missing:app")
     with pytest.raises(BundleError, match="neither a Python file nor a project directory"):
         read_source(place / "app:app:app")
+    for given, meant in (("app", "app.py"), ("app.py:app", "app:app")):
+        with pytest.raises(BundleError, match=f"did you mean .*/{meant}\\?"):
+            read_source(place / given)
     project(place, 'entry = "app"')
     with pytest.raises(BundleError, match="entry is module:attribute"):
         read_source(place)

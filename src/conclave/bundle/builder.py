@@ -28,7 +28,7 @@ from conclave import _crypto
 from conclave._crypto import SigningKey
 from conclave.bundle import bytecode, wheels
 from conclave.bundle.archive import SIGNATURE_SIZE, Bundle, read_bundle, write_archive
-from conclave.bundle.lockfile import read_lock
+from conclave.bundle.lockfile import PROVIDED, read_lock
 from conclave.bundle.manifest import FileEntry, Limits, Manifest, check_environment, parse_manifest
 from conclave.bundle.source import Source, read_source
 from conclave.errors import BundleError
@@ -39,6 +39,8 @@ COMPILER: Final = f"{sys.implementation.name}-{platform.python_version()}"
 PLATFORM_TAG: Final = "x86_64-linux"
 # One BLAS thread unless declared: more only contend inside a sandbox.
 _ENVIRONMENT: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+# What packages of the runtime bring beside the module of their name.
+_PROVIDED_BESIDE: Final = ("_cffi_backend",)
 _ALWAYS_PURE: Final = "-none-any.whl"
 _MEMORY_MIB: Final = 2048
 _TEMPORARY_MIB: Final = 64
@@ -231,15 +233,16 @@ def _bytecode(
 
 
 def _describe(source: Source, site: list[Path], environment: dict[str, str]) -> tuple[str, bytes]:
-    """Import the author's module in a process of its own, from its locked wheels."""
+    """Import the author's module in a process of its own, from what is packed and nothing else (BND-16)."""
     with tempfile.TemporaryDirectory(prefix="conclave-build-") as place:
+        for name, file in source.files.items():
+            _write(Path(place, "app", name), file.read_bytes())
         for wheel in site:
             for member, body in wheels.members(wheel.read_bytes(), wheel.name):
-                target = Path(place, member)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(body)
-        command = [sys.executable, "-B", "-m", "conclave.rpc.describe", str(source.root), place]
-        command += [source.module, source.attribute]
+                _write(Path(place, "site", member), body)
+        # Without the working directory on the import path: it may hold modules of any name.
+        command = [sys.executable, "-B", "-P", "-m", "conclave.rpc.describe", place]
+        command += [source.module, source.attribute, *PROVIDED, *_PROVIDED_BESIDE]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environment}
         )
@@ -248,5 +251,23 @@ def _describe(source: Source, site: list[Path], environment: dict[str, str]) -> 
     except (ValueError, IndexError):
         raise BundleError(f"{source.module} ended the process that imported it (status {done.returncode})") from None
     if "error" in answer:
-        raise BundleError(f"{source.module} cannot be built: {answer['error'].strip()}")
+        advice = _advice(source, answer["missing"]) if answer.get("missing") else ""
+        raise BundleError(f"{source.module} cannot be built: {answer['error'].strip()}{advice}")
     return answer["entry"], bytes.fromhex(answer["interface"])
+
+
+def _write(target: Path, body: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(body)
+
+
+def _advice(source: Source, missing: str) -> str:
+    """What to do about a module that is not in the bundle."""
+    for name in (missing, f"{missing}.py"):
+        if (source.root / name).exists():
+            return f'; {name} is here and not packed: put "{name}" into `include` of [tool.conclave]'
+    where = "[project] in pyproject.toml" if source.path.is_dir() else "the `# /// script` block"
+    return (
+        f"; the bundle does not have it: declare the package it comes from in `dependencies` of {where} "
+        f"and run `{source.lock_command}`"
+    )

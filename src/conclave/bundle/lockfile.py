@@ -93,25 +93,27 @@ def read_lock(source: Source) -> dict[str, tuple[str, frozenset[str]]]:
     if not source.lock.exists():
         if not source.dependencies:
             return {}
-        raise BundleError(f"{source.lock.name} is missing: run `conclave lock` to pin the dependencies")
+        raise BundleError(f"{source.lock.name} is missing: run `{source.lock_command}` to pin the dependencies")
     try:
         first, _, rest = source.lock.read_text(encoding="utf-8").partition("\n")
     except UnicodeDecodeError:
-        raise BundleError(f"{source.lock.name} is not UTF-8 text: run `conclave lock`") from None
+        raise BundleError(f"{source.lock.name} is not UTF-8 text: run `{source.lock_command}`") from None
     if first != _HEADER + _fingerprint(source):
-        raise BundleError(f"{source.lock.name} belongs to other dependencies than declared now: run `conclave lock`")
-    pins = parse_lock(rest, source.lock.name)
+        raise BundleError(
+            f"{source.lock.name} belongs to other dependencies than declared now: run `{source.lock_command}`"
+        )
+    pins = parse_lock(rest, source.lock.name, again=source.lock_command)
     for name, version in provided().items():
         if name in pins and pins.pop(name)[0] != version:
             raise BundleError(
                 f"{source.lock.name} pins another {name} than the runtime's {version}, which wins inside an enclave: "
-                "run `conclave lock`"
+                f"run `{source.lock_command}`"
             )
     return pins
 
 
-def parse_lock(text: str, where: str) -> dict[str, tuple[str, frozenset[str]]]:
-    """The pins of a lock, below its first line. Raises BundleError naming `where`."""
+def parse_lock(text: str, where: str, *, again: str = "conclave lock PATH") -> dict[str, tuple[str, frozenset[str]]]:
+    """The pins of a lock, below its first line. Raises BundleError naming `where`, and what makes it `again`."""
     pins: dict[str, tuple[str, frozenset[str]]] = {}
     for line in text.replace("\\\n", " ").splitlines():
         line = line.split(" #")[0].strip()
@@ -122,7 +124,7 @@ def parse_lock(text: str, where: str) -> dict[str, tuple[str, frozenset[str]]]:
         pin = _PIN.match(requirement)
         digests = [_HASH.match(h) for h in hashes if h.startswith("--hash")]
         if pin is None or not digests or not all(digests):
-            raise BundleError(f"{where}: every line is name==version with sha256 hashes; run `conclave lock`")
+            raise BundleError(f"{where}: every line is name==version with sha256 hashes; run `{again}`")
         name = re.sub(r"[-_.]+", "-", pin[1]).lower()
         if name in pins:
             raise BundleError(f"{where}: {name} is pinned twice")

@@ -8,6 +8,7 @@ Spec: spec/bundle.md section 1.
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,6 +46,7 @@ class Source:
         attribute: what in it is the enclave class or the ASGI application; "" where it is the only enclave class.
         root: directory that goes on the import path.
         files: relative POSIX path below `root`, and where it is.
+        path: the file or directory that declares all this.
         lock: where its lock is, or would be.
         settings: `[tool.conclave]`.
     """
@@ -56,8 +58,14 @@ class Source:
     root: Path
     files: dict[str, Path]
     dependencies: list[str]
+    path: Path
     lock: Path
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def lock_command(self) -> str:
+        """What makes its lock, to be typed as it is."""
+        return f"conclave lock {shlex.quote(str(self.path))}"
 
 
 def read_source(path: Path) -> Source:
@@ -77,11 +85,16 @@ def read_source(path: Path) -> Source:
     if named is not None:
         return _entry(path.parent, named["module"], named["attribute"])
     if path.suffix != ".py":
-        raise BundleError(f"{path} is neither a Python file nor a project directory")
+        script = path.with_name(f"{path.name}.py")
+        meant = f"; did you mean {script}?" if script.is_file() else ""
+        raise BundleError(f"{path} is neither a Python file nor a project directory{meant}")
     return _script(path)
 
 
 def _entry(folder: Path, module: str, attribute: str) -> Source:
+    if module.endswith(".py") and (folder / module).is_file():
+        meant = folder / f"{module.removesuffix('.py')}:{attribute}"
+        raise BundleError(f"{folder / module}:{attribute} names a file in the place of a module; did you mean {meant}?")
     script, project = folder / f"{module}.py", folder / "pyproject.toml"
     if script.exists() and (_blocks(_text(script)) or not project.exists()):
         return replace(_script(script), attribute=attribute)
@@ -101,8 +114,7 @@ def _script(path: Path) -> Source:
         raise BundleError(f"{path} has more than one `# /// script` block")
     declared: dict[str, Any] = {}
     if blocks:
-        lines = blocks[0]["content"].splitlines()
-        declared = _toml("\n".join(line[2:] if line.startswith("# ") else line[1:] for line in lines), path)
+        declared = _toml(_declaration(text, blocks[0]), f"{path}, in the `# /// script` block")
     if not path.stem.isidentifier():
         raise BundleError(f"{path.name}: the file's name must be a module name (letters, digits, _)")
     settings = _settings(declared, path)
@@ -117,9 +129,17 @@ def _script(path: Path) -> Source:
         root=path.resolve().parent,
         files={path.name: path, **_included(path.parent, settings, path)},
         dependencies=_dependencies(declared, path),
+        path=path,
         lock=path.with_suffix(".lock"),
         settings=settings,
     )
+
+
+def _declaration(text: str, block: re.Match[str]) -> str:
+    """The TOML of a block, behind as many empty lines as are before it, so that errors name the file's lines."""
+    before = text.count("\n", 0, block.start("content"))
+    lines = block["content"].splitlines()
+    return "\n" * before + "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in lines)
 
 
 def _declared_entry(settings: dict[str, Any], where: Path) -> tuple[str, str] | None:
@@ -184,6 +204,7 @@ def _project(path: Path, named: str = "") -> Source:
         root=root.resolve(),
         files={p.relative_to(root).as_posix(): p for p in found} | _included(root, settings, declaration),
         dependencies=_dependencies(project, declaration),
+        path=path,
         lock=path / "conclave.lock",
         settings=settings,
     )
@@ -200,7 +221,7 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") or part in _SKIPPED for part in path.parts)
 
 
-def _toml(text: str, where: Path) -> dict[str, Any]:
+def _toml(text: str, where: Path | str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -5,20 +5,28 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import io
 import os
 import resource
 import shutil
 import socket
 import subprocess
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from conclave import _codec
+from conclave import _codec, _crypto
+from conclave._crypto import SigningKey
 from conclave._framing import FrameReader, Kind, PlatformKind, pack
-from conclave.bundle import Bundle, unpack
+from conclave.bundle import Bundle, build, read_bundle, unpack
+from conclave.bundle.archive import write_archive
+from conclave.bundle.manifest import FileEntry
+from conclave.bundle.wheels import members
 from conclave.errors import BundleError, PlatformError
 from conclave.host import Host
 from conclave.platform import bootstrap_command, runtime_tree, start_platform
@@ -254,9 +262,23 @@ def test_the_right_bundle_starts_and_only_then_author_code_runs(place: Path, bun
         host.sendall(pack(Kind.STOP, 0))
 
 
-@pytest.mark.spec("T-18", "T-22")
+def parts_of(bundle: Bundle) -> list[tuple[str, bytes]]:
+    with zipfile.ZipFile(bundle.path) as archive:
+        return [(name, archive.read(name)) for name in archive.namelist()]
+
+
+def archived(*parts: tuple[str, bytes]) -> bytes:
+    target = io.BytesIO()
+    write_archive(target, parts)
+    return target.getvalue()
+
+
+@pytest.mark.spec("T-18")
 def test_hostile_bundles_are_refused_by_the_platform(machine: Path, bundle: Bundle, tmp_path: Path) -> None:
     data = bundle.path.read_bytes()
+    manifest, *files = parts_of(bundle)
+    author = SigningKey.generate()
+    of_another = author.public + author.sign("bundle", _crypto.ZERO_DIGEST, manifest[1] + b"\0")
     for name, changed in (
         ("empty", b""),
         ("truncated", data[:-1]),
@@ -264,6 +286,7 @@ def test_hostile_bundles_are_refused_by_the_platform(machine: Path, bundle: Bund
         ("prefixed", b"#!/bin/sh\n" + data),
         ("changed", data.replace(b"pong", b"ping")),
         ("junk", os.urandom(5000)),
+        ("in an author's name", archived(manifest, ("signature", of_another), *files)),
     ):
         path = tmp_path / f"{name}.enclave"
         path.write_bytes(changed)
@@ -272,6 +295,42 @@ def test_hostile_bundles_are_refused_by_the_platform(machine: Path, bundle: Bund
             HostServer(Host(lambda path=path: start_platform(machine, path), restart=False)),
         ):
             pass
+
+
+@pytest.mark.spec("T-22", "BND-2")
+@pytest.mark.parametrize("path", ["app/../../escaped.py", "app/../../../escaped.py", "/tmp/escaped.py"])
+def test_no_path_in_a_bundle_leads_out_of_it(bundle: Bundle, tmp_path: Path, path: str) -> None:
+    """All of it is consistent: size, digest and place in the archive are as the manifest says."""
+    text = b"escaped"
+    entry = FileEntry(path=path, size=len(text), sha256=hashlib.sha256(text).digest())
+    files = sorted([*bundle.manifest.files, entry], key=lambda file: file.path)
+    manifest = msgspec.structs.replace(bundle.manifest, files=files)
+    (tmp_path / "hostile").write_bytes(
+        archived(("manifest", manifest.encode()), *sorted([*parts_of(bundle)[1:], (path, text)]))
+    )
+    with pytest.raises(BundleError, match="not allowed"):
+        unpack(read_bundle(tmp_path / "hostile"), tmp_path / "machine" / "enclave" / "bundle")
+    assert not list(tmp_path.rglob("escaped.py"))
+
+
+@pytest.mark.spec("T-22", "BND-12")
+def test_no_path_or_link_in_a_wheel_leads_out_of_it() -> None:
+    for name, mode, said in (("../../escaped.py", 0o100644, "not allowed"), ("data.txt", 0o120777, "is a link")):
+        data, info = io.BytesIO(), zipfile.ZipInfo(name)
+        info.external_attr = mode << 16
+        with zipfile.ZipFile(data, "w") as wheel:
+            wheel.writestr(info, "/etc/passwd")
+        with pytest.raises(BundleError, match=said):
+            list(members(data.getvalue(), "hostile-1-py3-none-any.whl"))
+
+
+@pytest.mark.spec("T-22")
+def test_no_link_in_sources_brings_a_file_of_the_build_machine_into_a_bundle(tmp_path: Path) -> None:
+    (tmp_path / "small.py").write_text(f'# /// script\n# [tool.conclave]\n# include = ["data"]\n# ///\n{SOURCE}')
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "secret").symlink_to("/etc/passwd")
+    with pytest.raises(BundleError, match="links do not go into a bundle"):
+        build(tmp_path / "small.py", tmp_path / "small.enclave")
 
 
 @pytest.mark.spec("T-12")

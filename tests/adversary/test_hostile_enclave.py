@@ -223,6 +223,42 @@ def test_answers_to_nobody_are_dropped() -> None:
         assert http.get("/instance").status_code == 200
 
 
+@pytest.mark.spec("CHAN-10")
+def test_fetches_from_where_the_operator_does_not_let_it() -> None:
+    """It asks its host, which stands in the operator's network, for what only that network reaches."""
+    came: list[str] = []
+
+    def internal() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    came.append(connection.recv(100).split(b" HTTP")[0].decode())
+                    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecret")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        threading.Thread(target=internal, daemon=True).start()
+        stage = Stage(peers=[url])
+        with stage.serve():
+            assert stage.enclave is not None
+
+            def fetched(url: str, path: str = "/instance") -> bytes:
+                asked = {"url": url, "method": "GET", "path": path, "body": b""}
+                stage.enclave.sendall(pack(Kind.FETCH, 1, _codec.encode(asked)))
+                (frame,) = FrameReader(Kind).feed(stage.enclave.recv(1 << 20))
+                assert frame.kind == Kind.FETCHED
+                return frame.payload
+
+            for other in (f"{url}/admin", f"{url}/", url.replace("127.0.0.1", "localhost"), "http://169.254.169.254"):
+                assert fetched(other) == b"\0\0refused"
+            assert fetched(url, "/admin") == b"\0\0refused"
+            assert came == []
+            assert fetched(url) == b"\0\xc8secret"
+            assert came == ["GET /instance"]
+            stage.enclave.close()
+
+
 def test_replies_without_end_wait_for_the_client() -> None:
     """The client does not read: the host holds a bounded part, the enclave has to wait."""
     stage = Stage()

@@ -1,23 +1,32 @@
-"""The host between two enclaves, and programs that pass as another one: T-40, T-41."""
+"""The host between two enclaves, programs that pass as another one, and who floods introductions: T-40, T-41, T-21."""
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from tests.unit.test_verify import INSECURE, NOW, claims, info
 
 from conclave import _codec
 from conclave._framing import Kind
 from conclave.attestation.claims import parse_claims, parse_instance_info
 from conclave.bundle import Bundle
 from conclave.client import Client
+from conclave.enclave import NotIntroduced, _callers
+from conclave.enclave._callers import Callers
+from conclave.enclave._clock import Clock
 from conclave.errors import CallError
 from conclave.host import Host
 from conclave.host.fetch import Answer, Fetcher
 from conclave.platform import start_platform
+from conclave.platform.machine import Machine
 from conclave.testing import HostServer
 
 CALLED = """
@@ -345,3 +354,56 @@ def test_an_introduction_again(stage: Stage) -> None:
         stage.b.run(stage.b.operator.inject("POST", "/mail", mail))
     assert stage.tell(stage.b.url, "after it was taken back").startswith("CallError NotIntroduced: refused as every")
     assert "after it was taken back" not in stage.told()
+
+
+def introduction(machine: Machine, key: bytes) -> bytes:
+    return info(machine, claims(signing_key=key))
+
+
+@pytest.mark.anyio
+@pytest.mark.spec("T-41", "MAIL-49")
+async def test_a_clock_that_is_turned_back_makes_no_old_evidence_good_again(tmp_path: Path) -> None:
+    """He kept evidence of a platform that has been revoked since, and turns back to when it was good."""
+    then, revoked, today = NOW - timedelta(days=300), b"r" * 32, b"t" * 32
+    kept = introduction(Machine.open(tmp_path / "revoked", now=then), revoked)
+    fresh = introduction(Machine.open(tmp_path / "today", now=NOW), today)
+    told = then
+    await Callers({"friend": INSECURE}, Clock(lambda: told)).introduce(revoked, kept)
+    callers = Callers({"friend": INSECURE}, Clock(lambda: told))
+    told = NOW
+    await callers.introduce(today, fresh)
+    told = then
+    with pytest.raises(NotIntroduced, match="expired"):
+        await callers.introduce(revoked, kept)
+    assert callers.find(revoked) is None
+
+
+@pytest.mark.anyio
+@pytest.mark.spec("T-21", "MAIL-48")
+async def test_one_stranger_does_not_hold_the_place_of_every_introduction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine.open(tmp_path / "machine", now=NOW)
+    callers = Callers({"yes": INSECURE}, Clock(lambda: NOW))
+    go = threading.Event()
+    verify = _callers.verify_instance
+
+    def slowly(*args: Any, **options: Any) -> Any:
+        assert go.wait(30)
+        return verify(*args, **options)
+
+    monkeypatch.setattr(_callers, "verify_instance", slowly)
+    stranger, honest = b"s" * 32, b"h" * 32
+    own = introduction(machine, stranger)
+    flood = [asyncio.create_task(callers.introduce(stranger, own)) for _ in range(_callers.MAX_WAITING)]
+    await asyncio.sleep(0)
+    one = asyncio.create_task(callers.introduce(honest, introduction(machine, honest)))
+    await asyncio.sleep(0)
+    go.set()
+    await one
+    assert callers.find(honest) is not None
+    refused = [e for e in await asyncio.gather(*flood, return_exceptions=True) if e is not None]
+    assert len(refused) == _callers.MAX_WAITING - _callers.MAX_WAITING_EACH
+    # It may come again, and of those who do not wait nothing is kept.
+    await callers.introduce(stranger, own)
+    assert not callers._waiting

@@ -193,35 +193,6 @@ async def test_bounds_of_introductions(machine: Machine, monkeypatch: pytest.Mon
     assert [str(e) for e in ended if e is not None] == ["too many introductions wait; try again"]
 
 
-@pytest.mark.spec("T-21", "MAIL-48")
-async def test_one_stranger_does_not_hold_the_place_of_every_introduction(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    callers = Callers({"yes": INSECURE}, Clock(Time()))
-    go = threading.Event()
-    verify = _callers.verify_instance
-
-    def slowly(*args: Any, **options: Any) -> Any:
-        assert go.wait(30)
-        return verify(*args, **options)
-
-    monkeypatch.setattr(_callers, "verify_instance", slowly)
-    stranger, honest = b"s" * 32, b"h" * 32
-    info = introduction(machine, stranger)
-    flood = [asyncio.create_task(callers.introduce(stranger, info)) for _ in range(_callers.MAX_WAITING)]
-    await asyncio.sleep(0)
-    one = asyncio.create_task(callers.introduce(honest, introduction(machine, honest)))
-    await asyncio.sleep(0)
-    go.set()
-    await one
-    assert callers.find(honest) is not None
-    refused = [e for e in await asyncio.gather(*flood, return_exceptions=True) if e is not None]
-    assert len(refused) == _callers.MAX_WAITING - _callers.MAX_WAITING_EACH
-    # It may come again, and of those who do not wait nothing is kept.
-    await callers.introduce(stranger, info)
-    assert not callers._waiting
-
-
 # Time --------------------------------------------------------------------------------
 
 

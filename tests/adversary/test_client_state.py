@@ -17,7 +17,7 @@ import pytest
 from conclave._mailheader import parse_mail
 from conclave.bundle import Bundle
 from conclave.client import Client, Identity
-from conclave.errors import MailError, TransportError
+from conclave.errors import MailError, TransportError, WrongKeyError
 from conclave.testing import HostServer
 
 pytestmark = pytest.mark.slow
@@ -100,6 +100,18 @@ def test_copies_of_saved_state_run_nothing_twice_and_lose_nothing_silently(
         (resumed,) = client.resume()
         assert resumed.result(int) == 2
         assert client.call("put", "copies") == 6
+
+
+@pytest.mark.spec("T-42", "MAIL-53")
+def test_a_copy_of_saved_state_is_nothing_to_who_has_not_the_identity(
+    server: HostServer, constraint: str, tmp_path: Path
+) -> None:
+    unfinished(server, constraint, tmp_path, "WHAT-WAS-ASKED")
+    data = (tmp_path / "state").read_bytes()
+    assert b"WHAT-WAS-ASKED" not in data
+    with pytest.raises(WrongKeyError):
+        Client(server.url, constraint=constraint, identity=Identity.generate(), state=tmp_path / "state")
+    assert (tmp_path / "state").read_bytes() == data
 
 
 COPY = """

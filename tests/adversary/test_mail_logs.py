@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import random
 from contextlib import suppress
 
 import pytest
+from tests import _boots
 from tests._log import Boot
 
 from conclave import _crypto
 from conclave._crypto import DecryptionKey, SigningKey
+from conclave.enclave import Enclave, rpc
 from conclave.errors import DecryptionError, FormatError
 from conclave.mail import ClientSession, Conversation, Pending, ReplyKind, RequestKind
 from conclave.mail.contexts import Contexts
@@ -161,30 +164,25 @@ def test_hostile_clients_cannot_halt_an_enclave_nor_be_noticed_by_others() -> No
     good.take(boot.receive(good.ask(b"one").encrypted))
     stale, other_log = good.contexts.newest, Boot([])
     good.take(boot.receive(good.ask(b"two").encrypted))
-    randomly = random.Random(1)
-    for _ in range(40):
+    for attack in range(6):
         hostile = Process(SigningKey.generate())
-        identity = hostile.identity.public
-        version = randomly.randrange(2**63)
-        hostile.contexts = Contexts(
-            randomly.choice(
-                (
-                    stale,
-                    good.contexts.newest,
-                    other_log.memory.context(identity),
-                    version.to_bytes(8, "big") + boot.memory.context(identity)[8:],
-                    boot.memory.context(identity)[:-1] + b"\0",
-                    randomly.randbytes(72),
-                )
-            )
+        own = boot.memory.context(hostile.identity.public)
+        forged = (
+            stale,
+            good.contexts.newest,
+            other_log.memory.context(hostile.identity.public),
+            (2**63 - 1).to_bytes(8, "big") + own[8:],
+            own[:-1] + bytes([own[-1] ^ 1]),
+            random.Random(1).randbytes(72),
         )
+        hostile.contexts = Contexts(forged[attack])
         rows = len(boot.memory.log.rows)
         hostile.meet(boot)
         item = hostile.ask(b"bad")
         hostile.take(boot.receive(item.encrypted))
-        if item.refused is not None:
-            assert item.refused.kind == ReplyKind.CONTEXT
-            assert len(boot.memory.log.rows) == rows
+        assert item.refused is not None
+        assert item.refused.kind == ReplyKind.CONTEXT
+        assert len(boot.memory.log.rows) == rows
     assert not boot.mailbox.halted
     # A stale one of one's own is good.
     good.contexts = Contexts(stale)
@@ -193,3 +191,36 @@ def test_hostile_clients_cannot_halt_an_enclave_nor_be_noticed_by_others() -> No
     last = good.ask(b"three")
     good.take(boot.receive(last.encrypted))
     assert last.done
+
+
+class Desk(Enclave):
+    persistence = "code"
+
+    @rpc
+    def put(self, key: str) -> None:
+        self.map.of(int)[key] = 1
+
+
+@pytest.mark.anyio
+@pytest.mark.spec("MAIL-59", "T-45")
+async def test_a_context_that_was_good_for_its_client_a_moment_ago_is_still_nobody_elses() -> None:
+    """A boot remembers what it told; a hostile client shows just that, and so would come back in another's place."""
+    boot = _boots.Boot(Desk, [])
+    await boot.service.start()
+    seen: list[bytes] = []
+    boot.state.seen = lambda identity, version: seen.append(identity)
+    good, hostile = _boots.Caller(boot), _boots.Caller(boot)
+    for key in ("one", "two"):
+        item, route = good.call("put", key)
+        await asyncio.sleep(0)
+        good.take(route)
+        assert item.done
+    hostile.contexts = good.contexts
+    hostile.meet(boot)
+    item, route = hostile.call("put", "three")
+    await asyncio.sleep(0)
+    hostile.take(route)
+    assert item.refused is not None
+    assert item.refused.kind == ReplyKind.CONTEXT
+    assert good.identity.public in seen
+    assert hostile.identity.public not in seen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,6 +16,8 @@ from conclave._crypto import ZERO_DIGEST, SigningKey
 from conclave.enclave import NotInRoster, Roster, WrongRoster
 from conclave.enclave._anchors import Anchors
 from conclave.errors import Error, FormatError, SignatureError, TransportError
+from conclave.host.answers import Refusal
+from conclave.host.stores import open_store
 from conclave.persistence.witness import (
     ADVANCE_PATH,
     MAX_MESSAGE,
@@ -25,14 +28,17 @@ from conclave.persistence.witness import (
     Head,
     Standing,
     Step,
+    advance_request,
     countersign,
     log_id_of,
     make_answer,
 )
+from conclave.witness.ledger import Bounds, Ledger
 
 pytestmark = pytest.mark.anyio
 LOG = SigningKey(b"l" * 32)
 LOG_ID = log_id_of(LOG.public)
+NONCE = bytes(32)
 Network = Callable[[str, str, bytes], Awaitable[bytes]]
 
 
@@ -187,6 +193,20 @@ def test_a_poll_that_is_forked_once_for_each_voter_tells_nothing() -> None:
         forged.agree(voters[0], Roster.of(voters, 3).digest)
 
 
+@pytest.mark.spec("T-50", "BAR-3")
+def test_members_who_did_not_agree_do_not_stand_behind_a_poll_by_coming_back() -> None:
+    """The operator names real people, whom other business brings back to this history; one alone takes part."""
+    voters = [bytes([number]) * 32 for number in range(3)]
+    roster = Roster.of(voters, 2)
+    for voter in voters:
+        roster.seen(voter, 10)
+    roster.agree(voters[0], roster.digest)
+    assert not roster.reached(0)
+    roster.agree(voters[1], roster.digest)
+    assert roster.reached(10)
+    assert not roster.reached(11)
+
+
 # The host between ------------------------------------------------------------------------
 
 
@@ -327,3 +347,38 @@ def test_nobody_speaks_in_another_logs_name() -> None:
     answer = _codec.decode(Answer, desk.handle(*_of(advance)), max_size=MAX_MESSAGE, what="x")
     assert answer.standing is not None
     assert desk.countersigned == [branch.newest]
+
+
+@pytest.mark.spec("T-52", "WIT-9")
+async def test_strangers_fill_no_witness_and_use_up_nobodys_share(tmp_path: Path) -> None:
+    """One makes logs without end, and with each as many steps as it can; the log that was there goes on."""
+    store, second = open_store(f"file:{tmp_path / 'witness'}"), 0.0
+    bounds = Bounds(logs=20, new_per_second=1, new_at_once=5, steps_per_second=1, steps_at_once=3)
+    witness = Ledger(store, SigningKey(b"w" * 32), bounds=bounds, now=lambda: second)
+    await witness.start()
+
+    async def step(branch: Branch) -> str:
+        """Its next version, as all that it says so far; how the witness answers."""
+        previous, new = (branch.heads[-2], branch.newest) if len(branch.heads) > 1 else (None, branch.newest)
+        request = advance_request(branch.anchor, Step(log_key=branch.anchor.public, previous=previous, new=new), NONCE)
+        try:
+            taken, _ = await witness.advance(_codec.encode(request))
+        except Refusal as refusal:
+            return refusal.word
+        branch.commit()
+        return "taken" if taken else "stands elsewhere"
+
+    honest = Branch(LOG)
+    assert await step(honest) == "taken"
+    strangers = [Branch(SigningKey.generate()) for _ in range(40)]
+    assert [await step(stranger) for stranger in strangers[:10]] == ["taken"] * 4 + ["rate"] * 6
+    assert [await step(strangers[0]) for _ in range(5)] == ["taken"] * 2 + ["rate"] * 3
+    assert await step(honest) == "taken"
+    said = []
+    for stranger in strangers[10:]:
+        second += 1
+        said.append(await step(stranger))
+    assert said == ["taken"] * 15 + ["full"] * 15
+    assert len(await store.list("")) == 20
+    assert await step(honest) == "taken"
+    await store.close()

@@ -401,6 +401,31 @@ def test_clients_that_open_streams_and_read_none(
         assert no_streams(honest)
 
 
+@pytest.mark.spec("T-35", "MAIL-26")
+def test_clients_that_open_streams_and_fall_silent(
+    author: Callable[..., Bundle], serve: Callable[..., HostServer], only: Only
+) -> None:
+    """One waits for chunks that never come, the other for somebody to take its own: both are given up."""
+    impatient = SOURCE.replace("(Enclave):", "(Enclave):\n    stream_idle_seconds = 0.9\n")
+    bundle, silence = author("impatient", impatient, mode="debug"), threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        silence.wait(20)
+        yield b""
+
+    with serve(bundle) as server, Client(server.url, constraint=only(bundle)) as honest:
+        with Client(server.url, constraint=only(bundle)) as hostile:
+            streams = [hostile.call_stream("up", upload=nothing()), hostile.call_stream("flood")]
+            assert honest.call("facts")[0] == 2
+            until = time.monotonic() + 8
+            while honest.call("facts")[0] and time.monotonic() < until:
+                time.sleep(0.02)
+            left, _, _, failed = honest.call("facts")
+            silence.set()
+            del streams
+        assert (left, failed) == (0, ["StreamError"])
+
+
 def test_every_error_is_ours(client: Client, server: HostServer) -> None:
     """Random changes of what the host passes on: an error of the library, or the right items."""
     import random

@@ -12,11 +12,18 @@ import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from conclave._framing import Kind, Send
 from conclave.errors import Error
 from conclave.mail import EnclaveSession, Reply
+
+if TYPE_CHECKING:
+    from conclave.mail.mailbox import Handled
+
+    _Held = tuple[int, int, tuple[bytes, ...]]
 
 # Frames that depend on author code or a client's secrets. Words about mail that
 # cannot be decrypted, evidence and challenges tell nothing that the host does not know.
@@ -27,6 +34,43 @@ class Later(bytes):
     """Stands for a mail until it leaves: one encrypted when it was ready would show by its counter which was first."""
 
     encrypt: Callable[[], bytes]
+
+
+class Ticket(int):
+    """The host's id of one mail, and when its answer may leave. A host may use an id twice: each mail has its own.
+
+    Attributes:
+        order: of its arrival.
+        due: the tick.
+    """
+
+    order: int
+    due: int
+
+
+class _Asker:
+    """One mail that waits for the replies to its request."""
+
+    __slots__ = ("echo", "seen", "session", "ticket")
+
+    def __init__(self, ticket: Ticket, session: EnclaveSession, echo: int) -> None:
+        self.ticket = ticket
+        self.session = session
+        self.echo = echo
+        # Replies from this sequence on have not left under its id.
+        self.seen = 0
+
+    def take(self, request: Handled) -> list[_Held]:
+        """What there is that it was not given."""
+        replies = [reply for reply in request.replies if reply.sequence >= self.seen]
+        if replies:
+            self.seen = replies[-1].sequence + 1
+        mails = [seal_later(self.session, msgspec.structs.replace(reply, echo=self.echo)) for reply in replies]
+        if not request.done:
+            return [(Kind.REPLY, self.ticket, (mail,)) for mail in mails]
+        # Its client may have acknowledged all of them, as answers to another mail.
+        *others, last = mails or [b""]
+        return [*((Kind.REPLY, self.ticket, (mail,)) for mail in others), (Kind.DONE, self.ticket, (last,))]
 
 
 class Release:
@@ -43,10 +87,10 @@ class Release:
         self.before: Callable[[], None] = lambda: None
         self._every = every.total_seconds()
         self._send = send
-        self._ticks = 0
-        # At which tick the answer to a request may leave.
-        self._due: dict[int, int] = {}
-        self._held: list[tuple[int, int, tuple[bytes, ...]]] = []
+        self._ticks = self._mails = 0
+        self._held: list[_Held] = []
+        # Requests, by their identity as objects, and who waits for their replies, as they came.
+        self._requests: dict[int, tuple[Handled, list[_Asker]]] = {}
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Tick from now on."""
@@ -61,36 +105,73 @@ class Release:
         self._next(loop, at)
         self.tick()
 
-    def arrived(self, request: int) -> None:
-        """A mail came. Its answer leaves at the second tick from now, or at a later one.
+    def arrived(self, request: int) -> Ticket:
+        """A mail came. Its answer leaves at the second tick from now, or at a later one, under this ticket.
 
         At the first, what needs no time could leave, and the rest could not.
         """
-        self._due[request] = self._ticks + 2
+        ticket = Ticket(request)
+        self._mails += 1
+        ticket.order, ticket.due = self._mails, self._ticks + 2
+        return ticket
+
+    def wait(self, ticket: Ticket, request: Handled) -> None:
+        """That mail asks for the replies to this request, which runs, or is done.
+
+        Which of the two it is must not show before a tick: a host that gives the same mail again
+        and again would see which id was the first to come after the end of the handler. So a tick
+        decides what each id gets, by what there is then.
+        """
+        assert request.session is not None
+        asker = _Asker(ticket, request.session, request.echo)
+        self._requests.setdefault(id(request), (request, []))[1].append(asker)
 
     def send(self, kind: int, request: int, *payload: bytes) -> None:
-        """Hold a frame until its tick; some kinds leave at once."""
+        """Hold a frame until its tick, for a mail that of its ticket, else the next; some kinds leave at once."""
         if kind in _AT_ONCE:
-            self._due.pop(request, None)
             self._send(kind, request, *payload)
         else:
             self._held.append((kind, request, payload))
 
+    def give_up(self, word: bytes) -> None:
+        """Answer whoever waits for a request by an error at once, whether that is done or not: the host chose when."""
+        requests, self._requests = self._requests, {}
+        for _, askers in requests.values():
+            for asker in askers:
+                self._send(Kind.ERROR, asker.ticket, word)
+
     def tick(self) -> None:
-        """Let go of what is due, in the order in which the requests came."""
+        """Let go of what is due, in the order in which the mails came."""
         self._ticks += 1
         self.before()
         held, self._held = self._held, []
-        leaving: list[tuple[int, int, tuple[bytes, ...]]] = []
+        leaving: list[_Held] = []
         for frame in held:
-            due = self._due.get(frame[1], 0) <= self._ticks
+            due = not isinstance(frame[1], Ticket) or frame[1].due <= self._ticks
             (leaving if due else self._held).append(frame)
-        # Frames of one request keep their order.
-        leaving.sort(key=lambda frame: frame[1])
-        for kind, request, payload in leaving:
-            if kind == Kind.DONE:
-                self._due.pop(request, None)
-            self._send(kind, request, *map(now, payload))
+        for request, askers in list(self._requests.values()):
+            leaving += self._answers(request, askers)
+            if not askers:
+                del self._requests[id(request)]
+        leaving.sort(key=_order)
+        for kind, ticket, payload in leaving:
+            self._send(kind, ticket, *map(now, payload))
+
+    def _answers(self, request: Handled, askers: list[_Asker]) -> list[_Held]:
+        """The replies go to the newest mail that is due. Those before it end empty, whether there are any or not."""
+        due = sum(asker.ticket.due <= self._ticks for asker in askers)
+        if not due:
+            return []
+        newest = askers[due - 1]
+        frames: list[_Held] = [(Kind.DONE, asker.ticket, (b"",)) for asker in askers[: due - 1]]
+        frames += newest.take(request)
+        del askers[: due if request.done else due - 1]
+        return frames
+
+
+def _order(frame: _Held) -> tuple[int, int]:
+    """Those of one mail keep theirs; what answers none comes first."""
+    return (frame[1].order if isinstance(frame[1], Ticket) else 0), frame[1]
 
 
 def seal_later(session: EnclaveSession, reply: Reply) -> bytes:

@@ -65,6 +65,8 @@ _INTRODUCTION: Final = RequestKind.INTRODUCTION
 _REPLY: Final = Kind.REPLY
 _ANSWERED: Final = Outcome.ANSWERED
 _RUN: Final = Outcome.RUN
+# Together with a channel: the mail asks for the replies to a request.
+_ASKS: Final = (_RUN, Outcome.WAIT, _ANSWERED)
 
 
 class Instance(_codec.Record, frozen=True):
@@ -431,40 +433,47 @@ class Service:
         self._announce(frame.request, claims, evidence)
 
     def _mail(self, frame: Frame, opened: Opened | None) -> None:
-        if self._release is not None:
-            self._release.arrived(frame.request)
+        release = self._release
+        ticket = None if release is None else release.arrived(frame.request)
+        route = frame.request if ticket is None else ticket
         if self._state is not None:
             # What mail itself changes, as acknowledgements do, is small, and any number of mails may come together.
             self._state.make_room(0)
         try:
-            received = self._mailbox.receive(frame.payload, frame.request, opened)
+            received = self._mailbox.receive(frame.payload, route, opened)
         except Error as error:
             word = next((w for kind, w in _WORDS if isinstance(error, kind)), b"format")
-            self._send(Kind.ERROR, frame.request, word)
+            self._send(Kind.ERROR, route, word)
             return
         if received.statement:
-            self._send(_REPLY, frame.request, self._stated(received))
-        if received.outcome is _RUN and received.channel and received.request:
-            self._start(received.channel, received.request)
-            return
+            self._send(_REPLY, route, self._stated(received))
+        if received.outcome in _ASKS and received.channel and received.request:
+            if release is not None and ticket is not None:
+                handled = received.channel.known(received.request.sequence)
+                assert handled is not None
+                release.wait(ticket, handled)
+            if received.outcome is _RUN:
+                self._start(received.channel, received.request)
+            if received.outcome is _RUN or release is not None:
+                return
         if received.outcome is Outcome.HALT:
-            self._halt(received, frame.request)
+            self._halt(received, route)
             return
         # The last mail comes with DONE, so that every answer of one mail is one frame.
         answered = received.outcome is _ANSWERED
         mails, last = (received.mails[:-1], received.mails[-1:]) if answered else (received.mails, ())
         for mail in mails:
-            self._send(Kind.REPLY, frame.request, mail)
-        if received.superseded_route and received.superseded_route != frame.request:
+            self._send(Kind.REPLY, route, mail)
+        if received.superseded_route and received.superseded_route != route:
             self._send(Kind.DONE, received.superseded_route, b"")
         if answered:
-            self._send(Kind.DONE, frame.request, last[0] if last else b"")
+            self._send(Kind.DONE, route, last[0] if last else b"")
         elif received.outcome is Outcome.STREAM and received.session and received.request:
             self.streams.start(
                 received.request,
                 received.session,
                 received.counter,
-                frame.request,
+                route,
                 sender=_sender,
                 padding=self._author.padding_of(received.request),
             )
@@ -495,6 +504,8 @@ class Service:
         for task in list(self._tasks):
             task.cancel()
         self.streams.stop()
+        if self._release is not None:
+            self._release.give_up(b"stopping")
         return proof
 
     # Handlers ------------------------------------------------------------------------
@@ -599,6 +610,9 @@ class Service:
         padding: Padding | None = None,
     ) -> None:
         made = self._mailbox.reply(channel, request.sequence, kind, body, envelope=envelope, last=last, padding=padding)
+        if self._release is not None:
+            # Whoever waits for it at a tick is given it there.
+            return
         if made is None:
             if self._mailbox.halted and (handled := channel.known(request.sequence)) is not None:
                 # Whoever waits for it asks again, and is told why.

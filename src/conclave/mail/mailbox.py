@@ -84,7 +84,7 @@ class _Marks(Protocol):
     def fits(self, mark: bytes, head: bytes, body: bytes) -> bool: ...
 
 
-class _Handled(msgspec.Struct, gc=False):
+class Handled(msgspec.Struct, gc=False):
     """One request that a handler was started for, until its replies are acknowledged.
 
     Attributes:
@@ -148,10 +148,10 @@ class Channel:
         self.used = 0
         self.next_request = 0
         self.next_reply = 0
-        self._handled: dict[int, _Handled] = {}
+        self._handled: dict[int, Handled] = {}
         self._bounds = bounds
         # For each reply that is not acknowledged, in their order: its request, whose first reply it is by then.
-        self._owed: list[_Handled] = []
+        self._owed: list[Handled] = []
         self._unfinished = 0
         self._bytes = 0
         # What a log keeps of it.
@@ -175,9 +175,9 @@ class Channel:
     def restore(self, kept: Kept) -> None:
         """Go on where an earlier boot of the log ended."""
         self.used, self.next_reply, self.next_request = kept.used, kept.next_reply, kept.finished.low
-        owed: list[tuple[int, _Handled]] = []
+        owed: list[tuple[int, Handled]] = []
         for answered in kept.answered:
-            handled = _Handled(answered.mark, None, 0, answered.padding, answered.replies, done=True)
+            handled = Handled(answered.mark, None, 0, answered.padding, answered.replies, done=True)
             handled.count = len(answered.replies)
             self._handled[answered.sequence] = handled
             self._bytes += len(handled.mark)
@@ -210,7 +210,7 @@ class Channel:
         """Whether replies are kept that the client may lack."""
         return bool(self._owed)
 
-    def known(self, sequence: int) -> _Handled | None:
+    def known(self, sequence: int) -> Handled | None:
         """The request of that sequence, if its replies are not all acknowledged."""
         return self._handled.get(sequence)
 
@@ -221,7 +221,7 @@ class Channel:
             self._bytes >= bounds.unacknowledged_bytes
         ):
             raise OverloadedError("too many unacknowledged replies on this channel")
-        handled = _Handled(marker.mark(_head(request), request.body), session, route, padding)
+        handled = Handled(marker.mark(_head(request), request.body), session, route, padding)
         self._handled[sequence] = handled
         self._bytes += len(handled.mark)
         self._unfinished += 1
@@ -240,7 +240,7 @@ class Channel:
         last: bool,
         padding: Padding | None = None,
         waiting: int = 0,
-    ) -> _Handled | None:
+    ) -> Handled | None:
         """Whether `reply` would take this, as which request; None once the request is done.
 
         Args:
@@ -317,6 +317,7 @@ class Received(msgspec.Struct, frozen=True, gc=False):
     """Result of one mail from the host.
 
     Attributes:
+        channel, request: where a handler was or is to be started for this request; and of a stream call.
         session, counter: of the mail; only for a stream call, with `statement`, and for `HALT`.
         statement: the client wants the state signed: `Mailbox.outside` makes a mail of that, which goes first.
     """
@@ -580,7 +581,7 @@ class Mailbox:
         handled.echo = request.version
         mails = tuple(self._sealed(session, handled, reply) for reply in handled.replies)
         if handled.done:
-            return Received(Outcome.ANSWERED, mails)
+            return Received(Outcome.ANSWERED, mails, channel, request)
         return Received(Outcome.WAIT, mails, channel, request, superseded_route=old)
 
     def _refuse(
@@ -593,7 +594,7 @@ class Mailbox:
         reply = Reply(kind, flags, NONE, expected, answers, expected, b"", padding=padding, echo=echo)
         return Received(Outcome.ANSWERED, (self.seal(session, reply),))
 
-    def _sealed(self, session: EnclaveSession, handled: _Handled, reply: Reply) -> bytes:
+    def _sealed(self, session: EnclaveSession, handled: Handled, reply: Reply) -> bytes:
         """A reply to a request, as what came last in a session."""
         if handled.echo != reply.echo:
             reply = msgspec.structs.replace(reply, echo=handled.echo)

@@ -1,4 +1,4 @@
-"""An operator who owns genuine processors, and old and other endorsements for them: T-12, T-24 to T-31.
+"""An operator who owns genuine processors, and old and other endorsements for them: T-09, T-12, T-24 to T-31.
 
 He signs nothing that a vendor would not: everything here is built under a test PKI of the
 vendor's shape, as genuine hardware in hostile hands would make it.
@@ -53,9 +53,10 @@ from conclave.errors import (
     ExpiredError,
     FormatError,
     RevokedError,
+    VerificationError,
 )
 from conclave.host.endorsements.documents import TcbInfo, read_document
-from conclave.host.endorsements.schedule import MAXIMUM_AGE, Act, Held, decide, retry_after
+from conclave.host.endorsements.schedule import MAXIMUM_AGE, Act, Held, decide, failed, retry_after
 from conclave.platform.pki import der
 from conclave.testing import HostServer
 from conclave.testing.evidence import AmdPki, AwsPki, BuiltEvidence, IntelPki
@@ -151,6 +152,29 @@ class Honest(Enclave):
     def give(self, secret: str) -> None:
         self.kept = secret
 """
+
+
+# What is on its way passes through his hands -------------------------------------------
+
+
+@pytest.mark.spec("T-09", "CLM-5", "CLM-8")
+@pytest.mark.parametrize(
+    ("layer", "code"),
+    [
+        ("quote", "quote-signature"),
+        ("qe_report", "qe-report-signature"),
+        ("tcb_info", "tcb-info-signature"),
+        ("qe_identity", "qe-identity-signature"),
+        ("pck_crl", "pck-crl-issuer"),
+        ("root_crl", "root-crl-issuer"),
+        ("pck", "pck-chain"),
+    ],
+)
+def test_a_part_that_the_operator_signed_with_a_key_of_his_own(layer: str, code: str) -> None:
+    """Everything else is the vendor's, so that he may write what he likes into that part."""
+    with pytest.raises(VerificationError) as caught:
+        verify(intel().sgx(change=lambda draft: draft.signers.update({layer: "own"})))
+    assert caught.value.code == code
 
 
 # The operator lays out the bundle ----------------------------------------------------
@@ -475,6 +499,23 @@ def test_dates_beyond_the_calendar() -> None:
             read_document(wanted, answer(issued, until), chain, fetched=fetched)
     for text in ("Sun, 01 Mar 2026 12:00:00 +99999999999999999999", "01 Mar 99999999999999999999 12:00:00 GMT"):
         assert retry_after(text, NOW) is None
+
+
+@pytest.mark.spec("T-30", "END-12", "END-18")
+def test_no_answer_has_a_host_never_ask_again() -> None:
+    """He asks it to wait for years, and gives it years by a clock of his: it is back after a day at the latest."""
+    day = timedelta(days=1)
+    for text in ("9" * 400, "315360000", "Fri, 31 Dec 9999 23:59:59 GMT"):
+        wait = retry_after(text, NOW)
+        assert wait == day
+        trouble = failed(None, code="vendor-busy", missing=True, retry_after=wait, now=NOW, chance=0.0)
+        assert decide(None, trouble, None, NOW) is Act.REFUSE
+        assert decide(None, trouble, trouble.until, NOW + day) is Act.FETCH
+    assert retry_after("Thu, 01 Jan 1970 00:00:00 GMT", NOW) == timedelta(0)
+    years = NOW + 365 * day
+    later = failed(None, code="vendor-busy", missing=True, retry_after=day, now=years, chance=0.0)
+    assert decide(None, later, later.until, NOW) is Act.FETCH
+    assert failed(later, code="vendor-busy", missing=True, retry_after=None, now=NOW, chance=0.0).until <= NOW + day
 
 
 @pytest.mark.slow

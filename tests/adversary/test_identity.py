@@ -142,27 +142,19 @@ def test_instance_info_altered_on_its_way(info: bytes, honest: Bundle, only: Onl
     parts = parse_instance_info(info)
     fields = {name: getattr(parts, name) for name in parts.__struct_fields__}
     constraint = only(honest)
-    verify_instance(info, Constraint.parse(constraint), now=datetime.now(UTC))
+    now = datetime.now(UTC)
+    genuine = verify_instance(info, Constraint.parse(constraint), now=now)
     key = parts.claims.index(b"encryption_key") + 40
     swapped = parts.claims[:key] + bytes(32) + parts.claims[key + 32 :]
     refused(_codec.encode({**fields, "claims": swapped}), constraint, BindingError, "covers other claims")
     for name in ("evidence", "endorsements"):
         data = fields[name]
-        step = max(1, len(data) // 60)
-        for place in range(0, len(data), step):
+        for place in range(0, len(data), max(1, len(data) // 100)):
             changed = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+            altered = _codec.encode({**fields, name: changed})
             with contextlib.suppress(Error):
-                result = verify_instance(
-                    _codec.encode({**fields, name: changed}), Constraint.parse(constraint), now=datetime.now(UTC)
-                )
                 # What may change unseen is what says nothing: case of hex, spaces.
-                assert result.claims_digest == parse_digest(info)
-
-
-def parse_digest(info: bytes) -> bytes:
-    from conclave.attestation.claims import claims_digest
-
-    return claims_digest(parse_instance_info(info).claims)
+                assert verify_instance(altered, Constraint.parse(constraint), now=now) == genuine, (name, place)
 
 
 @pytest.mark.spec("T-10", "CLM-7", "CLM-9")

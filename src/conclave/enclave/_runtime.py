@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib
+import io
 import os
 import socket
 import sys
@@ -63,6 +64,8 @@ class StartError(Error):
     code = "start"
 
 
+# A release tells nobody what happens in it.
+_WHY: Final = "`conclave run FILE` shows why"
 # Whose files may lie on a disk of the host's. Gramine checks each file as it is read.
 _GUESTS: Final = ("snp", "tdx", "nitro")
 # Closes the sandbox but for the places named; returns the word for the claims.
@@ -176,12 +179,20 @@ def _prepare(bundle: Path, tee: Tee, close: Close | None) -> _Start:
     tee.check_closed()
     # 4. The measured environment, then author code.
     os.environ.update(dict(manifest.environment))
+    if manifest.mode == "debug":
+        _print_by_lines()
     sys.path += [str(bundle / "site"), str(bundle / "app")]
     cls = _load(manifest)
     interface = interface_of(cls)
     if interface.encode() != manifest.interface:
         raise StartError("the class has another interface than the manifest says; build the bundle again")
     return _Start(manifest, mounted, sandbox, tee, cls, interface)
+
+
+def _print_by_lines() -> None:
+    """What the author prints is seen while it is of use, and whatever becomes of this process."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def _signer(bundle: Path, manifest: bytes) -> bytes:
@@ -203,7 +214,7 @@ def _load(manifest: Manifest) -> type[Enclave]:
     except BaseException:
         if manifest.mode == "debug":
             raise StartError(_told()) from None
-        raise StartError("the enclave's module failed to import (build in debug mode to see why)") from None
+        raise StartError(f"the enclave's module failed to import; {_WHY}") from None
     if isinstance(entry, type) and issubclass(entry, Enclave):
         return entry
     # Loaded where an application is served, and nowhere else.
@@ -344,7 +355,7 @@ async def _serve(channel: socket.socket, start: _Start, loaded: Loaded | None) -
         )
         await service.start()
     except BaseException:
-        _refuse(channel, _told() if manifest.mode == "debug" else "the enclave's start failed")
+        _refuse(channel, _told() if manifest.mode == "debug" else f"the enclave's start failed; {_WHY}")
     try:
         service.announce()
     except (Error, OSError) as error:

@@ -41,6 +41,8 @@ FORMATS: Final = frozenset({"sgx", "tdx", "snp", "nitro"})
 START_SECONDS: Final = 120.0
 # An enclave takes at most five for its author's `on_stop`.
 STOP_SECONDS: Final = 6.0
+# What a platform reported last is there when it has ended; nobody waits for one that has left its output to others.
+_LAST_WORDS_SECONDS: Final = 1.0
 # How long after a start that failed the next one is tried.
 RESTART_SECONDS: Final = 0.05
 MOST_RESTART_SECONDS: Final = 5.0
@@ -134,6 +136,9 @@ class Host:
         self._fetcher = Fetcher(peers, witnesses=witnesses, info=lambda: self.info)
         self._link: Link | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._following: asyncio.Task[None] | None = None
+        # With which the last boot ended, as its platform says.
+        self._status: int | None = None
         self._source = endorsements
         # Evidence of some TEEs needs none; then they are known, and empty.
         self._endorsements: bytes | None = None
@@ -201,6 +206,8 @@ class Host:
             with suppress(ProcessLookupError):
                 process.terminate()
             await asyncio.to_thread(process.wait)
+        if self._following is not None:
+            await asyncio.wait({self._following}, timeout=_LAST_WORDS_SECONDS)
         for task in list(self._tasks):
             task.cancel()
         await self._unload()
@@ -215,7 +222,7 @@ class Host:
                 await loading
 
     async def _supervise(self) -> None:
-        delay = RESTART_SECONDS
+        delay, ran = RESTART_SECONDS, True
         while True:
             try:
                 async with asyncio.timeout(self._renew_after()):
@@ -226,13 +233,23 @@ class Host:
             await self._end()
             if not self._restart:
                 return
-            with suppress(BundleError, PlatformError, StoreError):
-                await self._boot()
+            if ran:
+                self._on_event({"event": "restarting"} | ({} if self._status is None else {"status": self._status}))
+            ran = await self._boot_again()
             if self._lost.is_set():
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, MOST_RESTART_SECONDS)
             else:
                 delay = RESTART_SECONDS
+
+    async def _boot_again(self) -> bool:
+        """Whether the enclave has started. Why not is told, and the next attempt may fare better."""
+        try:
+            await self._boot()
+        except (BundleError, PlatformError, StoreError) as error:
+            self._on_event({"event": "restarting", "code": error.code, "text": str(error)})
+            return False
+        return True
 
     async def _sweep(self) -> None:
         """Give up requests that wait for long once their clients have gone."""
@@ -269,7 +286,7 @@ class Host:
 
     async def _boot(self) -> None:
         self._lost.clear()
-        self._endorsements, self._evidence = None, None
+        self._endorsements, self._evidence, self._status = None, None, None
         self.halted = False
         self._routes.clear()
         self._ready = asyncio.get_running_loop().create_future()
@@ -323,7 +340,7 @@ class Host:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(tell, {"event": "ended"})
 
-        task = asyncio.create_task(asyncio.to_thread(read))
+        self._following = task = asyncio.create_task(asyncio.to_thread(read))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -339,6 +356,8 @@ class Host:
             error = BundleError if event.get("code") == "bundle" else PlatformError
             self._fail(self._ready, error(str(event.get("message"))))
         elif kind in ("exited", "ended"):
+            status = event.get("status")
+            self._status = status if isinstance(status, int) else self._status
             self._fail(self._ready, PlatformError("the enclave ended before it was ready"))
 
     def _endorse(self, event: dict[str, Any]) -> None:
@@ -511,14 +530,32 @@ async def _drop_when(left: Awaitable[None], link: Link, ask: Ask) -> None:
 
 
 def log_to_stderr(event: dict[str, Any]) -> None:
-    """Print what a debug enclave prints (release enclaves print nothing) and progress."""
-    if event.get("event") == "progress":
+    """Print what a debug enclave prints (release enclaves print nothing), progress, and what goes wrong."""
+    kind = event.get("event")
+    if kind == "progress":
         print(f"  {event.get('text')}", file=sys.stderr)
-    elif event.get("event") == "output":
-        sys.stderr.write(str(event.get("text")))
-    elif event.get("event") == "halted":
+    elif kind == "output":
+        output_to_stderr(event)
+    elif kind == "restarting":
+        print(f"  {_restarting(event)}", file=sys.stderr)
+    elif kind == "halted":
         print(f"  HALTED: {event.get('text')}", file=sys.stderr)
-    elif event.get("event") == "store":
+    elif kind == "store":
         print(f"  store: {event.get('text')}", file=sys.stderr)
-    elif event.get("event") == "endorsements":
+    elif kind == "endorsements":
         print(f"  endorsements: {event.get('text')}", file=sys.stderr)
+
+
+def output_to_stderr(event: dict[str, Any]) -> None:
+    """Print what a debug enclave prints, and nothing else."""
+    if event.get("event") == "output":
+        sys.stderr.write(str(event.get("text")))
+        sys.stderr.flush()
+
+
+def _restarting(event: dict[str, Any]) -> str:
+    if "text" in event:
+        return f"the enclave does not start again: {event['text']}; trying again"
+    status = event.get("status")
+    how = "" if status is None else f" (signal {-status})" if status < 0 else f" (status {status})"
+    return f"the enclave ended{how}; starting it again: what it held in memory is gone"

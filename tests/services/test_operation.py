@@ -209,7 +209,7 @@ def test_a_taken_port_is_told_before_an_enclave_is_launched(bundle: Bundle, tmp_
             assert done.returncode == 1
             assert done.stderr == (
                 f"error (transport): cannot listen on 127.0.0.1:{port}: another program listens there;"
-                " choose another port\n"
+                " choose another port (--port 0 takes a free one)\n"
             )
             assert not (tmp_path / "machine").exists()
 

@@ -71,6 +71,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (("inspect", "nothing.bin"), "error (format): nothing.bin: the file is empty"),
         (("inspect", "folder"), "folder is a folder, and a file is needed"),
         (("serve", "folder"), "folder is a folder, and a file is needed"),
+        (("state", "inspect", "folder"), "folder is a directory, and no bundle; a store is named file:folder"),
     ],
 )
 def test_one_line(place: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], told: str) -> None:

@@ -21,6 +21,7 @@ def test_another_program_listens_there() -> None:
             Place(LOOPBACK, port)
     assert str(refused.value) == (
         f"cannot listen on {LOOPBACK}:{port}: another program listens there; choose another port"
+        " (--port 0 takes a free one)"
     )
 
 

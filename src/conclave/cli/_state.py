@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from cyclopts import App
 
+from conclave.cli._terminal import safe
 from conclave.errors import FormatError, StoreDamaged
 
 if TYPE_CHECKING:
@@ -141,7 +142,11 @@ def _url(store: str) -> str:
     from conclave.bundle import read_bundle
     from conclave.cli._places import outbox_store
 
-    return store if store.startswith(_KINDS) else outbox_store(read_bundle(Path(store)).code)
+    if store.startswith(_KINDS):
+        return store
+    if Path(store).is_dir():
+        raise FormatError(f"{safe(store)} is a directory, and no bundle; a store is named file:{safe(store)}")
+    return outbox_store(read_bundle(Path(store)).code)
 
 
 async def _survey(kept: KeptState) -> Survey:

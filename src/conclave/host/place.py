@@ -15,7 +15,7 @@ from typing import Any, Final
 from conclave.errors import TransportError
 
 _WHY_NOT: Final = {
-    errno.EADDRINUSE: "another program listens there; choose another port",
+    errno.EADDRINUSE: "another program listens there; choose another port (--port 0 takes a free one)",
     errno.EADDRNOTAVAIL: "that is no address of this machine; choose another address",
     errno.EACCES: "this user may not take that port; choose another port, above 1023",
     errno.EMFILE: "this process may open no more files; raise `ulimit -n`",

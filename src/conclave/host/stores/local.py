@@ -24,6 +24,8 @@ def unusable(path: Path, error: OSError) -> StoreUnavailable:
     if isinstance(error, FileNotFoundError):
         # A folder that is made of what was mistyped, or where a disk is not mounted, would take mail in silence.
         return StoreUnavailable(f"no such folder: {path.parent}; make it first")
+    if isinstance(error, FileExistsError):
+        return StoreUnavailable(f"{path} is a file, and a directory is needed; name one that is there, or a new one")
     return StoreUnavailable(f"cannot use {path} as a store: {error.strerror}")
 
 

@@ -181,7 +181,7 @@ def test_a_real_enclave_begins_with_its_own_state_or_not_at_all(tmp_path: Path) 
     assert len(begun) == 2
     kept = dict(store._items)
     for store.lie in lies.values():
-        with pytest.raises(PlatformError, match="conclave state reset"), host(store):
+        with pytest.raises(PlatformError, match="conclave state reset STORE"), host(store):
             pass
     assert [event for event in events if "begins with" in str(event.get("text"))] == begun
     assert store._items == kept

@@ -273,7 +273,7 @@ def test_a_program_of_another_code_does_not_get_it(bundle: Bundle, start: Start,
         c.call("add", "a", 1)
     before = sorted((p.name, p.read_bytes()) for p in (tmp_path / "disk").rglob("*") if p.is_file())
     other = make(tmp_path, LEDGER + "\n# another program\n")
-    with pytest.raises(PlatformError, match=r"another program.*conclave state reset"), serving(other, tmp_path):
+    with pytest.raises(PlatformError, match=r"another program.*conclave state reset STORE"), serving(other, tmp_path):
         pass
     after = sorted((p.name, p.read_bytes()) for p in (tmp_path / "disk").rglob("*") if p.is_file())
     assert [item for item in before if item[1]] == [item for item in after if item[1]]

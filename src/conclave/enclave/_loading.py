@@ -24,7 +24,7 @@ from conclave.persistence.log import Log, Stored, What
 CONTEXT: Final = b"state/1"
 # Of the host's other frames, so many may come before it has given the state.
 _MAX_EARLY: Final = 256
-_GIVE_UP: Final = "; start the one that wrote it, or give its state up: `conclave state reset`"
+_GIVE_UP: Final = "; start the one that wrote it, or give its state up: `conclave state reset STORE`"
 _LOAD: Final = 1
 _END, _UNREADABLE = 3, 4
 

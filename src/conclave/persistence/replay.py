@@ -22,9 +22,9 @@ from conclave.persistence.witness import log_id_of
 # Of a bundle id and a revocation level, both only claimed: the sealing key that the TEE gives this enclave for them.
 SealingKeyOf = Callable[[bytes, int], Secret]
 
-_RESET: Final = "; to give this state up and begin a new log: `conclave state reset`"
+_RESET: Final = "; to give this state up and begin a new log: `conclave state reset STORE`"
 _OTHER: Final = " is authentic, and not as this release writes it; start the release that wrote it"
-_DAMAGED: Final = "; restore the store as it was, or give this state up: `conclave state reset`"
+_DAMAGED: Final = "; restore the store as it was, or give this state up: `conclave state reset STORE`"
 
 
 class What(IntEnum):

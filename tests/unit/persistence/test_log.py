@@ -276,7 +276,7 @@ def test_state_of_somebody_else(whose: str) -> None:
     for given in ((entries, []), ([], chunks)):
         with pytest.raises(WrongKeyError) as refused:
             restore(*given, key=lambda bundle, level: other if whose == "machine" else sealing_key(bytes(32), level))
-        for word in ("another program", "another machine", "another sealing policy", "conclave state reset"):
+        for word in ("another program", "another machine", "another sealing policy", "conclave state reset STORE"):
             assert word in str(refused.value)
     assert restore(entries).version == 2
 

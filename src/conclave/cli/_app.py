@@ -134,7 +134,7 @@ def build(
         sign: the author's key file, made if it does not exist yet.
         request: write the bytes to sign to this file, for a key that is kept elsewhere.
         signature: a file with public key (32 bytes) and Ed25519 signature (64 bytes) over them.
-        debug: output and tracebacks reach the host; INSECURE everywhere.
+        debug: output and tracebacks reach the terminal of the host; INSECURE everywhere.
         verify: build nothing to keep, and say whether this bundle is what PATH gives (exit status 1: it is not).
         json: print one JSON object.
     """

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
 
 from conclave.cli._build import constraint_for, progress
 from conclave.cli._config import Settings, witnesses_of
 from conclave.cli._places import outbox_store, platform_directory
+from conclave.cli._terminal import safe
 from conclave.errors import PlatformError
 
 if TYPE_CHECKING:
+    from conclave.host import Host
     from conclave.platform import Launched
+
+_WORKPLACE: Final = "conclave-run-"
 
 
 def build_and_serve(
@@ -33,21 +42,21 @@ def build_and_serve(
 
     _check(peers)
     witnesses_of(witnesses)
-    with tempfile.TemporaryDirectory(prefix="conclave-run-") as place:
-        bundle = build(path, Path(place) / "run.enclave", mode="debug", on_progress=progress)
+    with _workplace() as place:
+        bundle = build(path, place / "run.enclave", mode="debug", on_progress=progress)
         line = constraint_for(bundle, simulated=True)
         target = constraint_file or _beside(path, bundle.manifest.name)
 
-        def announce(url: str, info: bytes) -> None:
+        def announce(url: str, host: Host) -> None:
             target.write_text(line + "\n")
             print("enclave     debug mode on the simulated TEE: INSECURE, for development only")
-            print(f"delivery    {_delivery(info)}")
+            print(f"delivery    {delivery(bundle.manifest.interface, _log_id(host), stored=False)}")
             print(f"serving     {url}")
             print(f"constraint  {line}")
             print(f"written to  {target}", flush=True)
 
         settings = Settings(
-            bundle=str(Path(place) / "run.enclave"),
+            bundle=str(place / "run.enclave"),
             host=address,
             port=port,
             platform="" if platform is None else str(platform),
@@ -56,7 +65,24 @@ def build_and_serve(
             peer=peers,
             witness=witnesses,
         )
-        return _serve(settings, announce, debug=True)
+        return _serve(settings, announce, logged=False)
+
+
+@contextmanager
+def _workplace() -> Iterator[Path]:
+    """A directory for as long as this command runs. Those of commands that were killed go."""
+    from conclave.platform import shelf
+
+    for left in Path(tempfile.gettempdir()).glob(f"{_WORKPLACE}*"):
+        shelf.remove_unless_held(left)
+    with tempfile.TemporaryDirectory(prefix=_WORKPLACE) as made:
+        place = Path(made)
+        # Another command may have taken it for one that was left.
+        held = shelf.hold(place, lambda missing: missing.mkdir(mode=0o700, exist_ok=True))
+        try:
+            yield place
+        finally:
+            os.close(held)
 
 
 def _beside(path: Path, name: str) -> Path:
@@ -75,22 +101,73 @@ def serve_bundle(settings: Settings) -> int:
         raise PlatformError(f"no driver for the TEE '{settings.tee[:32]}' here; available: simulated")
     bundle = read_bundle(Path(settings.bundle))
     line = constraint_for(bundle, simulated=True)
+    store = settings.store or outbox_store(bundle.code)
 
-    def announce(url: str, info: bytes) -> None:
+    def announce(url: str, host: Host) -> None:
+        log_id = _log_id(host)
         print("platform    simulated TEE: INSECURE, protects nothing from this machine's operator")
+        if log_id is not None:
+            log = f", log {log_id.hex()[:8]}…" if host.journal.found else ": new, begins a log of its own"
+            print(f"state       {shown(store)}{log}")
+        print(f"delivery    {delivery(bundle.manifest.interface, log_id, stored=True)}")
         print(f"serving     {url}")
         print(f"constraint  {line}", flush=True)
 
-    return _serve(replace(settings, store=settings.store or outbox_store(bundle.code)), announce)
+    return _serve(replace(settings, store=store), announce, logged=True)
 
 
-def _delivery(info: bytes) -> str:
-    """What becomes of a call when the enclave restarts."""
+def _log_id(host: Host) -> bytes | None:
+    """Of the log that the enclave's state is in; None: it keeps none. The enclave's word, unverified."""
     from conclave.attestation.claims import parse_claims, parse_instance_info
 
-    if parse_claims(parse_instance_info(info).claims).log_id is None:
+    return parse_claims(parse_instance_info(host.info or b"").claims).log_id
+
+
+def shown(store: str) -> str:
+    """A store's URL without what may be a password."""
+    kind, _, _ = store.partition(":")
+    if kind not in ("postgresql", "postgres"):
+        return safe(store)
+    try:
+        where = urlsplit(store).hostname
+    except ValueError:
+        where = None
+    return f"{kind}://{safe(where or '')}/…"
+
+
+def delivery(interface: bytes, log_id: bytes | None, *, stored: bool) -> str:
+    """What becomes of a call when the enclave restarts.
+
+    Args:
+        interface: the schema in the bundle's manifest.
+        log_id: of the log that the enclave's state is in, if it keeps one.
+        stored: whether that outlives the host.
+    """
+    if _speaks_http(interface):
+        return "a request runs at most once; GET, HEAD and OPTIONS are sent once more; nothing survives a restart"
+    if log_id is None:
         return "stateless: nothing survives a restart; at least once across restarts"
+    if stored:
+        return "exactly once, also across restarts of the enclave and of this host"
     return "exactly once; the state lasts as long as this command (for longer: conclave serve --store)"
+
+
+def _speaks_http(interface: bytes) -> bool:
+    """Whether it has the methods of an ASGI application, whatever their padding."""
+    from conclave.rpc import interface_of
+    from conclave.rpc.http import HttpExchange
+
+    found = _methods(interface)
+    return all(method in found for method in _methods(interface_of(HttpExchange).encode()))
+
+
+def _methods(interface: bytes) -> list[Any]:
+    """Name, parameters, result and whether it may be retried, of each."""
+    try:
+        return [method[:4] for method in msgspec.msgpack.decode(interface)[1]]
+    except (msgspec.MsgspecError, LookupError, TypeError):
+        # Whoever built this bundle wrote something else; its clients will tell.
+        return []
 
 
 def _check(peers: tuple[str, ...]) -> None:
@@ -98,7 +175,8 @@ def _check(peers: tuple[str, ...]) -> None:
         raise PlatformError("--peer takes the URL of a host, which begins with http:// or https://")
 
 
-def _serve(settings: Settings, announce: Callable[[str, bytes], None], *, debug: bool = False) -> int:
+def _serve(settings: Settings, announce: Callable[[str, Host], None], *, logged: bool) -> int:
+    """Serve. What a debug enclave prints is in no log, and shown; what happens is shown unless it is `logged`."""
     from conclave.host.place import Place
     from conclave.platform import start_platform
 
@@ -114,7 +192,7 @@ def _serve(settings: Settings, announce: Callable[[str, bytes], None], *, debug:
 
     import uvloop
 
-    from conclave.host import log_to_stderr
+    from conclave.host.host import log_to_stderr, output_to_stderr
     from conclave.host.server import allow_descriptors
     from conclave.host.service import Service
 
@@ -128,8 +206,8 @@ def _serve(settings: Settings, announce: Callable[[str, bytes], None], *, debug:
         tls=(Path(settings.tls_cert), Path(settings.tls_key)) if settings.tls_cert else None,
         log=settings.log,
         drain_seconds=settings.drain_seconds,
-        show=log_to_stderr if debug else None,
+        show=output_to_stderr if logged else log_to_stderr,
         peers=settings.peer,
         witnesses=witnesses_of(settings.witness),
     )
-    return uvloop.run(service.run(lambda url: announce(url, service.host.info or b"")))
+    return uvloop.run(service.run(lambda url: announce(url, service.host)))

@@ -90,6 +90,8 @@ class Journal:
         self._way: Way | None = None
         self._loaded = False
         self._log_id = b""
+        # The log that the newest boot was given; empty: there was none, and it began one.
+        self.found = b""
         # Newest version that a boot committed, and that is durable.
         self._last = self._durable = NONE_YET
         self._pending: deque[_Pending] = deque()
@@ -160,7 +162,7 @@ class Journal:
         except StoreError:
             way.tell(Kind.STORED, request, _UNREADABLE)
             raise
-        self._durable = self._last
+        self._durable, self.found = self._last, self._log_id
         self._loaded, self._way = True, way
         way.tell(Kind.STORED, request, _END)
         with suppress(StoreError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import socket
 import ssl
@@ -15,7 +16,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from conclave._mailheader import MAX_MAIL
+from conclave._chunkheader import MAX_UPLOAD
+from conclave._mailheader import FLAG_OPENING, HEADER, MAGIC, MAX_MAIL, OPENING_SIZE, TO_ENCLAVE, ZERO_SALT
 from conclave.bundle import Bundle
 from conclave.client import Client
 from conclave.host import Host
@@ -293,16 +295,76 @@ def test_bodies_on_their_way_are_bounded_all_together(machine: Path, bundle: Bun
     host = Host(lambda: start_platform(machine, bundle.path), restart=False)
     with HostServer(host, limits=Limits(collected_bytes=1_000_000)) as small, ExitStack() as stack:
         socks = [stack.enter_context(connect(small)) for _ in range(4)]
-        for sock in socks:
+        for number, sock in enumerate(socks[:3]):
             sock.sendall(POST + b"Content-Length: 1000000\r\n\r\n" + bytes(300_000))
-        found = b"".join(sock.recv(65536) for sock in socks[3:])
-        assert answers(found)[0][0] == 503
+            # One after the other, or another one than the last is refused.
+            assert reaches(small, (number + 1) * 300_000)
+        with suppress(ConnectionError):
+            socks[3].sendall(POST + b"Content-Length: 1000000\r\n\r\n" + bytes(300_000))
+        assert answers(socks[3].recv(65536))[0][0] == 503
         for sock in socks:
             sock.close()
+        assert reaches(small, 0)
+
+
+def reaches(server: HostServer, counted: int) -> bool:
+    """Whether soon so many bytes of bodies are on their way."""
+    until = time.monotonic() + PATIENCE
+    while server.server.collected != counted and time.monotonic() < until:
+        time.sleep(0.01)
+    return server.server.collected == counted
+
+
+@pytest.mark.spec("HTTP-7")
+@pytest.mark.parametrize("size", [10_000, 300_000])
+def test_early_mails_that_wait_are_on_their_way(machine: Path, bundle: Bundle, size: int) -> None:
+    """Whoever makes up sessions, each with a mail ahead of its time, would have 16 MiB of each kept for 5 seconds."""
+    host = Host(lambda: start_platform(machine, bundle.path), restart=False)
+
+    def early() -> bytes:
+        rest = size - HEADER.size - OPENING_SIZE
+        head = HEADER.pack(MAGIC, TO_ENCLAVE, FLAG_OPENING, 0, os.urandom(16), 5, ZERO_SALT, rest)
+        return POST + b"Content-Length: %d\r\n\r\n" % size + head + bytes(OPENING_SIZE + rest)
+
+    with HostServer(host, limits=Limits(collected_bytes=3 * size + size // 2)) as small, ExitStack() as stack:
+        socks = [stack.enter_context(connect(small)) for _ in range(4)]
+        for number, sock in enumerate(socks[:3]):
+            sock.sendall(early())
+            assert reaches(small, (number + 1) * size)
+        with suppress(ConnectionError):
+            socks[3].sendall(early())
+        assert answers(rest(socks[3]))[0][0] == 503
+        for sock in (*socks[:2], socks[3]):
+            sock.close()
         until = time.monotonic() + PATIENCE
-        while small.server.collected and time.monotonic() < until:
+        while len(small.server.connections) > 1 and time.monotonic() < until:
             time.sleep(0.01)
-        assert small.server.collected == 0
+        # Their clients have gone; the mails are still here.
+        assert small.server.collected == 3 * size
+        assert answers(socks[2].recv(65536))[0][0] == 409
+        assert reaches(small, 0)
+
+
+@pytest.mark.spec("HTTP-7")
+def test_uploads_are_on_their_way(machine: Path, bundle: Bundle) -> None:
+    host = Host(lambda: start_platform(machine, bundle.path), restart=False)
+    upload = b"POST /stream HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n"
+    with HostServer(host, limits=Limits(collected_bytes=1_000_000)) as small, ExitStack() as stack:
+        socks = [stack.enter_context(connect(small)) for _ in range(4)]
+        for number, sock in enumerate(socks[:3]):
+            sock.sendall(upload % MAX_UPLOAD + bytes(300_000))
+            assert reaches(small, (number + 1) * 300_000)
+        with suppress(ConnectionError):
+            socks[3].sendall(upload % MAX_UPLOAD + bytes(300_000))
+        assert answers(rest(socks[3]))[0][0] == 503
+        for sock in socks[:3]:
+            sock.close()
+        assert reaches(small, 0)
+        with connect(small) as sock:
+            # Whole, and no chunks: nothing is kept of what is refused.
+            sock.sendall(upload % 300_000 + bytes(300_000))
+            assert answers(sock.recv(65536))[0][0] == 400
+            assert reaches(small, 0)
 
 
 @pytest.mark.spec("HTTP-8")

@@ -39,7 +39,7 @@ class Limits:
         head_bytes: request line and headers (431), trailers of a chunked body too.
         target_bytes: the request target (414).
         pipelined: requests of one connection that wait for an answer (503).
-        collected_bytes: bodies that are on their way, of all connections together (503).
+        collected_bytes: bodies that came and were not passed on to the enclave, of all connections together (503).
         head_seconds: from a request's first byte, or from the connection's start, to its headers' end (408).
         body_seconds: how long a body may come more slowly than `body_bytes_per_second` (408).
         unsent_bytes: answers that nobody takes, of all connections together; above it, those with most are cut off.
@@ -95,7 +95,6 @@ class Connection(asyncio.Protocol):
         # Bytes of the body under way that come without the parser: its head was known.
         self._left = 0
         self._fresh = True
-        self._collected = 0
         # Whether anything further that the client sends is ignored.
         self._deaf = False
         self._last_words: bytes | None = None
@@ -125,7 +124,6 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the client has gone."""
         self._server.connections.discard(self)
-        self._give_back(self._collected)
         self._deaf = True
         line, self._line = self._line, deque()
         for exchange in line:
@@ -321,13 +319,11 @@ class Connection(asyncio.Protocol):
         self._received += len(data)
         self._calls += 1
         self._unseen = 0
-        if exchange.collects:
-            self._collected += len(data)
-            self._server.collected += len(data)
-            if self._collected > MAX_MAIL:
-                raise _Refused(413, "too large", f"at most {MAX_MAIL} bytes are taken")
-            if self._server.collected > self._limits.collected_bytes:
-                raise _Refused(503, "overloaded", "too many mails are on their way to this host; try again")
+        self._count(exchange, len(data))
+        if exchange.collects and exchange.counted > MAX_MAIL:
+            raise _Refused(413, "too large", f"at most {MAX_MAIL} bytes are taken")
+        if self._server.collected > self._limits.collected_bytes:
+            raise _Refused(503, "overloaded", "too much is on its way to this host; try again")
         exchange.feed(data)
         if not exchange.collects and exchange.held > READ_AHEAD:
             self.flow()
@@ -356,20 +352,23 @@ class Connection(asyncio.Protocol):
                 exchange.go_on()
                 return
             exchange.started = True
-            body = exchange.take()
-            # Requests that wait behind this one have given nothing to the count yet, or keep theirs.
-            self._give_back(len(body))
-            self._hand_over(exchange, body)
+            if self._hand_over(exchange, exchange.take()):
+                exchange.passed_on()
         else:
             exchange.started = True
             exchange.run(self._server.app)
 
-    def _hand_over(self, exchange: Exchange, body: Body) -> None:
-        """A mail has come whole: it goes the short way, or the application says why not."""
+    def _hand_over(self, exchange: Exchange, body: Body) -> bool:
+        """A mail has come whole: it goes the short way, or else the application takes it, or says why not."""
         assert self._server.mail is not None
-        if not self._server.mail(body, exchange):
-            exchange.feed(body)
-            exchange.run(self._server.app)
+        if self._server.mail(body, exchange):
+            return True
+        if not exchange.counted:
+            # It came at once. Now it stays for a while.
+            self._count(exchange, len(body))
+        exchange.feed(body)
+        exchange.run(self._server.app)
+        return False
 
     def finished(self, exchange: Exchange) -> None:
         """See `Wire`."""
@@ -414,8 +413,13 @@ class Connection(asyncio.Protocol):
             exchange.keep_alive = False
             exchange.answer(500, b"application/json", [_FAILED])
 
-    def _give_back(self, size: int) -> None:
-        self._collected -= size
+    def _count(self, exchange: Exchange, size: int) -> None:
+        """So much more of a body is here: it counts until `Exchange.passed_on`."""
+        exchange.counted += size
+        self._server.collected += size
+
+    def give_back(self, size: int) -> None:
+        """See `Wire`."""
         self._server.collected -= size
 
     # Refusals ------------------------------------------------------------------------

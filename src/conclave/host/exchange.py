@@ -56,6 +56,8 @@ _REASONS: Final = {
     505: b"HTTP Version Not Supported",
     507: b"Insufficient Storage",
 }
+# What our own server offers its application beside ASGI, see `passed_on`.
+_PASSED_ON: Final = "conclave.passed_on"
 STATUSES: Final = frozenset(_REASONS)
 OTHER: Final = "other"
 # Requests are counted by the first part of their path, if it is one of these.
@@ -106,6 +108,9 @@ class Wire(Protocol):
     def failed(self, exchange: Exchange, error: Exception | None) -> None:
         """The application ended without a whole answer."""
 
+    def give_back(self, size: int) -> None:
+        """So much of a body that was counted is held no more."""
+
 
 def status_line(status: int) -> bytes:
     """The first line of an answer."""
@@ -139,6 +144,8 @@ class Exchange:
     complete = started = begun = answered = expects = False
     # The client has closed its connection.
     gone = False
+    # Bytes of the body that are held, here or by the application, and count against the server's bound.
+    counted = 0
     status = 0
     _body: Body = b""
     _head = b""
@@ -187,6 +194,15 @@ class Exchange:
         on_gone, self.on_gone = self.on_gone, None
         if on_gone is not None:
             on_gone()
+        if self.task is None:
+            # An application at work still holds what it has read, though nobody waits for its answer.
+            self.passed_on()
+
+    def passed_on(self) -> None:
+        """The body is held no more: it went to the enclave, or nobody will take it."""
+        size, self.counted = self.counted, 0
+        if size:
+            self.wire.give_back(size)
 
     @property
     def held(self) -> int:
@@ -334,6 +350,7 @@ class Exchange:
             return
         finally:
             self.task = None
+            self.passed_on()
         if not (self.answered or self.gone):
             self.wire.failed(self, None)
 
@@ -354,7 +371,15 @@ class Exchange:
             "headers": self.headers,
             "client": _address(transport.get_extra_info("peername")),
             "server": _address(transport.get_extra_info("sockname")),
+            "extensions": {_PASSED_ON: self.passed_on},
         }
+
+
+def passed_on(scope: Scope) -> None:
+    """An application holds a request's body no more, though its answer may take long. Our own server counts them."""
+    tell = (scope.get("extensions") or {}).get(_PASSED_ON)
+    if tell is not None:
+        tell()
 
 
 def target(url: bytes) -> tuple[bytes, bytes]:

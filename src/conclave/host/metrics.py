@@ -123,7 +123,7 @@ class Metrics(Collector):
         )
         yield GaugeMetricFamily(
             "conclave_http_incoming_bytes",
-            "Bytes of mails that are on their way in.",
+            "Bytes of mails and other bodies that are on their way in.",
             value=sum(s.collected for s in self._servers),
         )
 

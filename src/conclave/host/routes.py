@@ -17,7 +17,7 @@ from conclave._mailheader import MAX_MAIL, TO_ENCLAVE, address_of
 from conclave.errors import FormatError, TransportError
 from conclave.host import openapi, streams
 from conclave.host.answers import Refusal, read_body, refuse, respond
-from conclave.host.exchange import Body, Exchange, Receive, Scope, Send
+from conclave.host.exchange import Body, Exchange, Receive, Scope, Send, passed_on
 from conclave.host.health import Health
 from conclave.host.link import Ask, Link
 from conclave.host.order import Reorder
@@ -88,9 +88,9 @@ class Routes:
             return
         try:
             if scope["path"] == "/mail" and scope["method"] == "POST":
-                await self._mail(await read_body(scope, receive, MAX_MAIL), receive, send)
+                await self._mail(scope, receive, send)
             elif scope["path"] == "/stream" and scope["method"] == "POST":
-                await self._upload(await read_body(scope, receive, MAX_UPLOAD), receive, send)
+                await self._upload(scope, receive, send)
             else:
                 await self._other(scope, receive, send)
         except Refusal as refusal:
@@ -146,7 +146,13 @@ class Routes:
         except TransportError as error:
             raise Refusal(429, "overloaded", str(error)) from None
 
-    async def _mail(self, data: bytes, receive: Receive, send: Send) -> None:
+    def _pass_on(self, scope: Scope, kind: Kind, payload: bytes) -> Ask:
+        ask = self._ask(kind, payload)
+        passed_on(scope)
+        return ask
+
+    async def _mail(self, scope: Scope, receive: Receive, send: Send) -> None:
+        data = await read_body(scope, receive, MAX_MAIL)
         try:
             direction, session_id, counter, opening = address_of(data)
         except FormatError as error:
@@ -155,7 +161,9 @@ class Routes:
             raise Refusal(400, "format", "this is a mail for a client")
         if not self._order.in_turn(session_id, counter, opening=opening):
             await self._order.turn(session_id, counter)
-        ask = self._ask(Kind.MAIL, data)
+        ask = self._pass_on(scope, Kind.MAIL, data)
+        # The answer may take hours; what is not counted is not held either.
+        del data
         ask.leaves = partial(_left, receive)
         await self._answer(ask, session_id, receive, send)
 
@@ -179,12 +187,14 @@ class Routes:
 
         await reply.while_there(_left(receive), pass_on)
 
-    async def _upload(self, data: bytes, receive: Receive, send: Send) -> None:
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        data = await read_body(scope, receive, MAX_UPLOAD)
         try:
             upload_address(data)
         except FormatError as error:
             raise Refusal(400, "format", str(error)) from None
-        ask = self._ask(Kind.CHUNKS, data)
+        ask = self._pass_on(scope, Kind.CHUNKS, data)
+        del data
         ask.leaves = partial(_left, receive)
         frames = await ask.more()
         if not streams.answered(frames):

@@ -63,7 +63,7 @@ class Server:
     Attributes:
         connections: all that are open.
         heads: those of mails that were taken before.
-        collected: bytes of mails that are on their way in.
+        collected: bytes of bodies that came and were not passed on yet, see `Exchange.counted`.
         refused: how many requests the server itself refused, by status.
         answers: how many were answered, by route and status.
         draining: nothing new is taken.

@@ -322,6 +322,14 @@ def test_a_host_that_withholds(client: Client, server: HostServer) -> None:
 
 
 @pytest.mark.spec("T-34")
+def test_a_host_that_takes_no_upload(client: Client, server: HostServer) -> None:
+    server.operator.on_upload = lambda body: b"something else"
+    stream = client.call_stream("up", upload=io.BytesIO(DATA), returns=int)
+    with pytest.raises(StreamError, match=r"was not taken.*is the host still running and reachable\?"):
+        stream.result()
+
+
+@pytest.mark.spec("T-34")
 def test_a_host_that_drips(client: Client, server: HostServer) -> None:
     part = bytes(MAX_CHUNK)
 

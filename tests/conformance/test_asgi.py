@@ -606,7 +606,7 @@ def test_another_enclave_is_no_server_of_http(
     with serve(other) as running:
         transport = MailTransport(running.url, constraint=only(other))
         client = httpx2.Client(transport=transport, base_url="http://app")
-        with client, pytest.raises(AppraisalError, match="interface"):
+        with client, pytest.raises(AppraisalError, match="serves no ASGI application; call its methods with Client"):
             client.get("/")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from conclave.bundle import Bundle
+from conclave.cli import main
 from conclave.client import AsyncClient, Client, Identity
 from conclave.enclave import Enclave, RpcError, rpc
 from conclave.errors import AppraisalError, CallError, FormatError, SignatureError, TransportError
@@ -209,6 +210,21 @@ def test_errors_of_the_author(client: Client, server: HostServer) -> None:
     assert b"SECRET" not in seen
     assert b"Sunday" not in seen
     assert b"refuse" not in seen
+
+
+def test_errors_of_the_author_at_the_command_line(
+    server: HostServer, bundle: Bundle, only: Only, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method, said in (
+        ("refuse", "error (call): Refused: not on a Sunday"),
+        ("fail", "error (call): the enclave's code failed; under `conclave run` its terminal has the traceback"),
+        ("nothing", "error (call): InvalidCall: this enclave has no method"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["call", server.url, method, "--constraint", only(bundle)])
+        written = capsys.readouterr()
+        assert (stopped.value.code, written.out) == (1, "")
+        assert written.err.startswith(said)
 
 
 def test_mail_topics_envelopes_and_senders(client: Client) -> None:

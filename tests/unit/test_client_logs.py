@@ -27,7 +27,6 @@ from conclave.errors import (
     RollbackError,
     StateError,
     TransportError,
-    WrongKeyError,
 )
 from conclave.mail import Reply
 from conclave.mail import _wire as wire
@@ -546,7 +545,7 @@ def test_saved_state_of_version_2_is_read_and_replaced(tmp_path: Path) -> None:
         state.close()
         assert path.read_bytes().startswith(b"conclave-state-3")
     path.write_bytes(b"conclave-state-4" + data[16:])
-    with pytest.raises(WrongKeyError):
+    with pytest.raises(FormatError, match="of a known version"):
         ClientState(path, me)
 
 

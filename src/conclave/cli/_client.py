@@ -54,12 +54,19 @@ def call_command(
         try:
             result = client.call(method, *[_argument(a) for a in arguments])
         except CallError as error:
-            print(f"the enclave refused the call: {error.type_name}: {error}", file=sys.stderr)
+            print(f"error ({error.code}): {_refusal(error)}", file=sys.stderr)
             if client.instance.claims.interface == interface_of(HttpExchange).digest():
                 print("it serves HTTP: talk to it with httpx2 and conclave.client.MailTransport", file=sys.stderr)
             return 1
     print(json.dumps(result, default=_plain, ensure_ascii=False))
     return 0
+
+
+def _refusal(error: CallError) -> str:
+    """A declared error with its name; of any other the enclave says nothing more."""
+    if error.type_name == "error":
+        return f"{safe(str(error))}; under `conclave run` its terminal has the traceback"
+    return safe(f"{error.type_name}: {error}")
 
 
 def _argument(text: str) -> Any:

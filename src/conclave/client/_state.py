@@ -132,8 +132,9 @@ class ClientState:
                 killed loses nothing, and a machine that loses power the last seconds.
 
         Raises:
+            FormatError: the file is no state.
             StateError: in use by another process, damaged, or it cannot be written.
-            WrongKeyError: it belongs to another identity, or is no state.
+            WrongKeyError: it belongs to another identity.
         """
         self._path = Path(path)
         self._secret = identity._key.derive(LABEL)
@@ -154,7 +155,7 @@ class ClientState:
             self._compact()
         except OSError as error:
             self.close()
-            raise _trouble(error) from None
+            raise self._trouble(error) from None
         except BaseException:
             self.close()
             raise
@@ -257,27 +258,33 @@ class ClientState:
             # A file of its own: the other one is replaced.
             lock = os.open(_beside(self._path, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise _trouble(error) from None
+            raise self._trouble(error) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(lock)
-            raise StateError(
+            raise self._broken(
                 "the client state is in use by another client: close that one, or give each its own file"
             ) from None
         return lock
 
+    def _trouble(self, error: OSError) -> StateError:
+        return self._broken(f"the client state cannot be read or written ({os.strerror(error.errno or 0)})")
+
+    def _broken(self, what: str) -> StateError:
+        return StateError(f"{self._path}: {what}")
+
     def _read(self) -> None:
         try:
             if self._path.stat().st_size > MAX_FILE:
-                raise StateError(f"the client state has more than {MAX_FILE} bytes")
+                raise self._broken(f"the client state has more than {MAX_FILE} bytes")
             data = memoryview(self._path.read_bytes())
         except FileNotFoundError:
             return
         header = bytes(data[:_HEADER_SIZE])
         old = header.startswith(_MAGIC_2)
         if not old and not header.startswith(MAGIC):
-            raise WrongKeyError("this file is no client state of a known version")
+            raise FormatError(f"{self._path}: this is no client state of a known version; give it a file of its own")
         at, count, tag = _HEADER_SIZE, 0, b""
         while at < len(data):
             size = _record_size(data[at : at + _SIZE])
@@ -293,7 +300,7 @@ class ClientState:
                 if count == 0:
                     break
                 if not _is_torn(data[at:], size):
-                    raise StateError(
+                    raise self._broken(
                         f"the client state is damaged at byte {at}: put a copy of it back, an older one does no harm, "
                         "or move it away and begin without it"
                     ) from None
@@ -303,7 +310,7 @@ class ClientState:
             at, count, tag = end, count + 1, bytes(record[-_crypto.TAG_SIZE :])
         if count == 0:
             raise WrongKeyError(
-                "the client state cannot be decrypted: it was written by another identity, or is damaged"
+                f"{self._path}: the client state cannot be decrypted: it was written by another identity, or is damaged"
             )
 
     def _apply(self, change: _Change) -> None:
@@ -384,7 +391,7 @@ class ClientState:
             except OSError:
                 # Then the next record goes into another file.
                 self._compact_at = -1
-            raise _trouble(error) from None
+            raise self._trouble(error) from None
         self._end += len(data)
         self._count, self._tag = self._count + 1, data[-_crypto.TAG_SIZE :]
         self._noted = contexts
@@ -429,7 +436,3 @@ def _write_all(file: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
-
-
-def _trouble(error: OSError) -> StateError:
-    return StateError(f"the client state cannot be read or written ({os.strerror(error.errno or 0)})")

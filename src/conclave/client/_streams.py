@@ -37,6 +37,10 @@ _MAX_HEAD: Final = 1024 * 1024
 # An enclave that ended a stream has said so within this time.
 _GRACE_SECONDS: Final = 2.0
 _KEPT_MIB: Final = 8
+_NOT_TAKEN: Final = (
+    "the upload was not taken, and the stream is lost: is the host still running and reachable? If it is, it holds "
+    "the upload up"
+)
 
 
 class Incoming:
@@ -228,7 +232,7 @@ class AsyncStream(Generic[T]):
                 since = max(since, self._uploader.progress)
                 refused = self._uploader.refused
                 if refused is not None and now - refused > _GRACE_SECONDS:
-                    raise StreamError("the upload was not taken: the host is in its way, or the stream is lost")
+                    raise StreamError(_NOT_TAKEN)
             if now - since > self._timeout:
                 raise StreamError(f"nothing authentic of the enclave came within {self._timeout:g} seconds")
 

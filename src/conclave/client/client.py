@@ -184,7 +184,7 @@ class _Base:
                 pinned; see the method of that name.
 
         Raises:
-            FormatError: the constraint does not parse.
+            FormatError: the constraint does not parse, or the file of the state holds none.
             StateError: the state is in use by another client, of another identity, or cannot be written.
         """
         urls = _urls(url)

@@ -50,7 +50,7 @@ class Identity:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
             os.close(descriptor)
-            raise FormatError("an identity file is an ordinary file, and this is none")
+            raise FormatError(f"{os.fspath(path)}: an identity file is an ordinary file, and this is none")
         with os.fdopen(descriptor, "rb") as file:
             text = file.read(_MAX_SIZE).decode("ascii", "replace").strip()
         try:
@@ -58,11 +58,12 @@ class Identity:
         except ValueError:
             seed = b""
         if not text.startswith(_PREFIX) or len(seed) != 32:
-            raise FormatError("this is not an identity file (made by Identity.save)")
+            raise FormatError(f"{os.fspath(path)}: this is not an identity file (made by Identity.save)")
         if facts.st_uid == os.getuid() and facts.st_mode & 0o077:
             # As ssh does: a key that others could read counts as known to them.
             raise StateError(
-                f"the identity file is open to others (mode {stat.S_IMODE(facts.st_mode):04o}, expected 0600); "
+                f"{os.fspath(path)}: the identity file is open to others "
+                f"(mode {stat.S_IMODE(facts.st_mode):04o}, expected 0600); "
                 "if nobody else had it, `chmod 600` it, otherwise make another identity"
             )
         return cls(SigningKey(seed))

@@ -34,6 +34,7 @@ from conclave.rpc.http import (
     ResponseHead,
     check_request,
 )
+from conclave.rpc.interface import interface_of
 
 T = TypeVar("T")
 # As many streams as an enclave gives one identity.
@@ -113,13 +114,22 @@ class AsyncMailTransport(httpx2.AsyncBaseTransport):
         """Call the enclave, verified; the call was accepted."""
         async with asyncio.timeout(seconds):
             if self._checked is None or self._checked != self._client.instance.claims_digest:
-                await self._client.stub(HttpExchange)
-                self._checked = self._client.instance.claims_digest
+                self._checked = await self._check()
             if upload is None:
                 stream = self._client.call_stream("request", head, body)
             else:
                 stream = self._client.call_stream("upload", head, upload=upload.parts)
             return await stream.begin()
+
+    async def _check(self) -> bytes:
+        """Digest of the claims of an instance that serves HTTP. Raises AppraisalError: it does not."""
+        if self._checked is None:
+            await self._client.verify()
+        claims = self._client.instance.claims
+        if claims.interface != interface_of(HttpExchange).digest():
+            raise AppraisalError(("interface: this enclave serves no ASGI application; call its methods with Client",))
+        await self._client.stub(HttpExchange)
+        return self._client.instance.claims_digest
 
     async def aclose(self) -> None:
         """Close the connections to the host."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from conclave._chunkheader import CHUNK_MAGIC
 from conclave.bundle import Bundle
 from conclave.client import Client, Identity, MailTransport
+from conclave.enclave import asgi
 from conclave.errors import AppraisalError, CallError, StreamError
 from conclave.rpc.http import HeadReader, HttpExchange, RequestHead
 from conclave.testing import HostServer
@@ -334,7 +336,7 @@ def raw(server: HostServer, bundle: Bundle, only: Callable[[Bundle], str]) -> It
         yield send
 
 
-def status(reply: Iterator[bytes]) -> int:
+def status(reply: Iterable[bytes]) -> int:
     whole = HeadReader().feed(b"".join(reply))
     assert whole is not None
     return whole[0].status
@@ -354,6 +356,55 @@ def test_a_body_is_the_one_that_was_announced(
             assert eval(other.get("/facts").text)[0][0] == "http.disconnect"
         assert status(raw(b"/take", iter([b"123", b"45"]), (b"content-length", b"5"))) == 200
         assert eval(other.get("/facts").text)[0] == ["http.request", 5]
+
+
+@pytest.mark.spec("T-44", "ASGI-3")
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"transfer-encoding", b"chunked")],
+        [(b"Connection", b"close, x-real-ip")],
+        [(b"trailer", b"content-length")],
+        [(b"host", b"diary"), (b"Host", b"another")],
+        [(b"authorization", b"Bearer hers"), (b"Authorization", b"Bearer mine")],
+        [(b"content-type", b"text/plain"), (b"content-type", b"application/json")],
+        [(b"content-length", b"5"), (b"content-length", b"5")],
+    ],
+)
+def test_headers_that_two_readers_read_differently(
+    raw: Callable[..., Iterator[bytes]], headers: list[tuple[bytes, bytes]]
+) -> None:
+    assert status(raw(b"/take", b"12345")) == 200
+    assert status(raw(b"/take", b"12345", *headers)) == 400
+
+
+@pytest.mark.anyio
+@pytest.mark.spec("T-44", "ASGI-3")
+async def test_requests_that_go_on_behind_their_responses_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client takes its response, which frees its stream, and asks again; what the application does then goes on."""
+    go = asyncio.Event()
+
+    async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            await go.wait()
+
+    enclave = asgi.enclave_of(application)()
+    await enclave.on_start()
+
+    async def ask(sender: bytes) -> int:
+        head = RequestHead(method="GET", path=b"/", query=b"", headers=[])
+        return status([part async for part in enclave._handle(head, b"", sender)])
+
+    one = [await ask(b"eve") for _ in range(asgi.MAX_OF_ONE + 2)]
+    assert one == [200] * asgi.MAX_OF_ONE + [503] * 2
+    # Others are served, up to what there may be in all, of however many she invents.
+    monkeypatch.setattr(asgi, "MAX_REQUESTS", asgi.MAX_OF_ONE + 5)
+    assert [await ask(b"%d" % n) for n in range(7)] == [200] * 5 + [503] * 2
+    go.set()
+    await enclave.on_stop()
+    assert await ask(b"eve") == 200
 
 
 @pytest.mark.spec("T-44", "ASGI-5")

@@ -259,6 +259,18 @@ def test_fetches_from_where_the_operator_does_not_let_it() -> None:
             stage.enclave.close()
 
 
+def test_evidence_that_nobody_asked_for_ends_the_boot() -> None:
+    """With each the host would ask the vendor again: an enclave could have it shut out there."""
+    stage = Stage()
+    with stage.serve() as server:
+        assert stage.enclave is not None
+        before = server.host.info
+        stage.enclave.settimeout(5)
+        stage.enclave.sendall(stage.opening.replace(b"evidence\xc4\x01e", b"evidence\xc4\x01f"))
+        assert stage.enclave.recv(1) == b""
+        assert server.host.info in (before, None)
+
+
 def test_replies_without_end_wait_for_the_client() -> None:
     """The client does not read: the host holds a bounded part, the enclave has to wait."""
     stage = Stage()

@@ -7,14 +7,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from tests._claims import claims_of
 from tests._facts import MEASUREMENT, NOW, evidence
 
-from conclave.attestation import Claims, Constraint, EvidenceClaims, appraise
+from conclave._crypto import SigningKey
+from conclave.attestation import AttestationResult, Claims, Constraint, EvidenceClaims, appraise
 from conclave.attestation.appraisal import chip_of, security_of, weigh
 from conclave.attestation.reference import built_in
 from conclave.attestation.security import LIFTABLE, REMARKS, STATUSES
 from conclave.attestation.tcb import SNP_PARTS, parse_minimum, reaches, subject_of, version_of
-from conclave.errors import AppraisalError, FormatError
+from conclave.errors import AppraisalError, FormatError, SignatureError
 
 MILAN = {"boot_loader": 4, "tee": 0, "snp": 22, "microcode": 213}
 TURIN = {"fmc": 1, "boot_loader": 1, "tee": 1, "snp": 4, "microcode": 81}
@@ -226,3 +228,18 @@ def test_a_release_of_evidence_alone_is_known_by_its_measurement(monkeypatch: py
     assert failures(evidence(), "RUNTIME:conclave-9") == []
     assert failures(snp(), "SEC:STALE RUNTIME:conclave-9") == ["RUNTIME"]
     assert failures(evidence(), f"RUNTIME:{'5d' * 48}") == ["RUNTIME"]
+
+
+@pytest.mark.spec("CLM-10")
+def test_what_an_author_signed() -> None:
+    key, digest = SigningKey.generate(), bytes(63) + b"1"
+    claims = claims_of(bytes(1216), key.public)
+    found = AttestationResult(claims, digest, "simulated", "INSECURE", (), evidence(), bytes(32), NOW)
+    found.check_signature(b"data", key.sign("app", digest, b"data"))
+    for other in (
+        key.sign("app", digest, b"date"),
+        key.sign("app", bytes(64), b"data"),
+        key.sign("mail", digest, b"data"),
+    ):
+        with pytest.raises(SignatureError):
+            found.check_signature(b"data", other)

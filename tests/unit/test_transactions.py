@@ -299,6 +299,28 @@ async def test_what_an_enclave_does_last_loses_nobodys_update() -> None:
     assert dict(Boot(Ends, stored).state.log.table.snapshot().scan()) == {"n": b"\5"}
 
 
+@pytest.mark.spec("MAIL-43")
+async def test_a_halt_between_two_ticks_does_not_tell_which_handlers_had_ended() -> None:
+    """The host chose the moment."""
+
+    class Ticks(Desk):
+        release_every = timedelta(hours=1)
+
+    boot = Boot(Ticks, [])
+    await boot.service.start()
+    done, running = Caller(boot, "a"), Caller(boot, "b")
+    routes = [done.call("put", "n", 5)[1], running.call("stubborn")[1]]
+    await settle(boot)
+    boot.service._stop(Context(9, bytes(16), bytes(32), b""))
+    told = [(Kind.ERROR, route) for route in routes]
+    assert boot.left[-2:] == told
+    await settle(boot)
+    assert boot.service._release is not None
+    for _ in range(3):
+        boot.service._release.tick()
+    assert [frame for frame in boot.left if frame[1] in routes] == told
+
+
 async def test_nothing_is_committed_after_a_halt() -> None:
     boot = await begin()
     caller = Caller(boot)

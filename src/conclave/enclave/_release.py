@@ -135,10 +135,13 @@ class Release:
 
     def give_up(self, word: bytes) -> None:
         """Answer whoever waits for a request by an error at once, whether that is done or not: the host chose when."""
-        requests, self._requests = self._requests, {}
-        for _, askers in requests.values():
-            for asker in askers:
-                self._send(Kind.ERROR, asker.ticket, word)
+        tickets = [asker.ticket for _, askers in self._requests.values() for asker in askers]
+        self._requests.clear()
+        # As objects: an id says nothing of which mail it is.
+        ended = set(map(id, tickets))
+        self._held = [frame for frame in self._held if id(frame[1]) not in ended]
+        for ticket in tickets:
+            self._send(Kind.ERROR, ticket, word)
 
     def tick(self) -> None:
         """Let go of what is due, in the order in which the mails came."""

@@ -486,7 +486,7 @@ def test_a_client_is_told_why_tls_fails(serving: Serving, bundle: Bundle, tmp_pa
         serving("--store", f"sqlite:{plain}") as open_to_all,
     ):
         for url, why in (
-            (secure.url, "certificate is of another name, or not trusted here; SSL_CERT_FILE"),
+            (secure.url, "is of another name, or not trusted here; SSL_CERT_FILE"),
             (open_to_all.url.replace("http:", "https:"), r"does the host serve http://\?"),
         ):
             with Client(url, constraint=only(bundle), attempts=1) as client, pytest.raises(TransportError, match=why):

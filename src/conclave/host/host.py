@@ -198,9 +198,12 @@ class Host:
         link, process = self._link, self._process
         if link is not None:
             link.stop()
-            if process is not None and not self._lost.is_set():
-                with suppress(subprocess.TimeoutExpired):
-                    await asyncio.to_thread(process.wait, STOP_SECONDS)
+        if process is not None:
+            # Of an enclave that has ended by itself the platform has yet to hear, and with which status.
+            asked = link is not None and not self._lost.is_set()
+            with suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(process.wait, STOP_SECONDS if asked else _LAST_WORDS_SECONDS)
+        if link is not None:
             link.close()
         if process is not None:
             with suppress(ProcessLookupError):

@@ -156,7 +156,7 @@ class Resumed:
             raise self.error
         if not self.method:
             raise TypeError("a mail has no result: see `mails`")
-        return decode_result(self._replies[-1].body, returns)
+        return decode_result(self._replies[-1].body, returns, method=self.method)
 
     @property
     def mails(self) -> list[ReceivedMail]:
@@ -537,7 +537,7 @@ class ClientCore:
                     raise
         if replies[-1].kind != ReplyKind.RESULT:
             raise FormatError("the enclave answered a call with something else than a result")
-        return decode_result(replies[-1].body, returns)
+        return decode_result(replies[-1].body, returns, method=name)
 
     def introduce(self, info: bytes, *, topic: str) -> Steps[None]:
         """Show instance info of one's own, whose signing key this client's identity is.

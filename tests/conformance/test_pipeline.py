@@ -195,7 +195,7 @@ def test_an_enclave_without_callers_refuses_introductions(
         assert said == "CallError NotIntroduced: this enclave declares no callers; call it with introduce=False"
         # As an ordinary client it is served.
         assert client.call("call", b.url, only(cleaner), "number", False) == (
-            "FormatError : the enclave's result does not have the declared type: expected str, got int"
+            "FormatError : number(): the enclave's result does not have the declared type: expected str, got int"
         )
 
 

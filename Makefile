@@ -13,10 +13,10 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	@$(BIN)/conclave demo
 
-test: $(STAMP) $(VENV)/.system
+test: $(VENV)/.dev $(VENV)/.system
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(STAMP)
+check: $(VENV)/.dev
 	@$(BIN)/ruff check src tests fuzz mutation proof bench examples vectors docs
 	@$(BIN)/ruff format --check src tests fuzz mutation proof bench examples vectors docs
 	@$(BIN)/mypy
@@ -27,28 +27,32 @@ bench: $(STAMP) $(VENV)/.bench
 # Coverage-guided, SECONDS for each target; `make fuzz TARGETS=wheel SECONDS=600` for one.
 SECONDS ?= 60
 TARGETS ?= $$($(BIN)/python -m fuzz)
-fuzz: $(STAMP) $(VENV)/.fuzz
+fuzz: $(VENV)/.dev $(VENV)/.fuzz
 	@for t in $(TARGETS); do $(BIN)/python -m fuzz $(SECONDS) $$t || exit 1; done
 
 # Many clients, kills, full stores and whatever else goes wrong, at full size, each for SECONDS at least, with figures.
-load: $(STAMP)
+load: $(VENV)/.dev
 	@CONCLAVE_LOAD_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -s --durations=0 --durations-min=1 tests/load
 
 # Every check of the verifier, of mail and of bundles taken out in turn; none may go unnoticed. Some minutes.
-mutation: $(STAMP)
+mutation: $(VENV)/.dev
 	@$(BIN)/python -m mutation
 
 # Rollback and fork detection: every schedule of 8 steps, and each rule taken away. Minutes.
-proof: $(STAMP)
+proof: $(VENV)/.dev
 	@$(BIN)/python -m proof
 
 # The manual, into site/.
-docs: $(STAMP)
+docs: $(VENV)/.dev
 	@$(BIN)/mkdocs build --strict --quiet
 
 install: $(STAMP)
 
-$(STAMP): requirements/dev.lock pyproject.toml
+$(STAMP): requirements/run.lock pyproject.toml
+	@sh requirements/install.sh "$(PYTHON)" "$(VENV)" requirements/run.lock
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock $(STAMP)
 	@sh requirements/install.sh "$(PYTHON)" "$(VENV)" requirements/dev.lock
 	@touch $@
 
@@ -67,7 +71,9 @@ $(VENV)/.bench: requirements/bench.lock
 # Only this target resolves versions. No index address is written into a lock.
 lock:
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		pyproject.toml --extra build --extra s3 --extra postgres --group dev -o requirements/dev.lock
+		pyproject.toml --extra build --group install -o requirements/run.lock
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+		pyproject.toml --extra build --extra s3 --extra postgres --group dev -c requirements/run.lock -o requirements/dev.lock
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		pyproject.toml --group bench -c requirements/dev.lock -o requirements/bench.lock
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \

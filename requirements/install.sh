@@ -46,7 +46,7 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     quietly $run apt-get update -q
     quietly $run env DEBIAN_FRONTEND=noninteractive apt-get install -q -y python3-venv
 fi
-echo "installing the locked packages into $venv (takes a minute the first time)"
+echo "installing the packages of $lock into $venv (takes a minute the first time)"
 [ -x "$venv/bin/python" ] || quietly "$python" -m venv "$venv"
 pip="$venv/bin/python -m pip --quiet --disable-pip-version-check install"
 quietly $pip --require-hashes -r "$lock"

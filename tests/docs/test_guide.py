@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -101,9 +102,20 @@ def test_a_release_is_built_and_served(tmp_path: Path) -> None:
     built = run(*CONCLAVE, "build", "hello.py", "--sign", "author.key", cwd=tmp_path)
     facts = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in built.stdout.splitlines())
     assert oct((tmp_path / "author.key").stat().st_mode)[-3:] == "600"
+    written = tmp_path / facts["written to"]
+    assert written.read_text() == facts["constraint"] + "\n"
+    assert "INSECURE" not in written.read_text()
     with running("serve", "hello-0.enclave", cwd=tmp_path) as url:
         for constraint in (facts["constraint simulated"], facts["constraint author"] + " SEC:INSECURE"):
             run(*CONCLAVE, "verify", url, "--constraint", constraint, cwd=tmp_path)
+        refused = run(*CONCLAVE, "verify", url, "--constraint", "hello-0.constraint", cwd=tmp_path, status=20)
+        assert "simulated TEE" in refused.stdout
+    # A debug bundle is insecure everywhere, and its constraint says so; the file is beside the bundle, whatever its name.
+    for output, beside in (("out/mine.enclave", "out/mine.constraint"), ("out/other", "out/other.constraint")):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        built = run(*CONCLAVE, "build", "hello.py", "--debug", "--json", "-o", output, cwd=tmp_path)
+        assert json.loads(built.stdout)["written_to"] == beside
+        assert (tmp_path / beside).read_text().endswith(" SEC:INSECURE\n")
 
 
 @pytest.mark.slow

@@ -31,6 +31,8 @@ class Reader:
 
     def __init__(self, place: Path) -> None:
         self.place = place
+        # A reader has cloned the repository.
+        (place / "conclave").symlink_to(ROOT)
         # Addresses as the page shows them, and where they are here.
         self.urls: dict[str, str] = {}
         self._servers: dict[str, subprocess.Popen[str]] = {}

@@ -123,7 +123,7 @@ def build(
     verify: Path | None = None,
     json: bool = False,
 ) -> int:
-    """Build a bundle; prints code, signer, product, revocation level and a ready constraint.
+    """Build a bundle; prints code, signer, product, revocation level and ready constraints, and writes one beside it.
 
     Example: conclave build hello.py --sign author.key
     Somebody else's: conclave build hello.py --verify hello-0.enclave

@@ -48,6 +48,10 @@ def build_command(
     bundle = build(path, output, mode=mode, signing_key=key, signature=made, on_progress=progress)
     if request is not None:
         request.write_bytes(signing_request(bundle))
+    strict = constraint_for(bundle, simulated=False)
+    # Beside the bundle, so that what clients are given need not be cut out of a terminal.
+    beside = bundle.path.with_name(bundle.path.name.removesuffix(".enclave") + ".constraint")
+    beside.write_text(strict + "\n")
     facts: dict[str, object] = {
         "bundle": str(bundle.path),
         "code": bundle.code.hex(),
@@ -55,7 +59,7 @@ def build_command(
         "product_id": bundle.manifest.product_id,
         "revocation_level": bundle.manifest.revocation_level,
         "mode": mode,
-        "constraint": constraint_for(bundle, simulated=False),
+        "constraint": strict,
         "constraint_simulated": constraint_for(bundle, simulated=True),
     }
     if any(bundle.signer):
@@ -63,6 +67,7 @@ def build_command(
         facts["constraint_author"] = (
             f"S:{bundle.signer.hex()} PROD:{manifest.product_id} REVOKE:{manifest.revocation_level}"
         )
+    facts["written_to"] = str(beside)
     if as_json:
         print(json.dumps(facts))
         return

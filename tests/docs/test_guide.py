@@ -110,7 +110,7 @@ def test_a_release_is_built_and_served(tmp_path: Path) -> None:
             run(*CONCLAVE, "verify", url, "--constraint", constraint, cwd=tmp_path)
         refused = run(*CONCLAVE, "verify", url, "--constraint", "hello-0.constraint", cwd=tmp_path, status=20)
         assert "simulated TEE" in refused.stdout
-    # A debug bundle is insecure everywhere, and its constraint says so; the file is beside the bundle, whatever its name.
+    # A debug bundle is insecure everywhere, and its constraint says so. The file is beside the bundle.
     for output, beside in (("out/mine.enclave", "out/mine.constraint"), ("out/other", "out/other.constraint")):
         (tmp_path / "out").mkdir(exist_ok=True)
         built = run(*CONCLAVE, "build", "hello.py", "--debug", "--json", "-o", output, cwd=tmp_path)

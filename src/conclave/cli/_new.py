@@ -152,7 +152,8 @@ conclave inspect @MODULE_DASHED@-0.enclave
 conclave serve @MODULE_DASHED@-0.enclave
 ```
 
-A release is another program than what `conclave run` builds: give clients the `.constraint` file that `build` writes beside the bundle.
+A release is another program than what `conclave run` builds: give clients the `.constraint` file that
+`build` writes beside the bundle.
 
 Keep `author.key` secret and keep a copy: it is who you are to those who accept your signature.
 """

@@ -192,7 +192,8 @@ conclave inspect @MODULE_DASHED@-0.enclave
 conclave serve @MODULE_DASHED@-0.enclave
 ```
 
-A release is another program than what `conclave run` builds: give clients the `.constraint` file that `build` writes beside the bundle.
+A release is another program than what `conclave run` builds: give clients the `.constraint` file that
+`build` writes beside the bundle.
 
 Keep `author.key` secret and keep a copy: it is who you are to those who accept your signature.
 Anybody can be several people here; who may come at all decides `admit` of a subclass of
